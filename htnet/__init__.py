@@ -1,0 +1,23 @@
+"""htnet: distributed LOSO training of HTNet for micro-expression recognition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from htnet.config import HTNetConfig
+
+if TYPE_CHECKING:
+    from htnet.model import HTNet
+
+__all__ = ["HTNet", "HTNetConfig", "__version__"]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # torch takes seconds to import; the command line and Ray's driver do without it
+    if name == "HTNet":
+        from htnet.model import HTNet
+
+        return HTNet
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

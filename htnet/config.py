@@ -1,0 +1,275 @@
+"""Everything that a user can set, as frozen dataclasses; YAML files are data for these.
+
+The string under a field is its documentation: ``configs/README.md`` is generated from it
+(:func:`htnet.config_io.reference`). Loading, overriding and error messages are in
+:mod:`htnet.config_io`; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+_STRICT = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HTNetConfig:
+    """The network. Defaults are the paper's (Wang et al., 2024): 139,582,982 parameters."""
+
+    image_size: int = 28
+    """Side of the mosaic in pixels."""
+    patch_size: int = 7
+    """Side of the square of pixels embedded as one token."""
+    dim: int = 256
+    """Channels of level 0; doubles from level to level."""
+    heads: int = 3
+    """Attention heads of level 0; doubles from level to level. head_dim is dim // heads."""
+    levels: int = 3
+    """Resolution stages; level 0 is the finest and has 2^(levels-1) blocks per side."""
+    depths: tuple[int, ...] = (2, 2, 10)
+    """Transformer layers of each level, finest first."""
+    mlp_ratio: int = 4
+    """Hidden channels of a layer's MLP as a multiple of its channels."""
+    in_channels: int = 3
+    """Channels of the mosaic: flow_u, flow_v, strain."""
+    num_classes: int = 3
+    """Emotions to tell apart."""
+    dropout: float = 0.0
+    """Dropout after the attention's softmax and projections and in the MLP; the paper has none."""
+    attention_backend: Literal["auto", "reference", "sdpa", "triton"] = "auto"
+    """How local attention is computed; the environment variable HTNET_ATTENTION overrides it."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "dim", "heads", "levels", "mlp_ratio", "in_channels", "num_classes"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if len(self.depths) != self.levels or min(self.depths) < 1:
+            raise ValueError(f"depths must hold one number of layers >= 1 per level: levels={self.levels}, depths={self.depths}")
+        if self.heads > self.dim:
+            raise ValueError(f"heads must not exceed dim, got heads={self.heads}, dim={self.dim}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}")
+        tokens, blocks = self.image_size // self.patch_size, 2 ** (self.levels - 1)
+        if tokens % blocks:
+            raise ValueError(
+                f"image_size / patch_size must be a multiple of 2^(levels-1) blocks per side, got {self.image_size} / "
+                f"{self.patch_size} = {tokens} tokens per side and {blocks} blocks per side"
+            )
+
+    @property
+    def blocks_per_side(self) -> tuple[int, ...]:
+        """Blocks per side of each level, finest first; the last level is one block."""
+        return tuple(2**level for level in reversed(range(self.levels)))
+
+    @property
+    def tokens_per_block(self) -> int:
+        """Tokens that attend to each other; the same at every level."""
+        return (self.image_size // self.patch_size // 2 ** (self.levels - 1)) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One raw dataset folder for ``htnet prepare``."""
+
+    adapter: Literal["htnet_release", "casme2", "samm", "smic"]
+    """Layout of the folder: htnet_release is the composite as the HTNet authors publish it."""
+    root: str
+    """The folder, as it arrived from the dataset's owners."""
+    landmarks: str | None = None
+    """CSV with five landmarks per clip; default: landmarks_5pt.csv (htnet_release) or landmarks.csv in root."""
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """``htnet prepare``: raw folders to a store."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """The raw dataset folders that go into the store."""
+    flow_size: int = 28
+    """Side in pixels of the stored flow image (of the face crop); htnet_release comes with its own, 28."""
+    flow_method: Literal["farneback", "dis"] = "farneback"
+    """Optical flow between onset and apex where a source holds frames; htnet_release comes with TV-L1."""
+    keep_frames: bool = False
+    """Whether onset and apex pictures go into the store as well."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if self.flow_size < 8:
+            raise ValueError(f"flow_size must be at least 8, got {self.flow_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a fold reads from the store and how a mosaic is made of it."""
+
+    store: str = "stores/composite"
+    """Folder that ``htnet prepare`` wrote."""
+    datasets: tuple[str, ...] = ()
+    """Use only these datasets of the store; empty: all."""
+    subjects: tuple[str, ...] = ()
+    """Hold out only these subjects (casme2/sub17); every sample still trains. Empty: all."""
+    crop: Literal["upstream", "anatomical"] = "anatomical"
+    """Where the regions are cut: anatomical puts them at the landmarks; upstream swaps x and y as the public code does."""
+    scaling: Literal["stored", "minmax"] = "minmax"
+    """minmax stretches each channel of each flow image to 0..255, as the paper's data has it; stored leaves it."""
+    standardise: bool = True
+    """Subtract the mean and divide by the standard deviation of the fold's training mosaics, per channel."""
+    shuffle: bool = True
+    """A new seeded order of the training samples each epoch; the paper's code keeps the file order."""
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimisation of one fold."""
+
+    epochs: int = 40
+    """Passes over the fold's training samples."""
+    batch_size: int = 64
+    """Samples of one optimizer step; the last step of an epoch takes what is left."""
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    """adam: L2 decay in the gradient (the paper: none); adamw: decoupled decay."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decay of all weight matrices; biases, norms and position embeddings are left out."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's moments."""
+    eps: float = 1e-8
+    """Adam's denominator floor."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up; cosine ends at zero."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up from zero, in epochs."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient over all weights; 0: no clipping."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weight of a class is samples / (classes * samples of the class), from the fold's training set."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.learning_rate <= 0 or self.eps <= 0:
+            raise ValueError(f"learning_rate and eps must be positive, got {self.learning_rate} and {self.eps}")
+        for name in ("weight_decay", "warmup_epochs", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What runs the optimizer steps."""
+
+    name: Literal["deepspeed", "torch"] = "deepspeed"
+    """deepspeed, or the plain PyTorch engine behind the same interface."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 keeps fp32 master weights; fp16 needs a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU that the fold was given, else the CPU."""
+    threads: int = 1
+    """CPU threads of a fold. Part of the numerics on a CPU, so part of a run's identity."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+        if self.precision == "fp16" and self.device == "cpu":
+            raise ValueError("precision=fp16 needs a GPU, got device=cpu; use bf16 or fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Which selections are reported beside ``final`` and ``test_selected``, and how sure they are."""
+
+    validation_subjects: int = 0
+    """Training subjects of each fold set aside to choose the epoch (selection ``validated``); 0: not asked for."""
+    bootstrap: int = 1000
+    """Resamplings of subjects for the intervals of the scores; 0: none."""
+    chance_trials: int = 200
+    """Simulated guessers for the chance level of test-selected scores; 0: none."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        for name in ("validation_subjects", "bootstrap", "chance_trials"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """Where folds run. Nothing here changes a prediction, so it may differ when a run is resumed."""
+
+    cpus_per_fold: float = 1.0
+    """CPUs that Ray reserves for a fold; at least engine.threads is sensible."""
+    gpus_per_fold: float = 0.0
+    """Share of a GPU that Ray reserves for a fold: 0, 1/k or a whole number."""
+    max_parallel_folds: int = 0
+    """Folds in flight at once; 0: as many as the cluster's resources allow."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints of a fold; an interrupted fold goes on from the last one. 0: none."""
+    retries: int = 3
+    """Times a fold is submitted again after its worker or node died."""
+    stall_minutes: float = 30.0
+    """A fold without a finished epoch for so long is cancelled and submitted again; 0: never."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if self.cpus_per_fold <= 0:
+            raise ValueError(f"cpus_per_fold must be positive, got {self.cpus_per_fold}")
+        for name in ("gpus_per_fold", "max_parallel_folds", "checkpoint_every", "retries", "stall_minutes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.gpus_per_fold > 1 and self.gpus_per_fold != int(self.gpus_per_fold):
+            raise ValueError(f"gpus_per_fold above 1 must be whole, got {self.gpus_per_fold}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment, from raw folders to scores."""
+
+    seed: int = 0
+    """Seed of weights, sample order, dropout and bootstrap; the same seed gives the same predictions."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    """How the store is made."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """What is read from the store."""
+    model: HTNetConfig = field(default_factory=HTNetConfig)
+    """The network."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The optimisation."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """What runs it."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """How it is scored."""
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    """Where it runs."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in 0..2^31-1, got {self.seed}")
+        if self.model.image_size % 2:
+            raise ValueError(f"model.image_size must be even (a mosaic is 2 x 2 regions), got {self.model.image_size}")

@@ -1,0 +1,76 @@
+"""The nouns of the data: emotion, sample, fold.
+
+Landmark order everywhere: left eye, right eye, nose tip, left mouth corner, right mouth corner;
+*left* is the left of the picture. A landmark is (x, y), x to the right and y down, in pixels of the
+picture it belongs to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "left_lip", "right_lip")
+
+Landmarks = tuple[tuple[float, float], ...]
+"""Five (x, y) points in the order of :data:`LANDMARK_NAMES`."""
+
+
+class Emotion(IntEnum):
+    """The three classes of the MEGC2019 composite; the value is the label."""
+
+    NEGATIVE = 0
+    POSITIVE = 1
+    SURPRISE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleId:
+    """What identifies a clip across datasets."""
+
+    dataset: str
+    subject: str
+    clip: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.subject}/{self.clip}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One clip of the store.
+
+    ``landmarks`` are in pixels of the flow image, whose side is ``flow_size``. ``onset``, ``apex`` and
+    ``offset`` are frame numbers of the source, None where the dataset does not give them.
+    """
+
+    id: SampleId
+    label: int
+    landmarks: Landmarks
+    flow_size: int
+    onset: int | None = None
+    apex: int | None = None
+    offset: int | None = None
+    fps: float | None = None
+    emotion: str | None = None
+
+    @property
+    def subject(self) -> str:
+        """Subject keyed by its dataset, ``casme2/sub17``."""
+        return f"{self.id.dataset}/{self.id.subject}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """One LOSO run: everything of one subject is held out for the test."""
+
+    subject: str
+    train: tuple[int, ...]
+    """Rows of the manifest that are trained on, in the manifest's order."""
+    test: tuple[int, ...]
+    """Rows of the manifest that belong to the held-out subject."""
+
+    @property
+    def name(self) -> str:
+        """File name stem of the fold's record, ``casme2__sub17``."""
+        return self.subject.replace("/", "__")

@@ -1,0 +1,24 @@
+"""Exceptions that reach a user, and the exit codes of the command line.
+
+A user's mistake raises :class:`InputError`: one sentence that names the file, row or key, the
+value found and the rule it breaks. The command line prints it and exits with 2. Everything else is
+a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_PARTIAL = 1
+EXIT_BAD_INPUT = 2
+
+
+class HTNetError(Exception):
+    """Base of the errors that htnet raises on purpose; one message, so it survives a process border."""
+
+
+class InputError(HTNetError):
+    """Input that cannot be used: the message names the place, the value and the rule."""
+
+
+class NonFiniteLossError(HTNetError):
+    """The training loss became NaN or infinite; the message names fold, epoch and step."""
