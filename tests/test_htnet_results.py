@@ -1,0 +1,318 @@
+"""What a user relies on in a run's records, selections, summary and predictions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score, recall_score
+
+from htnet import results
+from htnet.data.types import Sample, SampleId
+from htnet.errors import InputError
+from htnet.results import FoldRecord, RecordedSample, Validation
+
+FEW = {"num_classes": 3, "bootstrap": 50, "chance_trials": 20, "seed": 0}
+
+
+def make_record(fold="casme2/sub01", labels=(0, 1, 2), epochs=5, seed=0, validated=False, **changes) -> FoldRecord:
+    rng = np.random.default_rng([seed, *fold.encode()])
+    dataset, subject = fold.split("/")
+
+    def guesses(size):
+        return tuple(tuple(row) for row in rng.integers(3, size=(epochs, size)).tolist())
+
+    inner = Validation(subjects=("smic/s1",) * 4, labels=(0, 0, 1, 2), predictions=guesses(4)) if validated else None
+    record = FoldRecord(
+        fold=fold,
+        config_hash="abc",
+        samples=tuple(
+            RecordedSample(dataset=dataset, subject=subject, clip=f"EP{i:02d}", label=label)
+            for i, label in enumerate(labels)
+        ),
+        test_predictions=guesses(len(labels)),
+        validation=inner,
+        train_loss=tuple(rng.random(epochs).tolist()),
+        final_logits=tuple(tuple(row) for row in rng.normal(size=(len(labels), 3)).tolist()),
+        seconds=1.5,
+        environment={"device": "cpu", "threads": 1, "versions": {"torch": "2.13.0"}},
+    )
+    return replace(record, **changes)
+
+
+def make_run(seed=0, validated=True, subjects=6) -> list[FoldRecord]:
+    rng = np.random.default_rng(seed)
+    folds = [f"{('casme2', 'samm', 'smic')[i % 3]}/{i:03d}" for i in range(subjects)]
+    return [
+        make_record(fold, tuple(rng.integers(3, size=rng.integers(1, 6)).tolist()), seed=seed, validated=validated)
+        for fold in folds
+    ]
+
+
+def damaged(record: FoldRecord, change) -> str:
+    content = json.loads(json.dumps(asdict(record)))
+    change(content)
+    return json.dumps(content)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), validated=st.booleans(), count=st.integers(1, 7), epochs=st.integers(1, 6))
+def test_a_record_reads_back_as_it_was_written(tmp_path_factory, seed, validated, count, epochs):
+    record = make_record(labels=(1,) * count, epochs=epochs, seed=seed, validated=validated)
+    path = tmp_path_factory.mktemp("folds") / f"{record.name}.json"
+    record.write(path)
+    assert FoldRecord.read(path) == record
+    assert path.name == "casme2__sub01.json"
+    assert json.loads(path.read_text())["format"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda c: c.pop("samples"), "samples: Field required"),
+        (lambda c: c.update(format=2), "format must be 1, got 2; a newer htnet"),
+        (lambda c: c.update(surprise=1), "surprise"),
+        (lambda c: c["test_predictions"][0].pop(), "predictions must be 5 epochs x 3 samples"),
+        (lambda c: c["test_predictions"].pop(), "train_loss must have 4 epochs, got 5"),
+        (lambda c: c["test_predictions"][2].__setitem__(0, 3), "predictions must lie in 0..2, got 3"),
+        (lambda c: c["test_predictions"][2].__setitem__(0, "1"), "test_predictions.2.0"),
+        (lambda c: c["samples"][1].update(label=-1), "labels must lie in 0..2, got -1"),
+        (lambda c: c["samples"][1].update(subject="sub02"), "every sample must belong to casme2/sub01"),
+        (lambda c: c["final_logits"].pop(), "final_logits must be 3 samples x classes"),
+        (lambda c: c["validation"]["labels"].pop(), "validation must name a subject and a label"),
+        (lambda c: c["validation"]["predictions"].pop(), "validation predictions must be 5 epochs x 4 samples"),
+    ],
+)
+def test_a_damaged_record_is_named_with_the_rule_it_breaks(tmp_path, change, rule):
+    path = tmp_path / "casme2__sub01.json"
+    path.write_text(damaged(make_record(validated=True), change))
+    with pytest.raises(InputError) as caught:
+        FoldRecord.read(path)
+    assert str(path) in str(caught.value)
+    assert rule in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1, "fo', b"\xff\xfe", b"[]"])
+def test_a_truncated_record_is_an_input_error(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.json is no valid fold record"):
+        FoldRecord.read(path)
+
+
+def test_a_missing_record_and_a_misnamed_one_are_input_errors(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        FoldRecord.read(tmp_path / "none.json")
+    make_record().write(tmp_path / "casme2__sub02.json")
+    with pytest.raises(InputError, match=r"whose file must be casme2__sub01\.json"):
+        results.read_records(tmp_path)
+
+
+def test_records_of_a_folder_come_sorted_and_left_over_temporaries_are_ignored(tmp_path):
+    run = make_run()
+    for record in reversed(run):
+        record.write(tmp_path / f"{record.name}.json")
+    (tmp_path / ".casme2__000.json.1.tmp").write_text("{")
+    assert results.read_records(tmp_path) == sorted(run, key=lambda r: r.fold)
+    assert results.read_records(tmp_path / "absent") == []
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "summary.json"
+    results.write_json_atomic(path, {"old": True})
+    program = f"""
+        import os, signal
+        from pathlib import Path
+        from htnet import results
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        results.write_json_atomic(Path({str(path)!r}), {{"new": list(range(100000))}})
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert json.loads(path.read_text()) == {"old": True}
+    results.write_json_atomic(path, {"new": 1})
+    assert json.loads(path.read_text()) == {"new": 1}
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    results.write_json_atomic(path, 1)
+    with pytest.raises(ValueError, match="JSON"):
+        results.write_json_atomic(path, float("nan"))
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        results.write_json_atomic(path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert path.read_text() == "1\n"
+
+
+def test_each_selection_takes_the_epoch_it_promises():
+    inner = Validation(
+        subjects=("samm/006",) * 3, labels=(0, 1, 2), predictions=((0, 0, 0), (0, 1, 2), (0, 1, 2), (0, 1, 1))
+    )
+    record = make_record(
+        epochs=4, validation=inner, test_predictions=((0, 1, 0), (0, 1, 1), (0, 0, 2), (0, 0, 0)), train_loss=(0.0,) * 4
+    )
+    assert results.chosen_epoch(record, "final") == 3
+    # epochs 0, 1 and 2 have two of three right: upstream's <= keeps the last of them
+    assert results.chosen_epoch(record, "test_selected") == 2
+    # epochs 1 and 2 are perfect on validation: the earliest counts
+    assert results.chosen_epoch(record, "validated") == 1
+    assert results.selected_predictions(record, "validated") == (0, 1, 1)
+    with pytest.raises(InputError, match="no validation predictions"):
+        results.chosen_epoch(replace(record, validation=None), "validated")
+
+
+def test_the_summary_scores_pooled_predictions_as_scikit_learn_does_for_every_row():
+    run = make_run(subjects=9)
+    summary = results.summarise(run, folds_total=9, failed={}, **FEW)
+    assert list(summary["selections"]) == ["final", "validated", "test_selected"]
+    for selection, rows in summary["selections"].items():
+        assert list(rows) == ["composite", "casme2", "samm", "smic"]
+        for name, row in rows.items():
+            chosen = [r for r in run if name in ("composite", r.fold.split("/")[0])]
+            labels = [label for r in chosen for label in r.labels]
+            guesses = [guess for r in chosen for guess in results.selected_predictions(r, selection)]
+            macro = {"labels": [0, 1, 2], "average": "macro", "zero_division": 0}
+            assert row["uf1"] == pytest.approx(f1_score(labels, guesses, **macro))
+            assert row["uar"] == pytest.approx(recall_score(labels, guesses, **macro))
+            assert row["accuracy"] == pytest.approx(np.mean(np.equal(labels, guesses)))
+            assert row["samples"] == sum(row["support"]) == np.sum(row["confusion"]) == len(labels)
+            assert row["subjects"] == len(chosen)
+            low, high = row["interval"]["uf1"]
+            assert 0 <= low <= high <= 1
+    chance = summary["chance"]
+    assert chance["tries"] == {"final": 1, "validated": 1, "test_selected": 5}
+    assert chance["selections"]["test_selected"]["composite"]["uf1"] > chance["selections"]["final"]["composite"]["uf1"]
+    assert summary["folds_done"] == 9
+    assert summary["samples"] == sum(len(r.samples) for r in run)
+    assert summary["published"]["comparable"] is False
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.permutations(range(6)))
+def test_order_of_the_records_changes_nothing(order):
+    run = make_run()
+    shuffled = [run[i] for i in order]
+    failed = {"smic/s9": "worker died", "samm/999": "loss is nan"}
+    expected = results.summarise(run, folds_total=8, failed=failed, **FEW)
+    mixed = dict(reversed(failed.items()))
+    assert json.dumps(results.summarise(shuffled, folds_total=8, failed=mixed, **FEW)) == json.dumps(expected)
+    assert results.predictions_csv(shuffled) == results.predictions_csv(run)
+    assert results.megc_log(shuffled) == results.megc_log(run)
+
+
+def test_summary_is_plain_json_and_repeats_with_its_seed():
+    run = make_run()
+    first = results.summarise(run, folds_total=6, failed={}, **FEW)
+    assert json.loads(json.dumps(first, allow_nan=False)) == first
+    assert results.summarise(run, folds_total=6, failed={}, **{**FEW, "seed": 1}) != first
+
+
+def test_a_run_that_failed_in_part_says_which_folds_and_why():
+    run = make_run()
+    failed = {"smic/s9": "loss is nan in epoch 3", "samm/999": "died", run[0].fold: "died, then finished"}
+    summary = results.summarise(run, folds_total=8, failed=failed, **FEW)
+    assert summary["folds_failed"] == [
+        {"fold": "samm/999", "reason": "died"},
+        {"fold": "smic/s9", "reason": "loss is nan in epoch 3"},
+    ]
+    assert summary["folds_total"] == 8
+
+
+def test_a_run_without_a_finished_fold_has_a_summary_without_scores():
+    summary = results.summarise([], folds_total=2, failed={"a/b": "no"}, **FEW)
+    assert (summary["folds_done"], summary["samples"], summary["selections"], summary["chance"]) == (0, 0, {}, {})
+    assert results.predictions_csv([]) == "dataset,subject,clip,label,final,test_selected\n"
+    assert results.megc_log([]) == ""
+    assert results.rates_by_epoch([]) == {}
+
+
+def test_no_interval_and_no_chance_level_where_none_was_asked_for():
+    nothing = {"num_classes": 3, "bootstrap": 0, "chance_trials": 0, "seed": 0}
+    summary = results.summarise(make_run(validated=False), folds_total=6, failed={}, **nothing)
+    assert summary["chance"] == {}
+    assert summary["selections"]["final"]["composite"]["interval"] is None
+    assert "validated" not in summary["selections"]
+
+
+@pytest.mark.parametrize(
+    ("records", "rule"),
+    [
+        ([make_record(), make_record(config_hash="other")], "two records"),
+        ([make_record(), make_record("samm/1", config_hash="other")], "differ in config_hash"),
+        ([make_record(), make_record("samm/1", epochs=6)], "differ in epochs"),
+    ],
+)
+def test_records_that_are_not_of_one_run_are_not_scored_together(records, rule):
+    with pytest.raises(InputError, match=rule):
+        results.summarise(records, folds_total=2, failed={}, **FEW)
+    with pytest.raises(InputError, match="classes apart, the run 5"):
+        results.summarise([make_record()], folds_total=1, failed={}, **{**FEW, "num_classes": 5})
+
+
+def test_predictions_hold_a_row_per_clip_and_a_column_per_selection(tmp_path):
+    run = make_run()
+    path = tmp_path / "predictions.csv"
+    results.write_predictions(path, run)
+    assert path.read_bytes() == results.predictions_csv(run[::-1]).encode()
+    rows = list(csv.DictReader(path.open()))
+    assert list(rows[0]) == ["dataset", "subject", "clip", "label", "final", "validated", "test_selected"]
+    assert len(rows) == sum(len(r.samples) for r in run)
+    keys = [(row["dataset"], row["subject"], row["clip"]) for row in rows]
+    assert keys == sorted(keys)
+    first = next(r for r in run if r.fold == f"{rows[0]['dataset']}/{rows[0]['subject']}")
+    assert int(rows[0]["final"]) == first.test_predictions[-1][0]
+
+
+def test_megc_log_has_the_challenge_layout():
+    record = make_record(labels=(1, 0), epochs=1, test_predictions=((1, 2),), train_loss=(0.1,))
+    assert results.megc_log([record]) == "casme2 sub01\nEP00 1 1\nEP01 0 2\n"
+
+
+def test_the_curve_ends_at_the_final_scores():
+    run = make_run()
+    curves = results.rates_by_epoch(run)
+    summary = results.summarise(run, folds_total=6, failed={}, **FEW)
+    for name, row in summary["selections"]["final"].items():
+        assert curves[name].shape == (5, 3)
+        assert curves[name][-1].tolist() == pytest.approx([row["uf1"], row["uar"], row["accuracy"]])
+
+
+def test_a_recorded_sample_is_what_identifies_the_sample():
+    sample = Sample(
+        id=SampleId(dataset="smic", subject="s01", clip="s1_ne_01"), label=0, landmarks=((1.0, 2.0),) * 5, flow_size=28
+    )
+    assert RecordedSample.of(sample) == RecordedSample(dataset="smic", subject="s01", clip="s1_ne_01", label=0)
+
+
+def test_published_figures_are_comparable_only_on_the_official_list(shared_data):
+    listed = shared_data / "megc2019" / "combined_3class_gt.csv"
+    if not listed.is_file():
+        pytest.skip(f"{listed} not found")
+    people: dict[str, list[int]] = {}
+    with listed.open(encoding="utf-8") as lines:
+        for dataset, subject, _, label in csv.reader(lines):
+            people.setdefault(f"{dataset}/{subject}", []).append(int(label))
+    run = [make_record(fold, tuple(labels)) for fold, labels in people.items()]
+    context = results.summarise(run, folds_total=68, failed={}, **FEW)["published"]
+    assert context["comparable"] is True
+    assert results.summarise(run[1:], folds_total=68, failed={}, **FEW)["published"]["comparable"] is False
+    paper = next(figure for figure in context["figures"] if figure["method"] == "HTNet, paper")
+    assert (paper["uf1"], paper["uar"], paper["selection"]) == (0.8603, 0.8475, "best epoch on each test subject")
