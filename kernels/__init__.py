@@ -1,0 +1,5 @@
+"""Kernels of local attention; imports torch, triton and einops, and nothing else of this project."""
+
+from kernels.local_attention import local_attention, local_attention_block
+
+__all__ = ["local_attention", "local_attention_block"]

@@ -1,0 +1,180 @@
+"""Weights of the public implementation of HTNet to ours and back, without loss.
+
+Both networks compute the same function; their weights differ in name, in the trailing ``(1, 1)`` of 1x1 convolutions,
+in the ``(1, C, 1, 1)`` of layer norms, and in the axis order of the 3x3 convolutions, (C', C, 3, 3) there and
+(C', 3, 3, C) here.
+
+Upstream reads its flow images with OpenCV and so feeds the channels in the order strain, v, u; a mosaic here has
+(u, v, strain). A checkpoint that was trained by upstream's script therefore works on our mosaics only after a change
+of the patch embedding: pass ``channel_order="upstream"``. With ``"ours"``, the default, the weights are taken as they
+are, which is right where both networks are fed the same tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from torch import Tensor
+
+from htnet.errors import InputError
+
+__all__ = ["ChannelOrder", "from_upstream", "to_upstream"]
+
+ChannelOrder = Literal["ours", "upstream"]
+
+_CHANNELS: Final = 3
+_LAYER_KEYS: Final = (  # upstream's name in a transformer layer, ours, kind of weight
+    ("0.norm.g", "attention_norm.weight", "norm"),
+    ("0.norm.b", "attention_norm.bias", "norm"),
+    ("0.fn.to_qkv.weight", "attention.qkv.weight", "linear"),
+    ("0.fn.to_out.0.weight", "attention.out.weight", "linear"),
+    ("0.fn.to_out.0.bias", "attention.out.bias", "plain"),
+    ("1.norm.g", "mlp_norm.weight", "norm"),
+    ("1.norm.b", "mlp_norm.bias", "norm"),
+    ("1.fn.net.0.weight", "mlp.hidden.weight", "linear"),
+    ("1.fn.net.0.bias", "mlp.hidden.bias", "plain"),
+    ("1.fn.net.3.weight", "mlp.out.weight", "linear"),
+    ("1.fn.net.3.bias", "mlp.out.bias", "plain"),
+)
+_AGGREGATION_KEYS: Final = (
+    ("0.weight", "weight", "conv"),
+    ("0.bias", "bias", "plain"),
+    ("1.g", "norm.weight", "norm"),
+    ("1.b", "norm.bias", "norm"),
+)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One weight: its two names, its shape here, and how its shape differs there."""
+
+    upstream: str
+    ours: str
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def upstream_shape(self) -> tuple[int, ...]:
+        match self.kind:
+            case "linear":
+                return (*self.shape, 1, 1)
+            case "norm":
+                return (1, *self.shape, 1, 1)
+            case "conv":
+                out_dim, height, width, dim = self.shape
+                return (out_dim, dim, height, width)
+            case _:
+                return self.shape
+
+    def to_ours(self, weight: Tensor) -> Tensor:
+        if self.kind == "conv":
+            return weight.permute(0, 2, 3, 1).contiguous()
+        return weight.reshape(self.shape)
+
+    def to_upstream(self, weight: Tensor) -> Tensor:
+        if self.kind == "conv":
+            return weight.permute(0, 3, 1, 2).contiguous()
+        return weight.reshape(self.upstream_shape)
+
+
+def from_upstream(state_dict: Mapping[str, Tensor], *, channel_order: ChannelOrder = "ours") -> dict[str, Tensor]:
+    """The state dict of :class:`htnet.HTNet` with the weights of an upstream checkpoint; dtypes and devices stay.
+
+    Args:
+        state_dict: as ``torch.load`` returns it from upstream's file.
+        channel_order: ``upstream`` where the checkpoint was trained on (strain, v, u) and will see (u, v, strain).
+
+    Raises:
+        InputError: a key is missing, unknown, or its weight has the wrong shape; the message names the key.
+        ValueError: ``channel_order`` is neither of the two.
+    """
+    entries = list(_entries(state_dict, upstream=True))
+    _check(state_dict, {entry.upstream: entry.upstream_shape for entry in entries}, "an upstream HTNet checkpoint")
+    ours = {entry.ours: entry.to_ours(state_dict[entry.upstream]) for entry in entries}
+    ours["patch_embed.weight"] = _reorder(ours["patch_embed.weight"], channel_order)
+    return ours
+
+
+def to_upstream(state_dict: Mapping[str, Tensor], *, channel_order: ChannelOrder = "ours") -> dict[str, Tensor]:
+    """The inverse of :func:`from_upstream`, exact; same argument and errors.
+
+    ``channel_order="upstream"`` writes a checkpoint that upstream's script can use on (strain, v, u) images.
+    """
+    entries = list(_entries(state_dict, upstream=False))
+    _check(state_dict, {entry.ours: entry.shape for entry in entries}, "an HTNet state dict")
+    reordered = {**state_dict, "patch_embed.weight": _reorder(state_dict["patch_embed.weight"], channel_order)}
+    return {entry.upstream: entry.to_upstream(reordered[entry.ours]) for entry in entries}
+
+
+def _reorder(weight: Tensor, channel_order: ChannelOrder) -> Tensor:
+    """Reverse the channels among the inputs of the patch embedding, (dim, P*P*3) with the channel running fastest."""
+    if channel_order == "ours":
+        return weight
+    if channel_order != "upstream":
+        raise ValueError(f"channel_order must be ours or upstream, got {channel_order!r}")
+    if weight.shape[1] % _CHANNELS:
+        raise InputError(f"channel_order=upstream needs {_CHANNELS} channels, got {weight.shape[1]} inputs per patch")
+    return weight.view(weight.shape[0], -1, _CHANNELS).flip(-1).reshape(weight.shape)
+
+
+def _check(state_dict: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+    for key in state_dict:
+        if key not in expected:
+            raise InputError(f"{key}: unknown key for {what}")
+    for key, shape in expected.items():
+        if key not in state_dict:
+            raise InputError(f"{key}: missing from {what}")
+        if tuple(state_dict[key].shape) != shape:
+            raise InputError(f"{key}: {what} has shape {shape} here, got {tuple(state_dict[key].shape)}")
+
+
+def _entries(state_dict: Mapping[str, Tensor], *, upstream: bool) -> Iterator[_Entry]:
+    """Every weight that a network must have whose sizes are those found in ``state_dict``."""
+    side = 0 if upstream else 1
+
+    def size(names: tuple[str, str], axis: int) -> int:
+        key = names[side]
+        if key not in state_dict:
+            raise InputError(f"{key}: missing from the state dict")
+        if state_dict[key].dim() <= axis:
+            raise InputError(f"{key}: expected more than {axis} axes, got shape {tuple(state_dict[key].shape)}")
+        return int(state_dict[key].shape[axis])
+
+    embedding = ("to_patch_embedding.1.weight", "patch_embed.weight")
+    head = ("mlp_head.2.weight", "head.weight")
+    dim, levels = size(embedding, 0), _count(state_dict, ("layers.", "levels.")[side])
+    yield _Entry(*embedding, "linear", (dim, size(embedding, 1)))
+    yield _Entry("to_patch_embedding.1.bias", "patch_embed.bias", "plain", (dim,))
+    for level in range(levels):
+        theirs, ours, width = f"layers.{level}", f"levels.{level}", dim * 2**level
+        position = (f"{theirs}.0.pos_emb", f"{ours}.pos_emb")
+        yield _Entry(*position, "plain", (size(position, 0),))
+        for layer in range(_count(state_dict, (f"{theirs}.0.layers.", f"{ours}.layers.")[side])):
+            prefixes = (f"{theirs}.0.layers.{layer}.", f"{ours}.layers.{layer}.")
+            inner = size((prefixes[0] + "0.fn.to_out.0.weight", prefixes[1] + "attention.out.weight"), 1)
+            hidden = size((prefixes[0] + "1.fn.net.0.weight", prefixes[1] + "mlp.hidden.weight"), 0)
+            yield from _layer(prefixes, width, inner, hidden)
+        if level < levels - 1:
+            shapes = ((2 * width, 3, 3, width), (2 * width,), (2 * width,), (2 * width,))
+            for (name, our_name, kind), shape in zip(_AGGREGATION_KEYS, shapes, strict=True):
+                yield _Entry(f"{theirs}.1.{name}", f"{ours}.aggregation.{our_name}", kind, shape)
+    width = dim * 2 ** (levels - 1)
+    yield _Entry("mlp_head.0.g", "head_norm.weight", "norm", (width,))
+    yield _Entry("mlp_head.0.b", "head_norm.bias", "norm", (width,))
+    yield _Entry(*head, "plain", (size(head, 0), width))
+    yield _Entry("mlp_head.2.bias", "head.bias", "plain", (size(head, 0),))
+
+
+def _layer(prefixes: tuple[str, str], dim: int, inner: int, hidden: int) -> Iterator[_Entry]:
+    attention = ((dim,), (dim,), (3 * inner, dim), (dim, inner), (dim,))
+    mlp = ((dim,), (dim,), (hidden, dim), (hidden,), (dim, hidden), (dim,))
+    for (theirs, ours, kind), shape in zip(_LAYER_KEYS, (*attention, *mlp), strict=True):
+        yield _Entry(prefixes[0] + theirs, prefixes[1] + ours, kind, shape)
+
+
+def _count(state_dict: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered children there are under ``prefix``: one more than the largest number, at least one."""
+    numbers = [key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)]
+    return max((int(number) for number in numbers if number.isdecimal()), default=0) + 1

@@ -1,0 +1,296 @@
+"""HTNet: a nested transformer over a mosaic of four facial regions, with attention local to each block.
+
+"HTNet for micro-expression recognition", Wang, Zhang, Zhang, Wang and Zhang, Neurocomputing 602, 2024,
+https://arxiv.org/abs/2307.14637. The network is NesT ("Nested Hierarchical Transformer: Towards Accurate,
+Data-Efficient and Interpretable Visual Understanding", Zhang et al., AAAI 2022, https://arxiv.org/abs/2105.12723)
+applied to optical flow: tokens attend to each other inside a block only; blocks are merged four to one from level to
+level while channels and heads double, until the last level is one block.
+
+The same function as the public implementation, computed differently: tokens stay channels-last, (B, H, W, C), so 1x1
+convolutions are linear layers and the layer norms need no transposition. Its checkpoints are read and written by
+:mod:`htnet.checkpoint`.
+
+Shapes: B samples, S side of the mosaic, P side of a patch, H x W feature map of a level, C its channels, N tokens per
+block, A heads, D head_dim. ``head_dim = dim // heads`` is rounded down, so A*D may be smaller than C (255 of 256 in
+the paper's configuration).
+
+In the paper's configuration N is 1: a token attends to itself alone, its attention weight is exactly 1, and queries
+and keys influence nothing. They are then not computed; their weights stay in the state dict with gradient zero.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from htnet.config import HTNetConfig
+from kernels.local_attention import BACKENDS, drop_heads, local_attention
+
+__all__ = ["ATTENTION_ENV_VAR", "HTNet", "attention_backend"]
+
+ATTENTION_ENV_VAR: Final = "HTNET_ATTENTION"
+
+
+def attention_backend(configured: str) -> str:
+    """The backend to use: the environment variable HTNET_ATTENTION where set, else the configured one.
+
+    Raises:
+        ValueError: the variable names no backend.
+    """
+    chosen = os.environ.get(ATTENTION_ENV_VAR) or configured
+    if chosen not in BACKENDS:
+        raise ValueError(f"{ATTENTION_ENV_VAR} must be one of {', '.join(BACKENDS)}, got {chosen!r}")
+    return chosen
+
+
+class PatchEmbedding(nn.Linear):
+    """Squares of ``patch_size`` pixels to tokens: (B, in_channels, S, S) -> (B, S/P, S/P, dim).
+
+    Inputs of the linear map are ordered (row, column, channel), the channel running fastest, as in upstream.
+    """
+
+    def __init__(self, patch_size: int, in_channels: int, dim: int) -> None:
+        super().__init__(patch_size**2 * in_channels, dim)
+        self.patch_size = patch_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = rearrange(x, "b c (h p1) (w p2) -> b h w (p1 p2 c)", p1=self.patch_size, p2=self.patch_size)
+        return super().forward(patches.to(self.weight.dtype))
+
+
+class LocalAttention(nn.Module):
+    """Multi-head attention inside each block, with its projections; (B, H, W, C) -> (B, H, W, C).
+
+    ``qkv.weight`` is (3*A*D, C), rows in the order queries, keys, values.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, blocks_per_side: int, tokens_per_block: int, dropout: float, backend: str
+    ) -> None:
+        super().__init__()
+        inner_dim = dim // heads * heads
+        self.heads = heads
+        self.blocks_per_side = blocks_per_side
+        self.tokens_per_block = tokens_per_block
+        self.dropout = dropout
+        self.backend = backend
+        self.qkv = nn.Linear(dim, 3 * inner_dim, bias=False)
+        self.out = nn.Linear(inner_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropout_p = self.dropout if self.training else 0.0
+        if self.tokens_per_block == 1:
+            # one key: its attention weight is exactly 1, so only the values count
+            attended = F.linear(x, self.qkv.weight[2 * self.out.in_features :])
+            if dropout_p:
+                attended = drop_heads(attended, self.heads, dropout_p)
+        else:
+            attended = local_attention(
+                self.qkv(x),
+                num_heads=self.heads,
+                blocks_per_side=self.blocks_per_side,
+                dropout_p=dropout_p,
+                backend=self.backend,
+            )
+        return F.dropout(self.out(attended), dropout_p)
+
+    def extra_repr(self) -> str:
+        """The settings that do not show in the submodules."""
+        return (
+            f"heads={self.heads}, blocks_per_side={self.blocks_per_side}, tokens_per_block={self.tokens_per_block}, "
+            f"backend={self.backend}"
+        )
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact (erf) GELU between them; (..., C) -> (..., C)."""
+
+    def __init__(self, dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, hidden_dim)
+        self.out = nn.Linear(hidden_dim, dim)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropout_p = self.dropout if self.training else 0.0
+        hidden = F.dropout(F.gelu(self.hidden(x)), dropout_p)
+        return F.dropout(self.out(hidden), dropout_p)
+
+
+class TransformerLayer(nn.Module):
+    """Attention and MLP, each after a layer norm and added to its input; (B, H, W, C) -> (B, H, W, C).
+
+    Not called a block: here a block is a group of tokens that attend to each other.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        blocks_per_side: int,
+        tokens_per_block: int,
+        mlp_ratio: int,
+        dropout: float,
+        backend: str,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = LocalAttention(dim, heads, blocks_per_side, tokens_per_block, dropout, backend)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, dim * mlp_ratio, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+
+class BlockAggregation(nn.Module):
+    """Level change: 3x3 convolution, layer norm, 3x3 max-pool of stride 2; (B, H, W, C) -> (B, H', W', C').
+
+    H' and W' are half of H and W, rounded up. Crosses block borders, which is how blocks learn of each other.
+    ``weight`` is (C', 3, 3, C), the layout in which a channels-last convolution reads it without a copy.
+    """
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_dim, 3, 3, dim))
+        self.bias = nn.Parameter(torch.empty(out_dim))
+        self.norm = nn.LayerNorm(out_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as torch's Conv2d does: uniform within 1 / sqrt(9 * C)."""
+        bound = 1 / math.sqrt(self.weight[0].numel())
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:3] == (2, 2):
+            mixed: Tensor = self.norm(_conv_2x2(x, self.weight, self.bias))
+            return F.max_pool2d(mixed.permute(0, 3, 1, 2), kernel_size=2).permute(0, 2, 3, 1)
+        mixed = self.norm(_conv(x, self.weight, self.bias))
+        return F.max_pool2d(mixed.permute(0, 3, 1, 2), kernel_size=3, stride=2, padding=1).permute(0, 2, 3, 1)
+
+    def extra_repr(self) -> str:
+        """The channels before and after."""
+        return f"{self.weight.shape[3]}, {self.weight.shape[0]}"
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """3x3 convolution with zero padding 1: (B, H, W, C), (C', 3, 3, C), (C',) -> (B, H, W, C')."""
+    return F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), bias, padding=1).permute(0, 2, 3, 1)
+
+
+def _conv_2x2(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """:func:`_conv` for a 2x2 map, as one matrix product per output position.
+
+    20 of the 36 products of such a convolution are with padding; leaving them out is 3 to 4 times as fast on a CPU.
+    """
+    samples, _, _, channels = x.shape
+    flat = x.reshape(samples, 4 * channels)
+    taps = [weight[:, 1 - i : 3 - i, 1 - j : 3 - j].reshape(-1, 4 * channels) for i in (0, 1) for j in (0, 1)]
+    return torch.stack([F.linear(flat, tap, bias) for tap in taps], dim=1).view(samples, 2, 2, -1)
+
+
+class NestedLevel(nn.Module):
+    """Transformer layers at one resolution, then the aggregation to the next (none after the last level).
+
+    ``pos_emb`` is (N,): one number per position in a block, added to all channels of the token there.
+    """
+
+    def __init__(self, config: HTNetConfig, level: int, backend: str) -> None:
+        super().__init__()
+        dim, heads = config.dim * 2**level, config.heads * 2**level
+        self.blocks_per_side = config.blocks_per_side[level]
+        self.grad_checkpointing = False
+        self.pos_emb = nn.Parameter(torch.randn(config.tokens_per_block))
+        self.layers = nn.ModuleList(
+            TransformerLayer(
+                dim, heads, self.blocks_per_side, config.tokens_per_block, config.mlp_ratio, config.dropout, backend
+            )
+            for _ in range(config.depths[level])
+        )
+        last = level == config.levels - 1
+        self.aggregation: nn.Module = nn.Identity() if last else BlockAggregation(dim, 2 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = math.isqrt(self.pos_emb.numel())
+        # the same (side, side) table in every block: (H, W, 1)
+        position = self.pos_emb.view(side, side).repeat(self.blocks_per_side, self.blocks_per_side).unsqueeze(-1)
+        x = x + position
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False) if self.grad_checkpointing and self.training else layer(x)
+        out: Tensor = self.aggregation(x)
+        return out
+
+
+class HTNet(nn.Module):
+    """The network: mosaics (B, in_channels, S, S) to logits (B, num_classes).
+
+    Weights are initialised as upstream does: torch's defaults for linear layers and convolutions, standard normal for
+    position embeddings. Input of another floating dtype than the weights is cast to it.
+
+    Args:
+        config: the architecture; sizes that do not divide are refused there.
+
+    Raises:
+        ValueError: the environment variable HTNET_ATTENTION names no backend.
+    """
+
+    def __init__(self, config: HTNetConfig) -> None:
+        super().__init__()
+        backend = attention_backend(config.attention_backend)
+        last_dim = config.dim * 2 ** (config.levels - 1)
+        self.config = config
+        self.patch_embed = PatchEmbedding(config.patch_size, config.in_channels, config.dim)
+        self.levels = nn.ModuleList(NestedLevel(config, level, backend) for level in range(config.levels))
+        self.head_norm = nn.LayerNorm(last_dim)
+        self.head = nn.Linear(last_dim, config.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) of mosaics (B, in_channels, S, S).
+
+        Raises:
+            ValueError: ``x`` has another shape.
+            TypeError: ``x`` is not floating point.
+        """
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Tokens of the last level, (B, S/P/2^(levels-1), same, dim*2^(levels-1)); same errors as :meth:`forward`."""
+        expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
+        if x.dim() != 4 or tuple(x.shape[1:]) != expected:
+            raise ValueError(f"input must have shape (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
+        if not torch.is_floating_point(x):
+            raise TypeError(f"input must be floating point, got {x.dtype}")
+        x = self.patch_embed(x)
+        for level in self.levels:
+            x = level(x)
+        return x
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Logits (B, num_classes) of the tokens that :meth:`forward_features` returns."""
+        logits: Tensor = self.head(self.head_norm(features).mean(dim=(1, 2)))
+        return logits
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone: biases, norms, position embeddings."""
+        return {name for name, parameter in self.named_parameters() if parameter.dim() < 2}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each transformer layer in the backward pass instead of keeping its activations."""
+        for level in self.levels:
+            assert isinstance(level, NestedLevel)
+            level.grad_checkpointing = enable
+
+    def extra_repr(self) -> str:
+        """The configuration."""
+        return str(self.config)

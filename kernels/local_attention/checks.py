@@ -1,0 +1,104 @@
+"""The rules that arguments of the public operations obey, checked in one place for every backend.
+
+Each violation raises ValueError, or TypeError where the type or dtype is wrong, with the rule and the value found.
+Only shapes, dtypes and devices are looked at, never data, so a check costs no synchronisation with the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_attention", "check_block"]
+
+
+def check_attention(
+    qkv: Tensor, *, num_heads: int, blocks_per_side: int, scale: float | None, dropout_p: float
+) -> None:
+    """Check the arguments of ``local_attention``; ``qkv`` must be (B, H, W, 3*A*D)."""
+    _check_map("qkv", qkv, blocks_per_side)
+    _check_settings(num_heads, scale, dropout_p)
+    channels = qkv.shape[-1]
+    if channels == 0 or channels % (3 * num_heads):
+        raise ValueError(
+            f"the channels of qkv must be 3 * num_heads * head_dim, got {channels} channels with num_heads={num_heads}"
+        )
+
+
+def check_block(
+    x: Tensor,
+    weights: Mapping[str, Tensor],
+    *,
+    num_heads: int,
+    blocks_per_side: int,
+    eps: float,
+    scale: float | None,
+    dropout_p: float,
+) -> None:
+    """Check the arguments of ``local_attention_block``; ``x`` must be (B, H, W, C), ``weights`` by argument name."""
+    _check_map("x", x, blocks_per_side)
+    _check_settings(num_heads, scale, dropout_p)
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}")
+    for name, weight in weights.items():
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(weight).__name__}")
+        if weight.dtype != x.dtype:
+            raise TypeError(f"all tensors must have one dtype, got x {x.dtype} and {name} {weight.dtype}")
+        if weight.device != x.device:
+            raise ValueError(f"all tensors must be on one device, got x on {x.device} and {name} on {weight.device}")
+    _check_weight_shapes(x.shape[-1], weights, num_heads)
+
+
+def _check_weight_shapes(channels: int, weights: Mapping[str, Tensor], num_heads: int) -> None:
+    rows = weights["qkv_weight"].shape[0] if weights["qkv_weight"].dim() else 0
+    if rows == 0 or rows % (3 * num_heads):
+        raise ValueError(
+            f"qkv_weight must have 3 * num_heads * head_dim rows, got {rows} rows with num_heads={num_heads}"
+        )
+    expected = {
+        "norm_weight": (channels,),
+        "norm_bias": (channels,),
+        "qkv_weight": (rows, channels),
+        "out_weight": (channels, rows // 3),
+        "out_bias": (channels,),
+    }
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(weights[name].shape)}")
+
+
+def _check_map(name: str, x: Tensor, blocks_per_side: int) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if not torch.is_floating_point(x):
+        raise TypeError(f"{name} must be floating point, got {x.dtype}")
+    if x.dim() != 4:
+        raise ValueError(f"{name} must have 4 dimensions (B, H, W, channels), got shape {tuple(x.shape)}")
+    if 0 in x.shape[:3]:
+        raise ValueError(f"{name} must hold at least one token, got shape {tuple(x.shape)}")
+    _check_count("blocks_per_side", blocks_per_side)
+    height, width = x.shape[1:3]
+    if height % blocks_per_side or width % blocks_per_side:
+        raise ValueError(
+            f"height and width of {name} must be multiples of blocks_per_side, got {height} x {width} "
+            f"with blocks_per_side={blocks_per_side}"
+        )
+
+
+def _check_settings(num_heads: int, scale: float | None, dropout_p: float) -> None:
+    _check_count("num_heads", num_heads)
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,176 @@
+"""The public operations: argument checks, exact short cuts, and the choice of a backend.
+
+A backend is an entry of ``_ATTENTION`` (the core on packed qkv) and ``_BLOCK`` (norm, projections and residual around
+it); every backend gets arguments that :mod:`kernels.local_attention.checks` has passed, and blocks of at least two
+tokens. What ``auto`` means is decided by :func:`_resolve` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal, get_args
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from kernels.local_attention.checks import check_attention, check_block
+from kernels.reference import local_attention_block_reference, local_attention_reference
+
+__all__ = ["BACKENDS", "Backend", "drop_heads", "local_attention", "local_attention_block"]
+
+Backend = Literal["auto", "reference", "sdpa", "triton"]
+BACKENDS: Final[tuple[str, ...]] = get_args(Backend)
+
+
+def local_attention(
+    qkv: Tensor,
+    *,
+    num_heads: int,
+    blocks_per_side: int,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Softmax attention inside each of ``blocks_per_side`` x ``blocks_per_side`` blocks of a feature map.
+
+    Args:
+        qkv: (B, H, W, 3*A*D), channels-last, any floating dtype: queries, keys, values, each A heads of D channels.
+        num_heads: A.
+        blocks_per_side: blocks along height and along width; must divide H and W. H and W may differ.
+        scale: factor of the scores; D^-0.5 by default.
+        dropout_p: probability of dropping an attention weight; 0 outside training. Drawn from torch's generator.
+        backend: ``reference`` (plain, float32 inside), ``sdpa`` (torch's scaled_dot_product_attention), ``triton``,
+            or ``auto``, the fastest that the input allows.
+
+    Returns:
+        (B, H, W, A*D) in the dtype of ``qkv``, contiguous.
+
+    Raises:
+        ValueError: a shape, a setting or the backend's name breaks a rule; the message names rule and value.
+        TypeError: ``qkv`` is not a floating-point tensor, or a count is not an int.
+        NotImplementedError: the backend does not exist yet.
+    """
+    check_attention(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p)
+    run = _ATTENTION[_resolve(backend)]
+    if qkv.shape[1] == qkv.shape[2] == blocks_per_side:
+        # one token per block: the softmax over one key is exactly 1, so the output is the values
+        value = qkv[..., 2 * (qkv.shape[-1] // 3) :]
+        return drop_heads(value, num_heads, dropout_p) if dropout_p else value.contiguous()
+    return run(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p).contiguous()
+
+
+def local_attention_block(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    qkv_weight: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    *,
+    num_heads: int,
+    blocks_per_side: int,
+    eps: float = 1e-5,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """``x + out_proj(local_attention(qkv_proj(layer_norm(x))))``, the attention half of a transformer layer.
+
+    Args:
+        x: (B, H, W, C), channels-last, any floating dtype; the weights have its dtype and device.
+        norm_weight: (C,), the gain of the layer norm over channels.
+        norm_bias: (C,), its bias.
+        qkv_weight: (3*A*D, C), rows in the order queries, keys, values.
+        out_weight: (C, A*D).
+        out_bias: (C,).
+        num_heads: A.
+        blocks_per_side: blocks along height and along width; must divide H and W.
+        eps: added to the variance in the layer norm.
+        scale, dropout_p, backend: as in :func:`local_attention`.
+
+    Returns:
+        (B, H, W, C) in the dtype of ``x``.
+
+    Raises:
+        ValueError: a shape, a setting, a device or the backend's name breaks a rule.
+        TypeError: a dtype differs from that of ``x``, or is not floating point, or a count is not an int.
+        NotImplementedError: the backend does not exist yet.
+    """
+    weights = {
+        "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+        "qkv_weight": qkv_weight,
+        "out_weight": out_weight,
+        "out_bias": out_bias,
+    }
+    check_block(
+        x, weights, num_heads=num_heads, blocks_per_side=blocks_per_side, eps=eps, scale=scale, dropout_p=dropout_p
+    )
+    run = _BLOCK[_resolve(backend)]
+    return run(
+        x, **weights, num_heads=num_heads, blocks_per_side=blocks_per_side, eps=eps, scale=scale, dropout_p=dropout_p
+    )
+
+
+def drop_heads(value: Tensor, num_heads: int, dropout_p: float) -> Tensor:
+    """Dropout of attention weights where each token attends to itself alone: whole heads of ``value`` (..., A*D)."""
+    keep = F.dropout(value.new_ones(*value.shape[:-1], num_heads, 1), dropout_p)
+    return (value.reshape(*value.shape[:-1], num_heads, -1) * keep).flatten(-2)
+
+
+def _resolve(backend: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "triton":
+        raise NotImplementedError("backend 'triton' is not built yet; use 'auto', 'sdpa' or 'reference'")
+    return "sdpa" if backend == "auto" else backend
+
+
+def _sdpa(qkv: Tensor, *, num_heads: int, blocks_per_side: int, scale: float | None, dropout_p: float) -> Tensor:
+    query, key, value = rearrange(
+        qkv,
+        "b (gh h) (gw w) (qkv a d) -> qkv (b gh gw) a (h w) d",
+        qkv=3,
+        a=num_heads,
+        gh=blocks_per_side,
+        gw=blocks_per_side,
+    )  # each (B * blocks, A, N, D)
+    attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, scale=scale)
+    out: Tensor = rearrange(
+        attended,
+        "(b gh gw) a (h w) d -> b (gh h) (gw w) (a d)",
+        gh=blocks_per_side,
+        gw=blocks_per_side,
+        h=qkv.shape[1] // blocks_per_side,
+    )
+    return out
+
+
+def _sdpa_block(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    qkv_weight: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    *,
+    num_heads: int,
+    blocks_per_side: int,
+    eps: float,
+    scale: float | None,
+    dropout_p: float,
+) -> Tensor:
+    normed = F.layer_norm(x, (x.shape[-1],), norm_weight, norm_bias, eps)
+    if x.shape[1] == x.shape[2] == blocks_per_side:
+        # one token per block: queries and keys have no influence, so they are not computed
+        value = F.linear(normed, qkv_weight[2 * (qkv_weight.shape[0] // 3) :])
+        attended = drop_heads(value, num_heads, dropout_p) if dropout_p else value
+    else:
+        qkv = F.linear(normed, qkv_weight)
+        attended = _sdpa(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p)
+    return x + F.linear(attended, out_weight, out_bias)
+
+
+_ATTENTION: Final[dict[str, Callable[..., Tensor]]] = {"reference": local_attention_reference, "sdpa": _sdpa}
+_BLOCK: Final[dict[str, Callable[..., Tensor]]] = {"reference": local_attention_block_reference, "sdpa": _sdpa_block}
