@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-_STRICT = {"extra": "forbid", "strict": True}
+_STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,15 @@ class HTNetConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if len(self.depths) != self.levels or min(self.depths) < 1:
-            raise ValueError(f"depths must hold one number of layers >= 1 per level: levels={self.levels}, depths={self.depths}")
+            raise ValueError(
+                f"depths must hold one number of layers >= 1 per level: levels={self.levels}, depths={self.depths}"
+            )
         if self.heads > self.dim:
             raise ValueError(f"heads must not exceed dim, got heads={self.heads}, dim={self.dim}")
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}")
+            raise ValueError(
+                f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"
+            )
         tokens, blocks = self.image_size // self.patch_size, 2 ** (self.levels - 1)
         if tokens % blocks:
             raise ValueError(
@@ -70,7 +74,8 @@ class HTNetConfig:
     @property
     def tokens_per_block(self) -> int:
         """Tokens that attend to each other; the same at every level."""
-        return (self.image_size // self.patch_size // 2 ** (self.levels - 1)) ** 2
+        side: int = self.image_size // self.patch_size // 2 ** (self.levels - 1)
+        return side * side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +123,7 @@ class DataConfig:
     subjects: tuple[str, ...] = ()
     """Hold out only these subjects (casme2/sub17); every sample still trains. Empty: all."""
     crop: Literal["upstream", "anatomical"] = "anatomical"
-    """Where the regions are cut: anatomical puts them at the landmarks; upstream swaps x and y as the public code does."""
+    """Where the regions are cut: anatomical at the landmarks; upstream swaps x and y as the public code does."""
     scaling: Literal["stored", "minmax"] = "minmax"
     """minmax stretches each channel of each flow image to 0..255, as the paper's data has it; stored leaves it."""
     standardise: bool = True

@@ -1,0 +1,220 @@
+"""Configuration files: reading, overriding, printing, identity and their generated reference.
+
+An error names the file, the key's path, the value and the rule. What a run's identity depends on is
+everything that can change a prediction: all sections but ``prepare`` (the store's own record holds
+that), ``resources`` and ``score``'s resampling counts.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import inspect
+import itertools
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from htnet.config import Config
+from htnet.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads 5e-5 as a number, as YAML 1.2 does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply ``a.b=value`` overrides (values are YAML; list items by number).
+
+    Raises :class:`InputError` for a missing or malformed file, an unknown key, a wrong type or a value
+    that breaks a rule.
+    """
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    for override in overrides:
+        _apply_override(raw, override)
+    return validate_config(raw, str(path))
+
+
+def parse_yaml(text: str, origin: str) -> dict[str, Any]:
+    """Parse a YAML mapping safely; an empty file is an empty mapping."""
+    try:
+        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 # _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise InputError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise InputError(f"{origin}: the file must hold a mapping of sections, got {type(raw).__name__}")
+    return raw
+
+
+def validate_config(raw: dict[str, Any], origin: str) -> Config:
+    """Build the configuration from plain data; ``origin`` names where it came from in errors."""
+    try:
+        # through JSON, because strict mode takes a JSON list for a tuple but not a Python list
+        return TypeAdapter(Config).validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise InputError("\n".join(f"{origin}: {_explain(item)}" for item in error.errors())) from None
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    rule = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "unexpected_keyword_argument":
+        known = ", ".join(_known_keys(item["loc"][:-1]))
+        return f"{key}: unknown key; known here: {known}"
+    if item["type"] == "value_error":
+        return f"{key}: {rule}" if key else rule
+    return f"{key}: {rule}, got {item['input']!r}"
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    kind: Any = Config
+    for part in location:
+        kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind)[part]
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: expected key.path=value")
+    value = parse_yaml(f"value: {text}", f"--set {override}")["value"]
+    parts = key.split(".")
+    node: Any = raw
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[: depth + 1])
+        last = depth == len(parts) - 1
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise InputError(f"--set {override}: {where}: expected an item number below {len(node)}")
+            index: Any = int(part)
+        elif isinstance(node, dict):
+            index = part
+        else:
+            raise InputError(f"--set {override}: {where}: the part before it is a value, not a section")
+        if last:
+            node[index] = value
+            return
+        if isinstance(node, dict) and node.get(index) is None:
+            node[index] = {}
+        node = node[index]
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses and tuples as dicts and lists, ready for YAML and JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration as YAML, defaults included; reading it gives an equal configuration."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=100)
+
+
+def config_hash(config: Config, store_digest: str) -> str:
+    """Identity of a run: the settings that can change a prediction, and the content of the store."""
+    plain = to_plain(config)
+    identity = {name: plain[name] for name in ("seed", "data", "model", "train", "engine")}
+    identity["data"] = {key: value for key, value in plain["data"].items() if key not in ("store", "subjects")}
+    identity["validation_subjects"] = plain["score"]["validation_subjects"]
+    identity["store"] = store_digest
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Key paths whose values differ between two plain configurations."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [path for key in keys for path in changed_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
+    return [] if old == new else [prefix.rstrip(".")]
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The string literal under each field of a dataclass, by field name."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    docs: dict[str, str] = {}
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            docs[field.target.id] = str(ast.literal_eval(text.value))
+    return docs
+
+
+def reference() -> str:
+    """Every key with type, default and meaning, as Markdown; the source of ``configs/README.md``."""
+    lines = [line for name, kind in _sections(Config, "") for line in _section_lines(name, kind)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _sections(kind: type, prefix: str) -> Iterator[tuple[str, type]]:
+    yield prefix, kind
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            yield from _sections(hint, f"{prefix}{name}.")
+        elif get_origin(hint) is tuple and dataclasses.is_dataclass(get_args(hint)[0]):
+            yield from _sections(get_args(hint)[0], f"{prefix}{name}.N.")
+
+
+def _section_lines(prefix: str, kind: type) -> Iterator[str]:
+    summary = " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].split())
+    yield f"## `{prefix.rstrip('.')}`" if prefix else "## Top level"
+    yield from ("", summary, "", "| key | type | default | meaning |", "|---|---|---|---|")
+    docs, hints = field_docs(kind), get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            default = "section below"
+        elif field.default is dataclasses.MISSING:
+            default = "required"
+        else:
+            default = f"`{json.dumps(to_plain(field.default))}`"
+        yield f"| `{prefix}{field.name}` | {_type_name(hints[field.name])} | {default} | {docs[field.name]} |"
+    yield ""
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(hint))
+    if dataclasses.is_dataclass(hint):
+        return "section"
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)
+        if inner[-1] is Ellipsis:
+            return "list of sections" if dataclasses.is_dataclass(inner[0]) else f"list of {inner[0].__name__}"
+        return f"list of {len(inner)} {inner[0].__name__}"
+    if isinstance(hint, type):
+        return hint.__name__
+    return " or ".join("null" if part is type(None) else _type_name(part) for part in get_args(hint))

@@ -1,0 +1,53 @@
+"""Leave one subject out: the folds of a store, and inner validation subjects of a fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from htnet.data.store import Store
+from htnet.data.types import Fold
+from htnet.errors import InputError
+
+
+def loso_folds(store: Store, *, datasets: Sequence[str] = (), subjects: Sequence[str] = ()) -> tuple[Fold, ...]:
+    """One fold per subject, in the manifest's order of subjects.
+
+    ``datasets`` restricts what is trained and tested on; ``subjects`` restricts only who is held out.
+    Raises :class:`InputError` for an unknown name and for fewer than two subjects.
+    """
+    present = list(dict.fromkeys(sample.id.dataset for sample in store.samples))
+    for name in datasets:
+        if name not in present:
+            raise InputError(f"data.datasets: {name!r} is not in {store.path}; it holds {', '.join(present)}")
+    rows = [row for row, sample in enumerate(store.samples) if not datasets or sample.id.dataset in datasets]
+    by_subject: dict[str, list[int]] = {}
+    for row in rows:
+        by_subject.setdefault(store.samples[row].subject, []).append(row)
+    for subject in subjects:
+        if subject not in by_subject:
+            raise InputError(f"data.subjects: {subject!r} has no samples in {store.path}; a subject is <dataset>/<id>")
+    if len(by_subject) < 2:
+        raise InputError(f"{store.path}: LOSO needs at least two subjects, found {len(by_subject)}")
+    return tuple(
+        Fold(subject=subject, test=tuple(test), train=tuple(row for row in rows if row not in set(test)))
+        for subject, test in by_subject.items()
+        if not subjects or subject in subjects
+    )
+
+
+def validation_subjects(store: Store, fold: Fold, count: int, seed: int) -> tuple[str, ...]:
+    """``count`` of the fold's training subjects, drawn with the run's seed; sorted.
+
+    Raises :class:`InputError` when that would leave nobody to train on.
+    """
+    candidates = sorted({store.samples[row].subject for row in fold.train})
+    if count >= len(candidates):
+        raise InputError(
+            f"score.validation_subjects: {count} of {len(candidates)} training subjects of fold {fold.subject} "
+            "leaves none to train on"
+        )
+    # the held-out subject's name is part of the seed, so that folds draw independently of their order
+    generator = np.random.default_rng([seed, *fold.subject.encode()])
+    return tuple(sorted(generator.choice(candidates, size=count, replace=False).tolist()))
