@@ -1,0 +1,8 @@
+"""A finished run for people: ``report.html`` in the run's folder and a table on the terminal."""
+
+from __future__ import annotations
+
+from launch.report.html import write_report
+from launch.report.terminal import summary_table
+
+__all__ = ["summary_table", "write_report"]
