@@ -164,3 +164,15 @@ def fit_transform(store: Store, rows: Sequence[int], *, data: DataConfig, mosaic
     return FlowTransform(
         mosaic_size=mosaic_size, minmax=minmax, resize=resize, mean=tuple(mean.tolist()), std=tuple(safe.tolist())
     )
+
+
+def self_test(device: torch.device) -> None:
+    """Run a small graph on the device; raises what DALI raises where it does not work."""
+    pipeline = Pipeline(
+        batch_size=1, num_threads=1, device_id=(device.index or 0) if device.type == "cuda" else None, seed=0
+    )
+    with pipeline:
+        image = fn.random.uniform(range=[0.0, 1.0], shape=[8, 8, 3])
+        pipeline.set_outputs(fn.transpose(image.gpu() if device.type == "cuda" else image, perm=[2, 0, 1]))
+    pipeline.build()
+    pipeline.run()

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from htnet.config import EngineConfig, TrainConfig
@@ -59,7 +59,7 @@ def learning_rate(train: TrainConfig, step: int, steps_per_epoch: int) -> float:
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """Balanced weights, samples / (classes * samples of the class), (num_classes,) float32; 0 where a class is absent."""
+    """Balanced weights, samples / (classes * samples of the class); (num_classes,) float32, 0 for an absent class."""
     counts = torch.bincount(labels, minlength=num_classes).float()
     return torch.where(counts > 0, labels.numel() / (num_classes * counts.clamp(min=1)), torch.zeros(()))
 
@@ -74,8 +74,8 @@ def resolve_device(engine: EngineConfig, gpus_per_fold: float) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InputError(
-            f"engine.device={engine.device} with resources.gpus_per_fold={gpus_per_fold:g}: no CUDA device is visible here; "
-            "set engine.device=cpu and resources.gpus_per_fold=0"
+            f"engine.device={engine.device}, resources.gpus_per_fold={gpus_per_fold:g}: no CUDA device is visible; "
+            "set engine.device=cpu and resources.gpus_per_fold=0 to run on the CPU"
         )
     return torch.device("cuda", torch.cuda.current_device())
 

@@ -22,10 +22,8 @@ from htnet.errors import InputError
 
 def prepare(config: Config, out: Path, console: Console) -> Store:
     """Make the store that ``config.prepare`` describes, or keep the one that was made so already."""
-    if not config.prepare.sources:
-        raise InputError("prepare.sources: at least one source is needed, got none")
-    adapters = [_adapter(source, config.prepare) for source in config.prepare.sources]
-    recipe = {"sources": [_plain(adapter.describe()) for adapter in adapters]}
+    adapters = _adapters(config.prepare)
+    recipe: dict[str, Any] = {"sources": [_plain(adapter.describe()) for adapter in adapters]}
     recipe["prepare"] = {key: value for key, value in to_plain(config.prepare).items() if key != "sources"}
     if out.exists():
         store = open_store(out)
@@ -38,6 +36,20 @@ def prepare(config: Config, out: Path, console: Console) -> Store:
     store = write_store(out, _all_samples(adapters), recipe)
     _print_counts(store, adapters, console)
     return store
+
+
+def check_sources(config: Config) -> list[str]:
+    """A line per source, after the checks that need no picture to be read."""
+    return [
+        f"{source.adapter}: {source.root}: {json.dumps(_plain(adapter.describe()))}"
+        for source, adapter in zip(config.prepare.sources, _adapters(config.prepare), strict=True)
+    ]
+
+
+def _adapters(prepare: PrepareConfig) -> list[Adapter]:
+    if not prepare.sources:
+        raise InputError("prepare.sources: at least one source is needed, got none")
+    return [_adapter(source, prepare) for source in prepare.sources]
 
 
 def _adapter(source: SourceConfig, prepare: PrepareConfig) -> Adapter:

@@ -1,0 +1,155 @@
+"""The program ``htnet``: one sub-command per job, no flag per configuration field.
+
+Exit codes: 0 done, 1 some of the work failed, 2 bad input (one line per error, no traceback).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from htnet import __version__
+from htnet.config import Config
+from htnet.config_io import dump_config, load_config
+from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError
+
+Command = Callable[[argparse.Namespace, Console], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    console = Console(soft_wrap=False)
+    command: Command = options.command
+    try:
+        return command(options, console)
+    except InputError as error:
+        print(f"htnet {options.name}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="htnet", description="LOSO training of HTNet for micro-expression recognition."
+    )
+    parser.add_argument("--version", action="version", version=f"htnet {__version__}")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    _add_synth(commands)
+    _add_prepare(commands)
+    _add_sweep(commands)
+    _add_report(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file; configs/README.md names every key")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        dest="overrides",
+        help="override a key; may be repeated",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration as YAML and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop")
+
+
+def _load(options: argparse.Namespace) -> Config:
+    return load_config(options.config, options.overrides)
+
+
+def _add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("synth", help="synthetic raw datasets in the real datasets' layouts")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to create")
+    parser.add_argument("--subjects", type=int, default=4, help="people per dataset (default 4)")
+    parser.add_argument("--clips", type=int, default=5, help="clips per person (default 5)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of faces and motion (default 0)")
+    parser.set_defaults(command=_synth)
+
+
+def _synth(options: argparse.Namespace, console: Console) -> int:
+    from htnet.data.synth import generate
+
+    summary = generate(options.out, subjects=options.subjects, clips=options.clips, seed=options.seed)
+    console.print(str(summary), markup=False, highlight=False)
+    return EXIT_DONE
+
+
+def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("prepare", help="raw dataset folders to a store")
+    _add_config(parser)
+    parser.add_argument("--out", type=Path, help="the store to write (default: data.store of the configuration)")
+    parser.set_defaults(command=_prepare)
+
+
+def _prepare(options: argparse.Namespace, console: Console) -> int:
+    config = _load(options)
+    out = options.out or Path(config.data.store)
+    if options.print_config:
+        print(dump_config(config), end="")
+        return EXIT_DONE
+    from launch.prepare import check_sources, prepare
+
+    if options.dry_run:
+        for line in check_sources(config):
+            console.print(line, markup=False, highlight=False)
+        console.print(f"would write {out}")
+        return EXIT_DONE
+    prepare(config, out, console)
+    return EXIT_DONE
+
+
+def _add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("sweep", help="LOSO: train and score a fold per subject; run again to go on")
+    _add_config(parser)
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--address", help="a Ray cluster's address; without it, this machine")
+    parser.set_defaults(command=_sweep)
+
+
+def _sweep(options: argparse.Namespace, console: Console) -> int:
+    config = _load(options)
+    if options.print_config:
+        print(dump_config(config), end="")
+        return EXIT_DONE
+    from launch.sweep import plan, sweep
+
+    if options.dry_run:
+        for line in plan(config):
+            console.print(line, markup=False, highlight=False)
+        return EXIT_DONE
+    return sweep(config, options.out, options.address, console)
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("report", help="score a run's records again and rewrite its report")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser.set_defaults(command=_report)
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from launch.sweep import rescore
+
+    rescore(options.run, console)
+    return EXIT_DONE
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("doctor", help="say what this machine has and whether the parts work here")
+    parser.set_defaults(command=_doctor)
+
+
+def _doctor(options: argparse.Namespace, console: Console) -> int:
+    from launch.doctor import doctor
+
+    return doctor(console)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

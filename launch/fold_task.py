@@ -1,0 +1,345 @@
+"""One fold, from its samples to its record; runs in a Ray worker and knows nothing of Ray.
+
+Idempotent: a fold with a record is done, one with a checkpoint goes on from it, bit for bit. The run's
+folder, on storage that all nodes share, is the only channel: checkpoints, progress and the record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import time
+import traceback
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from htnet.config import Config
+from htnet.data.types import Fold
+from htnet.errors import HTNetError, InputError, NonFiniteLossError
+from htnet.results import FoldRecord, RecordedSample, Validation
+
+if TYPE_CHECKING:
+    import torch
+
+    from dali_pipelines import Batch
+    from htnet.engine import Engine
+
+PROGRESS_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldSpec:
+    """What a worker needs to know; small, because it is sent to it."""
+
+    config: Config
+    fold: Fold
+    run_dir: Path
+    config_hash: str
+    attempt: int
+
+    @property
+    def record_path(self) -> Path:
+        return self.run_dir / "folds" / f"{self.fold.name}.json"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.run_dir / "checkpoints" / f"{self.fold.name}.pt"
+
+    @property
+    def progress_path(self) -> Path:
+        return self.run_dir / "progress" / f"{self.fold.name}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldOutcome:
+    """What comes back to the driver: the record's existence, or the reason why there is none."""
+
+    fold: str
+    seconds: float
+    resumed_epoch: int = 0
+    reason: str | None = None
+    traceback: str | None = None
+
+
+def run_fold(spec: FoldSpec) -> FoldOutcome:
+    """Train the fold and write its record; a failure is an outcome, not an exception."""
+    start = time.monotonic()
+    try:
+        if spec.record_path.exists():
+            return FoldOutcome(fold=spec.fold.subject, seconds=0.0)
+        set_threads(spec.config.engine.threads)
+        training = FoldTraining(spec)
+        resumed = training.epoch
+        training.run()
+        return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, resumed_epoch=resumed)
+    except Exception as error:  # whatever one fold dies of, the others go on and the summary names it
+        known = isinstance(error, HTNetError)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        return FoldOutcome(
+            fold=spec.fold.subject,
+            seconds=time.monotonic() - start,
+            reason=" ".join(reason.split()),
+            traceback=None if known else traceback.format_exc(),
+        )
+
+
+def set_threads(threads: int) -> None:
+    """Fix the CPU threads of this process: their number is part of the numerics."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def fold_seed(seed: int, fold: str) -> int:
+    """The seed of a fold: a function of the run's seed and the held-out subject, not of order or place."""
+    import numpy as np
+
+    return int(np.random.SeedSequence([seed, *fold.encode()]).generate_state(1)[0] >> 1)
+
+
+class FoldTraining:
+    """State of a fold under training; ``epoch`` is the number of finished epochs."""
+
+    def __init__(self, spec: FoldSpec) -> None:
+        self.started = time.monotonic()  # before the imports, which are part of a fold's price
+        import torch
+
+        from dali_pipelines import EpochSampler, FlowStream, fit_transform, load_set
+        from htnet.data.loso import validation_subjects
+        from htnet.data.store import open_store
+        from htnet.engine import class_weights, create_engine, resolve_device
+        from htnet.model import HTNet
+
+        config, fold = spec.config, spec.fold
+        self.spec = spec
+        self.store = open_store(Path(config.data.store))
+        self.device = resolve_device(config.engine, config.resources.gpus_per_fold)
+        limit_gpu_memory(self.device, config.resources.gpus_per_fold)
+        seed = fold_seed(config.seed, fold.subject)
+        checkpoint = self._read_checkpoint()
+
+        inner = validation_subjects(self.store, fold, config.score.validation_subjects, config.seed)
+        self.validation_rows = [row for row in fold.train if self.store.samples[row].subject in inner]
+        train_rows = tuple(row for row in fold.train if self.store.samples[row].subject not in inner)
+        transform = fit_transform(self.store, train_rows, data=config.data, mosaic_size=config.model.image_size)
+        shared: dict[str, Any] = {"transform": transform, "device": self.device, "threads": config.engine.threads}
+        self.test = load_set(self.store, fold.test, data=config.data, **shared)
+        self.validation = load_set(self.store, self.validation_rows, data=config.data, **shared) if inner else None
+        self.stream = FlowStream(
+            self.store,
+            EpochSampler(rows=train_rows, batch_size=config.train.batch_size, seed=seed, shuffle=config.data.shuffle),
+            crop=config.data.crop,
+            state=None if checkpoint is None else bytes(checkpoint["dali"].numpy().tobytes()),
+            **shared,
+        )
+        torch.manual_seed(seed)
+        labels = torch.tensor([self.store.samples[row].label for row in train_rows])
+        weights = class_weights(labels, config.model.num_classes) if config.train.class_weights == "balanced" else None
+        model = HTNet(config.model)
+        self.engine: Engine = create_engine(model, config.train, config.engine, device=self.device, weights=weights)
+        self.epoch = 0
+        self.train_loss: list[float] = []
+        self.test_predictions: list[list[int]] = []
+        self.validation_predictions: list[list[int]] = []
+        self.seconds_before = 0.0
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    def run(self) -> None:
+        """Train what is left and publish the record."""
+        config = self.spec.config
+        every = config.resources.checkpoint_every
+        progress = _Progress(self.spec.progress_path, self.spec.attempt, config.train.epochs)
+        progress.write(self.epoch, force=True)
+        while self.epoch < config.train.epochs:
+            self.train_loss.append(self._train_epoch())
+            self.test_predictions.append(self._predict(self.test))
+            if self.validation is not None:
+                self.validation_predictions.append(self._predict(self.validation))
+            self.epoch += 1
+            progress.write(self.epoch)
+            if every and self.epoch % every == 0 and self.epoch < config.train.epochs:
+                self._write_checkpoint()
+        self._write_record()
+        self.spec.checkpoint_path.unlink(missing_ok=True)
+        self.spec.progress_path.unlink(missing_ok=True)
+        self.engine.close()
+
+    def _train_epoch(self) -> float:
+        """One pass over the training samples; returns the mean loss of its steps."""
+        import torch
+
+        from htnet.engine import learning_rate
+
+        steps = self.stream.sampler.steps_per_epoch
+        losses = []
+        for step in range(steps):
+            batch = self.stream.next()
+            rate = learning_rate(self.spec.config.train, self.epoch * steps + step, steps)
+            losses.append(self.engine.train_step(batch.images, batch.labels, rate))
+        # read once an epoch: a look at every loss would make the GPU wait at every step
+        values = torch.stack(losses).tolist()
+        for step, value in enumerate(values):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(
+                    f"fold {self.spec.fold.subject}: the training loss became {value} in epoch {self.epoch + 1} of "
+                    f"{self.spec.config.train.epochs}, step {step + 1} of {steps}; a lower train.learning_rate, "
+                    "train.clip_norm or engine.precision=fp32 may help"
+                )
+        return float(sum(values) / steps)
+
+    def _predict(self, batch: Batch) -> list[int]:
+        return self._logits(batch).argmax(dim=1).tolist()
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        """Logits of a whole set, (n, num_classes) float32, on the CPU."""
+        import torch
+
+        size = max(1, self.spec.config.train.batch_size)
+        return torch.cat([self.engine.logits(part) for part in batch.images.split(size)]).cpu()
+
+    def _write_record(self) -> None:
+        fold, samples = self.spec.fold, self.store.samples
+        validation = None
+        if self.validation is not None:
+            validation = Validation(
+                subjects=tuple(samples[row].subject for row in self.validation_rows),
+                labels=tuple(samples[row].label for row in self.validation_rows),
+                predictions=_frozen(self.validation_predictions),
+            )
+        record = FoldRecord(
+            fold=fold.subject,
+            config_hash=self.spec.config_hash,
+            samples=tuple(RecordedSample.of(samples[row]) for row in fold.test),
+            test_predictions=_frozen(self.test_predictions),
+            validation=validation,
+            train_loss=tuple(self.train_loss),
+            final_logits=tuple(tuple(row) for row in self._logits(self.test).tolist()),
+            seconds=round(self.seconds_before + time.monotonic() - self.started, 3),
+            environment=fold_environment(self.spec.config, self.device),
+            attempts=self.spec.attempt,
+        )
+        self.spec.record_path.parent.mkdir(parents=True, exist_ok=True)
+        record.write(self.spec.record_path)
+
+    def _write_checkpoint(self) -> None:
+        """Everything that the rest of the fold depends on, whole or not at all."""
+        import numpy as np
+        import torch
+
+        path = self.spec.checkpoint_path
+        state = {
+            "config_hash": self.spec.config_hash,
+            "epoch": self.epoch,
+            "train_loss": self.train_loss,
+            "test_predictions": self.test_predictions,
+            "validation_predictions": self.validation_predictions,
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+            "engine": self.engine.state(),
+            "dali": torch.from_numpy(np.frombuffer(self.stream.state(), np.uint8).copy()),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": _cuda_rng(self.device)},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # the attempt is in the name: a stalled worker and its successor never write the same file
+        temporary = path.with_name(f".{path.name}.{self.spec.attempt}.tmp")
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        import torch
+
+        path = self.spec.checkpoint_path
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises many kinds for a damaged file
+            raise InputError(
+                f"{path}: damaged checkpoint ({type(error).__name__}); delete it to start the fold again"
+            ) from None
+        if state["config_hash"] != self.spec.config_hash:
+            raise InputError(
+                f"{path}: the checkpoint belongs to another configuration; delete it to start the fold again"
+            )
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        import torch
+
+        self.engine.load_state(state["engine"])
+        self.epoch = state["epoch"]
+        self.train_loss = state["train_loss"]
+        self.test_predictions = state["test_predictions"]
+        self.validation_predictions = state["validation_predictions"]
+        self.seconds_before = state["seconds"]
+        torch.set_rng_state(state["rng"]["cpu"])
+        if state["rng"]["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+
+
+class _Progress:
+    """Tells the driver how far a fold is, at most once a second."""
+
+    def __init__(self, path: Path, attempt: int, epochs: int) -> None:
+        self._path, self._attempt, self._epochs = path, attempt, epochs
+        self._last = 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, epoch: int, *, force: bool = False) -> None:
+        if not force and time.monotonic() - self._last < PROGRESS_SECONDS:
+            return
+        self._last = time.monotonic()
+        temporary = self._path.with_name(f".{self._path.name}.{self._attempt}.tmp")
+        temporary.write_text(
+            json.dumps({"attempt": self._attempt, "epoch": epoch, "epochs": self._epochs}), encoding="utf-8"
+        )
+        temporary.replace(self._path)
+
+
+def limit_gpu_memory(device: torch.device, share: float) -> None:
+    """Ray's share of a GPU is bookkeeping only; this makes torch keep to it."""
+    import torch
+
+    if device.type == "cuda" and 0 < share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def fold_environment(config: Config, device: torch.device) -> dict[str, Any]:
+    """What computed a fold, for its record."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "host": platform.node(),
+        "device": device.type,
+        "device_name": name,
+        **{key: value for key, value in dataclasses.asdict(config.engine).items() if key != "device"},
+        "versions": {package: version(package) for package in ("torch", "deepspeed", "ray")}
+        | {"dali": _dali_version()},
+    }
+
+
+def _dali_version() -> str:
+    from dali_pipelines import DALI_VERSION
+
+    return str(DALI_VERSION)
+
+
+def _cuda_rng(device: torch.device) -> torch.Tensor | None:
+    import torch
+
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _frozen(rows: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row) for row in rows)

@@ -1,0 +1,214 @@
+"""``htnet sweep``: every LOSO fold of a store, scored; run again, it goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from htnet.config import Config
+from htnet.config_io import config_hash, load_config
+from htnet.data.loso import loso_folds, validation_subjects
+from htnet.data.store import Store, open_store
+from htnet.data.types import Fold
+from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
+from htnet.results import FoldRecord, predictions_csv, read_records, summarise, write_json_atomic, write_text_atomic
+from launch.fold_task import FoldOutcome, FoldSpec
+from launch.live import LiveBoard
+from launch.report import summary_table, write_report
+from launch.run_folder import RunFolder, open_run
+from launch.scheduler import Scheduler, ray_cluster
+
+
+@dataclass(kw_only=True)
+class _Sweep:
+    """The driver's view of a run while it goes on."""
+
+    run: RunFolder
+    board: LiveBoard
+    records: dict[str, FoldRecord]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def finish(self, outcome: FoldOutcome) -> None:
+        if outcome.reason is None:
+            path = self.run.folds / f"{outcome.fold.replace('/', '__')}.json"
+            self.records[outcome.fold] = FoldRecord.read(path)
+            self.run.event(
+                "fold_done", fold=outcome.fold, seconds=round(outcome.seconds, 2), resumed_epoch=outcome.resumed_epoch
+            )
+        else:
+            self.failed[outcome.fold] = outcome.reason
+            self.run.event("fold_failed", fold=outcome.fold, reason=outcome.reason, traceback=outcome.traceback)
+        self.board.finished(outcome, list(self.records.values()))
+
+
+def sweep(config: Config, out: Path, address: str | None, console: Console) -> int:
+    """Run the folds that have no record yet, then score all; returns the exit code."""
+    store = open_store(Path(config.data.store))
+    folds = check_folds(config, store)
+    with open_run(out, config, store) as run:
+        records = existing_records(run, folds)
+        todo = [fold for fold in folds if fold.subject not in records]
+        run.event("sweep_started", folds=len(folds), done=len(records))
+        if records and todo:
+            console.print(f"{out}: {len(records)} of {len(folds)} folds are done already; going on with the rest")
+        failed, interrupted = _run_folds(config, run, todo, records, address, console)
+        finish_run(config, out, list(records.values()), folds_total=len(folds), failed=failed, console=console)
+        run.event("sweep_interrupted" if interrupted else "sweep_finished", done=len(records), failed=len(failed))
+    if interrupted:
+        console.print(
+            f"Interrupted with {len(records)} of {len(folds)} folds done. The same command goes on from here."
+        )
+    return EXIT_DONE if len(records) == len(folds) else EXIT_PARTIAL
+
+
+def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
+    """The run's folds; refuses what would fail in every one of them, before any is started."""
+    folds = loso_folds(store, datasets=config.data.datasets, subjects=config.data.subjects)
+    for fold in folds:
+        validation_subjects(store, fold, config.score.validation_subjects, config.seed)
+    used = [store.samples[row] for row in {row for fold in folds for row in (*fold.train, *fold.test)}]
+    for sample in used:
+        if not 0 <= sample.label < config.model.num_classes:
+            raise InputError(
+                f"{store.path}: {sample.id} has label {sample.label}; model.num_classes={config.model.num_classes}"
+            )
+    if config.model.in_channels != 3:
+        raise InputError(
+            f"model.in_channels: flow input has 3 channels (flow_u, flow_v, strain), got {config.model.in_channels}"
+        )
+    if config.engine.device == "cuda" and config.resources.gpus_per_fold == 0:
+        raise InputError("engine.device=cuda needs resources.gpus_per_fold > 0 (1, or 1/k for k folds on a GPU)")
+    if config.engine.precision == "fp16" and config.resources.gpus_per_fold == 0:
+        raise InputError("engine.precision=fp16 needs a GPU: set resources.gpus_per_fold, or use bf16 or fp32")
+    return folds
+
+
+def existing_records(run: RunFolder, folds: Sequence[Fold]) -> dict[str, FoldRecord]:
+    """Records of this run's folds, by subject; a record of another configuration is an error."""
+    wanted = {fold.subject for fold in folds}
+    records = {record.fold: record for record in read_records(run.folds) if record.fold in wanted}
+    for record in records.values():
+        if record.config_hash != run.config_hash:
+            raise InputError(
+                f"{run.folds / record.name}.json: belongs to another configuration; delete it or choose another --out"
+            )
+    return records
+
+
+def _run_folds(
+    config: Config,
+    run: RunFolder,
+    todo: Sequence[Fold],
+    records: dict[str, FoldRecord],
+    address: str | None,
+    console: Console,
+) -> tuple[dict[str, str], bool]:
+    """Reasons of failed folds, and whether the run was interrupted; ``records`` grows as folds finish."""
+    if not todo:
+        return {}, False
+    # workers have their own working directory
+    absolute = replace(config, data=replace(config.data, store=str(Path(config.data.store).resolve())))
+    specs = [
+        FoldSpec(config=absolute, fold=fold, run_dir=run.path.resolve(), config_hash=run.config_hash, attempt=1)
+        for fold in todo
+    ]
+    for path in run.progress.glob("*.json"):
+        path.unlink()
+    total = len(records) + len(todo)
+    board = LiveBoard(
+        console,
+        total=total,
+        done=list(records.values()),
+        epochs=config.train.epochs,
+        num_classes=config.model.num_classes,
+    )
+    state = _Sweep(run=run, board=board, records=records)
+    try:
+        with _terminable(), ray_cluster(address, config.resources) as ray, board:
+            Scheduler(
+                ray=ray, resources=config.resources, on_finish=state.finish, on_poll=board.poll, on_event=run.event
+            ).run(specs)
+    except KeyboardInterrupt:
+        return state.failed, True
+    return state.failed, False
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM as Ctrl-C: batch systems send it before they kill."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def finish_run(
+    config: Config,
+    out: Path,
+    records: Sequence[FoldRecord],
+    *,
+    folds_total: int,
+    failed: Mapping[str, str],
+    console: Console,
+) -> None:
+    """Score what is there: ``summary.json``, ``predictions.csv``, ``report.html`` and the table."""
+    summary = summarise(
+        records,
+        folds_total=folds_total,
+        failed=failed,
+        num_classes=config.model.num_classes,
+        bootstrap=config.score.bootstrap,
+        chance_trials=config.score.chance_trials,
+        seed=config.seed,
+    )
+    write_json_atomic(out / "summary.json", summary)
+    write_text_atomic(out / "predictions.csv", predictions_csv(records))
+    report = write_report(out)
+    if records:
+        console.print(summary_table(summary))
+    for item in summary["folds_failed"]:
+        console.print(f"failed: {item['fold']}: {item['reason']}", style="red", markup=False, highlight=False)
+    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def plan(config: Config) -> list[str]:
+    """What a sweep of this configuration would do; checks the store and the folds."""
+    store = open_store(Path(config.data.store))
+    folds = check_folds(config, store)
+    samples = sum(len(fold.test) for fold in folds)
+    steps = -(-max(len(fold.train) for fold in folds) // config.train.batch_size)
+    share = f"{config.resources.cpus_per_fold:g} CPUs, {config.resources.gpus_per_fold:g} GPUs"
+    return [
+        f"store {store.path}: {len(store.rows)} samples, digest {store.digest[:12]}",
+        f"{len(folds)} folds, {samples} test samples, {config.train.epochs} epochs of up to {steps} steps each",
+        f"a fold takes {share}; engine {config.engine.name} {config.engine.precision}, {config.engine.threads} threads",
+        f"run identity {config_hash(config, store.digest)}",
+    ]
+
+
+def rescore(run_dir: Path, console: Console) -> None:
+    """Scores and report of a run from its records, without training; InputError when it is no run."""
+    if not (run_dir / "config.yaml").is_file():
+        raise InputError(f"{run_dir}: not a run: it holds no config.yaml")
+    config = load_config(run_dir / "config.yaml")
+    records = read_records(run_dir / "folds")
+    if not records:
+        raise InputError(f"{run_dir}: no finished fold yet: {run_dir / 'folds'} holds no record")
+    total, failed = len(records), {}
+    with contextlib.suppress(OSError, ValueError, KeyError):  # an interrupted run may have no summary yet
+        before = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        total = max(total, before["folds_total"])
+        failed = {item["fold"]: item["reason"] for item in before["folds_failed"]}
+    finish_run(config, run_dir, records, folds_total=total, failed=failed, console=console)
