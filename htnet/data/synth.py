@@ -264,6 +264,7 @@ def _is_there(out: Path, parameters: dict[str, object]) -> bool:
 def _write(out: Path, planned: dict[str, tuple[SynthClip, ...]], parameters: dict[str, object]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process of this number may have left one
     partial.mkdir()
     try:
         for name, plan in planned.items():
