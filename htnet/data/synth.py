@@ -118,17 +118,9 @@ def generate(
         InputError: a parameter out of range, or ``out`` holds something else.
     """
     chosen = _check(datasets, subjects, clips, seed, image_size)
-    parameters = {
-        "format": _FORMAT,
-        "datasets": list(chosen),
-        "subjects": subjects,
-        "clips": clips,
-        "seed": seed,
-        "image_size": image_size,
-    }
-    planned = {
-        name: plan_clips(name, subjects=subjects, clips=clips, seed=seed, image_size=image_size) for name in chosen
-    }
+    sizes = {"subjects": subjects, "clips": clips, "seed": seed, "image_size": image_size}
+    parameters: dict[str, object] = {"format": _FORMAT, "datasets": list(chosen), **sizes}
+    planned = {name: plan_clips(name, **sizes) for name in chosen}
     frames = sum(clip.last - clip.first + 1 for plan in planned.values() for clip in plan)
     counts = {name: len(plan) for name, plan in planned.items()}
     created = not _is_there(out, parameters)
