@@ -75,6 +75,10 @@ def test_logits_and_every_gradient_are_those_of_the_public_implementation(golden
     expected = weights(golden, "grad/")
     actual = {name: parameter.grad for name, parameter in golden_model.named_parameters()}
     assert actual.keys() == expected.keys()
+    # what follows the last position embedding ignores a constant added to all channels, so its gradient is zero and
+    # both networks hold rounding noise only
+    last = f"levels.{len(golden_model.levels) - 1}.pos_emb"
+    assert max(actual.pop(last).abs().max(), expected.pop(last).abs().max()) < 5e-7
     errors = {name: relative_error(actual[name], expected[name]) for name in expected}
     assert {name: error for name, error in errors.items() if error >= 1e-5} == {}
 

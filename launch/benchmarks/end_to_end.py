@@ -1,0 +1,333 @@
+"""One epoch of fold training, upstream's way against ours: ``python -m launch.benchmarks.end_to_end --out FILE.csv``.
+
+An epoch is what the largest fold of the MEGC2019 composite has: 436 training samples in batches of 256, so optimizer
+steps of 256 and 180 samples, with the paper's network, Adam at 5e-5 and cross entropy. Images are random 0..255; the
+time of a step does not depend on their values.
+
+How it is measured: every provider starts from the same weights, and its logits, its loss in each step and its logits
+after the epoch must equal upstream's within ``TOLERANCES`` before anything is timed. Then rounds: each provider runs
+one epoch, in turn, so that what else the machine does hits all alike. Reported are median, n, minimum, maximum and
+interquartile range, and the ratio of medians to upstream's.
+
+A provider is a way to train: an entry of ``PROVIDERS``, its name with a factory that takes the configuration and the
+weights (state dict of :class:`htnet.HTNet`) and returns a :class:`Provider`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from htnet.checkpoint import to_upstream
+from htnet.config import HTNetConfig
+from htnet.model import HTNet
+from launch.benchmarks.upstream import UpstreamHTNet
+
+__all__ = ["PROVIDERS", "Measurement", "Provider", "check_providers", "main", "measure"]
+
+BASELINE: Final = "upstream fp32"
+BATCH_SIZES: Final = (256, 180)
+LEARNING_RATE: Final = 5e-5
+TOLERANCES: Final = {"fp32": 1e-3, "bf16": 5e-2}
+"""Largest difference from upstream, relative to the largest value, by the last word of a provider's name."""
+_CHUNK: Final = 1 << 20
+"""Weights per call of the bf16 optimizer: its float32 gradient (4 MiB) stays in the cache."""
+
+State = Mapping[str, Tensor]
+Batch = tuple[Tensor, Tensor]
+
+
+class Provider(Protocol):
+    """A network with its optimizer."""
+
+    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One optimizer step on (B, 3, S, S) float32 and (B,) int64; the mean loss before it, a scalar."""
+        ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, num_classes) of (B, 3, S, S) float32, without gradients."""
+        ...
+
+
+class PlainLoop:
+    """A float32 network and one of torch's optimizers."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.model = model
+        self.optimizer = optimizer
+
+    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(self.model(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        out: Tensor = self.model(images).float()
+        return out
+
+
+class BFloat16Loop:
+    """A bfloat16 network whose float32 master weights are updated by torch's fused Adam, a chunk at a time.
+
+    A chunk's gradient is widened into a buffer that stays in the cache, and its new weights are rounded while they
+    are there: 28 bytes of memory traffic per weight, as much as the optimizer of a float32 network has.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.masters = [parameter.detach().flatten().float() for parameter in model.parameters()]
+        self.model = model.to(torch.bfloat16)
+        self.parameters = list(model.parameters())
+        self.moments = [(torch.zeros_like(master), torch.zeros_like(master)) for master in self.masters]
+        self.gradient = torch.empty(_CHUNK)
+        self.steps = 0
+
+    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        self.model.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(self.model(images).float(), labels)
+        loss.backward()
+        self._adam()
+        return loss.detach()
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        out: Tensor = self.model(images).float()
+        return out
+
+    @torch.no_grad()
+    def _adam(self) -> None:
+        self.steps += 1
+        step = torch.tensor(float(self.steps))
+        for parameter, master, (first, second) in zip(self.parameters, self.masters, self.moments, strict=True):
+            assert parameter.grad is not None
+            pieces = (t.split(_CHUNK) for t in (parameter.flatten(), parameter.grad.flatten(), master, first, second))
+            for weight, narrow, wide, mean, square in zip(*pieces, strict=True):
+                gradient = self.gradient[: narrow.numel()].copy_(narrow)
+                torch._fused_adam_(
+                    [wide], [gradient], [mean], [square], [], [step],
+                    lr=LEARNING_RATE, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+                )  # fmt: skip
+                weight.copy_(wide)
+
+
+def _upstream(config: HTNetConfig, state: State) -> Provider:
+    model = UpstreamHTNet(config)
+    model.load_state_dict(to_upstream(state))
+    return PlainLoop(model, torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, foreach=False, fused=False))
+
+
+def _ours_fp32(config: HTNetConfig, state: State) -> Provider:
+    model = HTNet(config)
+    model.load_state_dict(state)
+    return PlainLoop(model, torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True))
+
+
+def _ours_bf16(config: HTNetConfig, state: State) -> Provider:
+    model = HTNet(config)
+    model.load_state_dict(state)
+    return BFloat16Loop(model)
+
+
+PROVIDERS: Final[dict[str, Callable[[HTNetConfig, State], Provider]]] = {
+    BASELINE: _upstream,
+    "htnet, plain loop, fp32": _ours_fp32,
+    "htnet, plain loop, bf16": _ours_bf16,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The epochs of one provider, in seconds."""
+
+    provider: str
+    seconds: tuple[float, ...]
+    ratio: float
+    """Upstream's median divided by this one's."""
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        if len(self.seconds) < 2:
+            return self.seconds[0], self.seconds[0]
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+
+def make_batches(config: HTNetConfig, sizes: Iterable[int] = BATCH_SIZES) -> list[Batch]:
+    """Random mosaics 0..255 and labels, the same on every call."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (config.in_channels, config.image_size, config.image_size)
+    return [
+        (
+            torch.randint(0, 256, (size, *shape), generator=generator).float(),
+            torch.randint(0, config.num_classes, (size,), generator=generator),
+        )
+        for size in sizes
+    ]
+
+
+def check_providers(providers: Mapping[str, Provider], batches: list[Batch]) -> None:
+    """Train every provider for one epoch and compare it with the first: logits before and after, and each loss.
+
+    Raises:
+        RuntimeError: a difference is above the tolerance of the provider's precision; names provider and quantity.
+    """
+    expected: dict[str, Tensor] = {}
+    for name, provider in providers.items():
+        probe = batches[0][0][:32]
+        found = {"logits before": provider.logits(probe)}
+        found |= {f"loss of step {i}": provider.train_step(*batch).float() for i, batch in enumerate(batches)}
+        found["logits after an epoch"] = provider.logits(probe)
+        expected = expected or found
+        for quantity, value in found.items():
+            error = ((value - expected[quantity]).abs().max() / expected[quantity].abs().max()).item()
+            tolerance = TOLERANCES[name.split()[-1]]
+            if not error <= tolerance:
+                raise RuntimeError(f"{name}: {quantity} is off by {error:.2e} (relative), more than {tolerance}")
+
+
+def measure(providers: Mapping[str, Provider], batches: list[Batch], rounds: int) -> list[Measurement]:
+    """Time ``rounds`` epochs of every provider, one of each in turn; the first provider is the baseline."""
+    seconds: dict[str, list[float]] = {name: [] for name in providers}
+    for _ in range(rounds):
+        for name, provider in providers.items():
+            start = time.perf_counter()
+            for batch in batches:
+                provider.train_step(*batch).item()  # reading the loss waits for the step
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    baseline = next(iter(medians.values()))
+    return [
+        Measurement(provider=name, seconds=tuple(values), ratio=baseline / medians[name])
+        for name, values in seconds.items()
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What a reader needs to place the numbers."""
+
+    date: str
+    commit: str
+    cpu: str
+    cores: int
+    threads: int
+    avx512_bf16: bool
+    torch: str
+    python: str
+    system: str
+
+
+def environment() -> Environment:
+    """This machine, as far as it says."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    root = Path(__file__).parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    return Environment(
+        date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        commit=git.stdout.strip() or "unknown",
+        cpu=f"{fields.get('model name', platform.machine())} (family {fields.get('cpu family', '?')}, "
+        f"model {fields.get('model', '?')})",
+        cores=os.cpu_count() or 0,
+        threads=torch.get_num_threads(),
+        avx512_bf16="avx512_bf16" in fields.get("flags", "").split(),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        system=platform.platform(),
+    )
+
+
+def append_csv(path: Path, measurements: list[Measurement], batches: list[Batch], where: Environment) -> None:
+    """Append a row per measurement, with a header where the file is new."""
+    rows = []
+    for measurement in measurements:
+        low, high = measurement.quartiles
+        rows.append(
+            {
+                "provider": measurement.provider,
+                "batches": "+".join(str(len(labels)) for _, labels in batches),
+                "n": len(measurement.seconds),
+                "median_s": round(statistics.median(measurement.seconds), 4),
+                "min_s": round(min(measurement.seconds), 4),
+                "max_s": round(max(measurement.seconds), 4),
+                "q1_s": round(low, 4),
+                "q3_s": round(high, 4),
+                "ratio_to_upstream": round(measurement.ratio, 3),
+                **asdict(where),
+            }
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(measurements: list[Measurement], where: Environment) -> Table:
+    """The measurements for a terminal."""
+    title = f"seconds per epoch, {where.cpu}, {where.threads} threads, torch {where.torch}"
+    out = Table(title=title)
+    for column in ("provider", "median", "n", "min .. max", "interquartile", "times upstream"):
+        out.add_column(column, justify="left" if column == "provider" else "right")
+    for measurement in measurements:
+        low, high = measurement.quartiles
+        out.add_row(
+            measurement.provider,
+            f"{statistics.median(measurement.seconds):.2f}",
+            str(len(measurement.seconds)),
+            f"{min(measurement.seconds):.2f} .. {max(measurement.seconds):.2f}",
+            f"{high - low:.2f}",
+            f"{measurement.ratio:.2f}",
+        )
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check, measure, append to the CSV file and print; 0 when the check passed."""
+    parser = argparse.ArgumentParser(description="One epoch of fold training at the paper's size, by provider.")
+    parser.add_argument("--out", type=Path, required=True, help="CSV file to append to")
+    parser.add_argument("--rounds", type=int, default=5, help="epochs timed per provider")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--only", nargs="+", choices=list(PROVIDERS), default=list(PROVIDERS), help="providers to run")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    config = HTNetConfig()
+    state = HTNet(config).state_dict()
+    names = [BASELINE, *(name for name in PROVIDERS if name in options.only and name != BASELINE)]
+    providers = {name: PROVIDERS[name](config, state) for name in names}
+    batches = make_batches(config)
+    console = Console()
+    console.print("checking that all providers compute the same ...")
+    check_providers(providers, batches)
+    measurements = measure(providers, batches, options.rounds)
+    where = environment()
+    append_csv(options.out, measurements, batches, where)
+    console.print(table(measurements, where))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
