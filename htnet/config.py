@@ -100,7 +100,7 @@ class PrepareConfig:
     """The raw dataset folders that go into the store."""
     flow_size: int = 28
     """Side in pixels of the stored flow image (of the face crop); htnet_release comes with its own, 28."""
-    flow_method: Literal["farneback", "dis"] = "farneback"
+    flow_method: Literal["dis", "farneback"] = "dis"
     """Optical flow between onset and apex where a source holds frames; htnet_release comes with TV-L1."""
     keep_frames: bool = False
     """Whether onset and apex pictures go into the store as well."""

@@ -56,13 +56,14 @@ class LiveBoard:
         if outcome.reason is not None:
             self._failed += 1
             self._console.print(
-                f"fold {outcome.fold} failed: {outcome.reason}", style="red", markup=False, highlight=False
+                f"fold {outcome.fold} failed: {outcome.reason}", style="red", markup=False, highlight=False, soft_wrap=True
             )
         elif not self._console.is_terminal:
             self._console.print(
                 f"fold {outcome.fold} done in {outcome.seconds:.0f} s  {self._headline()}",
                 markup=False,
                 highlight=False,
+                soft_wrap=True,
             )
 
     def _headline(self) -> str:

@@ -17,6 +17,8 @@ from htnet.errors import InputError
 from launch.fold_task import FoldOutcome, FoldSpec, run_fold
 
 POLL_SECONDS = 0.5
+FOLDS_PER_PROCESS = {"gpu": 1, "cpu": 16}
+"""A fresh process for every fold surely frees its GPU memory; on a CPU the imports (5 s) are worth sharing."""
 # a dead node with an open connection is noticed in half a minute instead of seven
 _KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
@@ -108,12 +110,12 @@ class Scheduler:
             raise
 
     def _remote(self) -> Any:
-        # built once from the configuration: a fresh process for every fold frees its GPU memory for sure,
-        # and max_calls cannot be given later through .options; we count the retries ourselves
+        # built once from the configuration, because max_calls cannot be given later through .options;
+        # the retries are counted here, where the reason can be logged
         return self.ray.remote(
             num_cpus=self.resources.cpus_per_fold,
             num_gpus=self.resources.gpus_per_fold,
-            max_calls=1,
+            max_calls=FOLDS_PER_PROCESS["gpu" if self.resources.gpus_per_fold else "cpu"],
             max_retries=0,
         )(self.task)
 

@@ -1,0 +1,48 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both install what is missing, once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint types check bench-end-to-end lock clean
+.DEFAULT_GOAL := help
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
+
+# the lock file's content decides, not its time stamp: a fresh clone on a prepared machine installs nothing again
+$(READY): requirements.lock setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "htnet needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# deepspeed is published as source: it is built here, without a compiler, by the pinned setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(setuptools|wheel)==' requirements.lock)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
+demo: $(READY) ## synthetic faces -> store -> LOSO sweep -> report, on this machine
+	$(BIN)/htnet synth demo/raw --subjects 3 --clips 6
+	$(BIN)/htnet prepare configs/demo.yaml
+	$(BIN)/htnet sweep configs/demo.yaml --out demo/run
+
+test: $(READY) ## every test that runs without a GPU
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy, strict
+	$(BIN)/mypy
+
+check: lint types test ## all that has to pass before a commit
+
+bench-end-to-end: $(READY) ## fold training at the paper's size against upstream's way
+	$(BIN)/python -m launch.benchmarks.end_to_end --out docs/benchmarks/results/end_to_end_cpu.csv
+
+lock: $(READY) ## write the installed versions to requirements.lock
+	{ sed -n '1,2p' requirements.lock; $(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu//'; } > requirements.new
+	mv requirements.new requirements.lock
+
+clean: ## remove the demo and the environment
+	rm -rf demo $(VENV)
