@@ -56,7 +56,11 @@ class LiveBoard:
         if outcome.reason is not None:
             self._failed += 1
             self._console.print(
-                f"fold {outcome.fold} failed: {outcome.reason}", style="red", markup=False, highlight=False, soft_wrap=True
+                f"fold {outcome.fold} failed: {outcome.reason}",
+                style="red",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
         elif not self._console.is_terminal:
             self._console.print(
