@@ -27,16 +27,17 @@ from htnet.errors import InputError
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads 5e-5 as a number, as YAML 1.2 does."""
+    """SafeLoader that wants every key to be a text given once, and reads 5e-5 as a number, as YAML 1.2 does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor
+                continue
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
+            problem = "is not a text" if not isinstance(key, str) else "is given twice" if key in seen else None
+            if problem is not None:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {problem}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -51,26 +52,28 @@ _Loader.add_implicit_resolver(
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply ``a.b=value`` overrides (values are YAML; list items by number).
 
+    The file has to be valid without the overrides, so that an error is attributed to the one it comes from.
     Raises :class:`InputError` for a missing or malformed file, an unknown key, a wrong type or a value
     that breaks a rule.
     """
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    config = validate_config(parse_yaml(text, str(path)), str(path))
+    if not overrides:
+        return config
+    raw = to_plain(config)
     for override in overrides:
         _apply_override(raw, override)
-    return validate_config(raw, str(path))
+    return validate_config(raw, " ".join(f"--set {override}" for override in overrides))
 
 
 def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     """Parse a YAML mapping safely; an empty file is an empty mapping."""
-    try:
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 # _Loader is a SafeLoader
-    except yaml.YAMLError as error:
-        raise InputError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    raw = _parse_value(text, origin)
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -78,13 +81,33 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     return raw
 
 
+def _parse_value(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 # _Loader is a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-01
+        what = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        raise InputError(f"{origin}: not valid YAML: {what}") from None
+
+
 def validate_config(raw: dict[str, Any], origin: str) -> Config:
     """Build the configuration from plain data; ``origin`` names where it came from in errors."""
     try:
         # through JSON, because strict mode takes a JSON list for a tuple but not a Python list
-        return TypeAdapter(Config).validate_json(json.dumps(raw, default=str))
+        text = json.dumps(raw, default=str)
+    except (ValueError, RecursionError):  # an anchor inside itself
+        raise InputError(f"{origin}: a value holds itself") from None
+    try:
+        return TypeAdapter(Config).validate_json(text)
     except ValidationError as error:
         raise InputError("\n".join(f"{origin}: {_explain(item)}" for item in error.errors())) from None
+
+
+_RULES = {
+    "dataclass_type": "must be a section of keys",
+    "tuple_type": "must be a list",
+    "too_long": "too many items in the list",
+}
+"""In the words of a YAML file, where pydantic speaks of Python."""
 
 
 def _explain(item: Any) -> str:
@@ -95,6 +118,9 @@ def _explain(item: Any) -> str:
         return f"{key}: unknown key; known here: {known}"
     if item["type"] == "value_error":
         return f"{key}: {rule}" if key else rule
+    if item["type"] == "missing":
+        return f"{key}: must be given"
+    rule = _RULES.get(item["type"], rule.replace("Input should be", "must be"))
     return f"{key}: {rule}, got {item['input']!r}"
 
 
@@ -106,29 +132,28 @@ def _known_keys(location: Sequence[str | int]) -> list[str]:
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set one value of a whole plain configuration in place."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: expected key.path=value")
-    value = parse_yaml(f"value: {text}", f"--set {override}")["value"]
+    value = _parse_value(text, f"--set {override}")
     parts = key.split(".")
     node: Any = raw
     for depth, part in enumerate(parts):
         where = ".".join(parts[: depth + 1])
-        last = depth == len(parts) - 1
+        index: Any = part
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
-                raise InputError(f"--set {override}: {where}: expected an item number below {len(node)}")
-            index: Any = int(part)
-        elif isinstance(node, dict):
-            index = part
-        else:
+            if not part.isdecimal() or int(part) >= len(node):
+                raise InputError(f"--set {override}: {where}: expected the number of an item, the list has {len(node)}")
+            index = int(part)
+        elif not isinstance(node, dict):
             raise InputError(f"--set {override}: {where}: the part before it is a value, not a section")
-        if last:
+        elif part not in node:
+            raise InputError(f"--set {override}: {where}: unknown key; known here: {', '.join(node)}")
+        if depth == len(parts) - 1:
             node[index] = value
-            return
-        if isinstance(node, dict) and node.get(index) is None:
-            node[index] = {}
-        node = node[index]
+        else:
+            node = node[index]
 
 
 def to_plain(value: Any) -> Any:
