@@ -91,7 +91,7 @@ class LiveBoard:
         epochs = ended * self._epochs + flying
         if not epochs:
             return "?"
-        left = (self._total - self._done_before) * self._epochs - epochs
+        left = max(0, (self._total - self._done_before) * self._epochs - epochs)
         seconds = round((time.monotonic() - self._start) * left / epochs)
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
