@@ -6,8 +6,9 @@ time of a step does not depend on their values.
 
 How it is measured: every provider starts from the same weights, and its logits, its loss in each step and its logits
 after the epoch must equal upstream's within ``TOLERANCES`` before anything is timed. Then rounds: each provider runs
-one epoch, in turn, so that what else the machine does hits all alike. Reported are median, n, minimum, maximum and
-interquartile range, and the ratio of medians to upstream's.
+one epoch, in turn, so that a slow drift of the machine hits all alike. Reported are median, n, minimum, maximum,
+interquartile range, the ratio of medians to upstream's, and the share of the CPU that the process got: a benchmark
+that shared its cores with other work shows there, and its numbers say nothing.
 
 A provider is a way to train: an entry of ``PROVIDERS``, its name with a factory that takes the configuration and the
 weights (state dict of :class:`htnet.HTNet`) and returns a :class:`Provider`.
@@ -159,6 +160,8 @@ class Measurement:
 
     provider: str
     seconds: tuple[float, ...]
+    cpu_share: float
+    """Smallest share, over the rounds, of its threads' time that the process had a CPU; well below 1 beside other load."""
     ratio: float
     """Upstream's median divided by this one's."""
 
@@ -206,16 +209,18 @@ def check_providers(providers: Mapping[str, Provider], batches: list[Batch]) -> 
 def measure(providers: Mapping[str, Provider], batches: list[Batch], rounds: int) -> list[Measurement]:
     """Time ``rounds`` epochs of every provider, one of each in turn; the first provider is the baseline."""
     seconds: dict[str, list[float]] = {name: [] for name in providers}
+    shares: dict[str, list[float]] = {name: [] for name in providers}
     for _ in range(rounds):
         for name, provider in providers.items():
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             for batch in batches:
                 provider.train_step(*batch).item()  # reading the loss waits for the step
             seconds[name].append(time.perf_counter() - start)
+            shares[name].append((time.process_time() - start_cpu) / seconds[name][-1] / torch.get_num_threads())
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     baseline = next(iter(medians.values()))
     return [
-        Measurement(provider=name, seconds=tuple(values), ratio=baseline / medians[name])
+        Measurement(provider=name, seconds=tuple(values), cpu_share=min(shares[name]), ratio=baseline / medians[name])
         for name, values in seconds.items()
     ]
 
@@ -272,6 +277,7 @@ def append_csv(path: Path, measurements: list[Measurement], batches: list[Batch]
                 "max_s": round(max(measurement.seconds), 4),
                 "q1_s": round(low, 4),
                 "q3_s": round(high, 4),
+                "least_cpu_share": round(measurement.cpu_share, 3),
                 "ratio_to_upstream": round(measurement.ratio, 3),
                 **asdict(where),
             }
@@ -289,7 +295,7 @@ def table(measurements: list[Measurement], where: Environment) -> Table:
     """The measurements for a terminal."""
     title = f"seconds per epoch, {where.cpu}, {where.threads} threads, torch {where.torch}"
     out = Table(title=title)
-    for column in ("provider", "median", "n", "min .. max", "interquartile", "times upstream"):
+    for column in ("provider", "median", "n", "min .. max", "interquartile", "least CPU share", "times upstream"):
         out.add_column(column, justify="left" if column == "provider" else "right")
     for measurement in measurements:
         low, high = measurement.quartiles
@@ -299,6 +305,7 @@ def table(measurements: list[Measurement], where: Environment) -> Table:
             str(len(measurement.seconds)),
             f"{min(measurement.seconds):.2f} .. {max(measurement.seconds):.2f}",
             f"{high - low:.2f}",
+            f"{measurement.cpu_share:.0%}",
             f"{measurement.ratio:.2f}",
         )
     return out
