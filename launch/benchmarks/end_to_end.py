@@ -161,7 +161,7 @@ class Measurement:
     provider: str
     seconds: tuple[float, ...]
     cpu_share: float
-    """Smallest share, over the rounds, of its threads' time that the process had a CPU; well below 1 beside other load."""
+    """Share of its threads' time that the process had a CPU, smallest of the rounds; far below 1 beside other load."""
     ratio: float
     """Upstream's median divided by this one's."""
 
@@ -295,7 +295,7 @@ def table(measurements: list[Measurement], where: Environment) -> Table:
     """The measurements for a terminal."""
     title = f"seconds per epoch, {where.cpu}, {where.threads} threads, torch {where.torch}"
     out = Table(title=title)
-    for column in ("provider", "median", "n", "min .. max", "interquartile", "least CPU share", "times upstream"):
+    for column in ("provider", "median", "n", "min .. max", "IQR", "CPU share", "x upstream"):
         out.add_column(column, justify="left" if column == "provider" else "right")
     for measurement in measurements:
         low, high = measurement.quartiles
