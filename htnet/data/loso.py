@@ -17,21 +17,25 @@ def loso_folds(store: Store, *, datasets: Sequence[str] = (), subjects: Sequence
     ``datasets`` restricts what is trained and tested on; ``subjects`` restricts only who is held out.
     Raises :class:`InputError` for an unknown name and for fewer than two subjects.
     """
-    present = list(dict.fromkeys(sample.id.dataset for sample in store.samples))
+    samples = store.samples
+    present = list(dict.fromkeys(sample.id.dataset for sample in samples))
     for name in datasets:
         if name not in present:
             raise InputError(f"data.datasets: {name!r} is not in {store.path}; it holds {', '.join(present)}")
-    rows = [row for row, sample in enumerate(store.samples) if not datasets or sample.id.dataset in datasets]
+    rows = [row for row, sample in enumerate(samples) if not datasets or sample.id.dataset in datasets]
     by_subject: dict[str, list[int]] = {}
     for row in rows:
-        by_subject.setdefault(store.samples[row].subject, []).append(row)
+        by_subject.setdefault(samples[row].subject, []).append(row)
     for subject in subjects:
         if subject not in by_subject:
-            raise InputError(f"data.subjects: {subject!r} has no samples in {store.path}; a subject is <dataset>/<id>")
+            among = f", datasets {', '.join(datasets)}" if datasets else ""
+            raise InputError(
+                f"data.subjects: {subject!r} has no samples in {store.path}{among}; a subject is <dataset>/<id>"
+            )
     if len(by_subject) < 2:
         raise InputError(f"{store.path}: LOSO needs at least two subjects, found {len(by_subject)}")
     return tuple(
-        Fold(subject=subject, test=tuple(test), train=tuple(row for row in rows if row not in set(test)))
+        Fold(subject=subject, test=tuple(test), train=tuple(row for row in rows if samples[row].subject != subject))
         for subject, test in by_subject.items()
         if not subjects or subject in subjects
     )

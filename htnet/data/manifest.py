@@ -69,7 +69,7 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
 
 
 def read_manifest(path: Path) -> tuple[ManifestRow, ...]:
-    """Read a manifest; raises :class:`InputError` when it is missing, damaged or has other columns."""
+    """Read a manifest; raises :class:`InputError` when it is missing, damaged or has other columns or values."""
     try:
         table = pq.read_table(io.BytesIO(path.read_bytes()))
     except FileNotFoundError:
@@ -79,7 +79,10 @@ def read_manifest(path: Path) -> tuple[ManifestRow, ...]:
     missing = [name for name in SCHEMA.names if name not in table.schema.names]
     if missing:
         raise InputError(f"{path}: missing column(s) {', '.join(missing)}")
-    return tuple(_from_record(record, path) for record in table.to_pylist())
+    try:
+        return tuple(_from_record(record, path) for record in table.to_pylist())
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: holds a row that is no sample: {error}") from None
 
 
 def manifest_digest(rows: Sequence[ManifestRow]) -> str:

@@ -1,7 +1,8 @@
 """The prepared store: one tar per subject, a manifest with byte ranges, a record of how it was made.
 
 A store appears whole or not at all: it is written to ``.<name>.partial`` beside its final place,
-synced, and renamed. Two stores made from the same input are byte-identical. Format::
+synced, and renamed; ``.<name>.lock`` keeps a second writer out. What a killed writer leaves of the two
+is removed by the next one. Two stores made from the same input are byte-identical. Format::
 
     STORE/store.json          format version, recipe, digest, size of every shard
     STORE/manifest.parquet    htnet.data.manifest
@@ -10,6 +11,7 @@ synced, and renamed. Two stores made from the same input are byte-identical. For
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -20,8 +22,9 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +54,7 @@ class Store:
     digest: str
     recipe: dict[str, Any]
 
-    @property
+    @cached_property
     def samples(self) -> tuple[Sample, ...]:
         return tuple(row.sample for row in self.rows)
 
@@ -61,9 +64,12 @@ class Store:
         if member not in entry.members:
             raise InputError(f"{self.path}: sample {entry.sample.id} has no {member}")
         where = entry.members[member]
-        with (self.path / entry.shard).open("rb") as shard:
-            shard.seek(where.start)
-            data = shard.read(where.bytes)
+        try:
+            with (self.path / entry.shard).open("rb") as shard:
+                shard.seek(where.start)
+                data = shard.read(where.bytes)
+        except OSError as error:
+            raise InputError(f"{self.path / entry.shard}: cannot be read: {error.strerror}") from None
         if len(data) != where.bytes or hashlib.sha256(data).hexdigest() != where.sha256:
             raise InputError(
                 f"{self.path / entry.shard}: {member} of {entry.sample.id} is damaged: its checksum differs"
@@ -82,7 +88,9 @@ def decode_flow(data: bytes) -> NDArray[np.float16]:
 
 
 def open_store(path: Path) -> Store:
-    """Open a store and check its version, manifest and the sizes of its shards."""
+    """Open a store and check its version, manifest and the sizes of its shards; InputError names what is wrong."""
+    if path.is_file():
+        raise InputError(f"{path}: is a file; a store is a folder that htnet prepare writes")
     if not path.is_dir():
         raise InputError(f"{path}: no such store; make it with htnet prepare")
     record = _read_record(path / "store.json")
@@ -92,6 +100,9 @@ def open_store(path: Path) -> Store:
         raise InputError(
             f"{path / 'manifest.parquet'}: does not belong to this store: its digest differs from store.json's"
         )
+    for name in dict.fromkeys(row.shard for row in rows):
+        if name not in record["shards"]:
+            raise InputError(f"{path / 'store.json'}: does not list the shard {name}, which the manifest names")
     for name, size in record["shards"].items():
         shard = path / name
         if not shard.is_file():
@@ -109,22 +120,22 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not found; this folder is not a store") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a store record: {error!r}") from None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if not isinstance(version, int) or version < 1:
+        raise InputError(f"{path}: not a store record: format must be a whole number from 1, got {version!r}")
+    if version > FORMAT_VERSION:
         raise InputError(
-            f"{path}: store format {version!r} is newer than this htnet reads ({FORMAT_VERSION}); update htnet"
+            f"{path}: store format {version} is newer than this htnet reads ({FORMAT_VERSION}); update htnet"
         )
     if not isinstance(record.get("shards"), dict) or not isinstance(record.get("recipe"), dict):
         raise InputError(f"{path}: not a store record: 'shards' and 'recipe' must be mappings")
     return dict(record)
 
 
-def stored_recipe(path: Path) -> dict[str, Any] | None:
-    """The recipe of an existing store, None where there is none."""
-    return open_store(path).recipe if path.exists() else None
-
-
 def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[str, Any]) -> Store:
-    """Write a store from samples in any order; raises InputError for a clip given twice or no sample at all.
+    """Write a store from samples in any order.
+
+    Raises :class:`InputError` for a clip given twice, no sample at all, a ``path`` that is taken or cannot
+    be written to, and while another process writes there; then nothing is left behind.
 
     Held in memory: the samples. The shards are sorted by dataset and subject, samples keep their order.
     """
@@ -146,35 +157,58 @@ def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[s
     return open_store(path)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed writer of ``path`` left beside it, unless a writer is at work; never raises."""
+    partial, lock = _beside(path)
+    if partial.exists() or lock.exists():
+        with contextlib.suppress(InputError, OSError), _locked(lock):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    return path.parent / f".{path.name}.partial", path.parent / f".{path.name}.lock"
+
+
 @contextmanager
 def _partial_folder(path: Path) -> Iterator[Path]:
     """A folder that becomes ``path`` when the block ends; leftovers of a killed run are replaced."""
-    partial = path.parent / f".{path.name}.partial"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = path.parent / f".{path.name}.lock"
-    with lock_path.open("w") as lock:
-        _lock(lock, lock_path)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            yield partial
-            _sync_tree(partial)
-            partial.rename(path)
-            _sync(path.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
-
-
-def _lock(lock: TextIO, path: Path) -> None:
+    partial, lock = _beside(path)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # the holder before us removes the file when it ends: a lock on the removed one guards nothing
-        held = path.exists() and os.fstat(lock.fileno()).st_ino == path.stat().st_ino
-    except BlockingIOError:
-        held = False
-    if not held:
-        raise InputError(f"{path}: another htnet prepare is writing this store; wait for it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(lock):
+            if os.path.lexists(path):
+                raise InputError(f"{path}: is there already; remove it or choose another --out")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                yield partial
+                _sync_tree(partial)
+                partial.rename(path)
+                # some network file systems cannot sync a folder
+                with contextlib.suppress(OSError):
+                    _sync(path.parent)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:  # no right to write, a full disk, a name that the file system cannot hold
+        raise InputError(f"{path}: the store cannot be written: {error}") from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keeps other processes out; the file is removed at the end, a kill frees the lock and leaves the file."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the holder before us removes the file when it ends: a lock on the removed one guards nothing
+            held = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:
+            raise InputError(f"{path}: another htnet prepare is writing this store; wait for it")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _write_shard(root: Path, name: str, items: Sequence[PreparedSample]) -> list[ManifestRow]:
@@ -235,4 +269,5 @@ def _sync_tree(root: Path) -> None:
     for folder, _, files in os.walk(root):
         for name in files:
             _sync(Path(folder) / name)
-        _sync(Path(folder))
+        with contextlib.suppress(OSError):
+            _sync(Path(folder))
