@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -130,7 +130,7 @@ class TorchEngine:
         self._scaler.scale(loss).backward()
         if self._train.clip_norm > 0:
             self._scaler.unscale_(self._optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._train.clip_norm)
+            clip_gradients(self.model.parameters(), self._train.clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
@@ -230,9 +230,9 @@ def _import_deepspeed(device: torch.device) -> Any:
     import torch.distributed as dist
 
     # a communication extension that DeepSpeed would compile at start-up (over a minute) for several
-    # processes on one CPU machine; a fold is one process
-    compatible = getattr(deepspeed.ops, "__compatible_ops__", {})
-    compatible["deepspeed_shm_comm"] = False
+    # processes on one CPU machine; a fold is one process. The table is replaced unread, because looking
+    # at it makes DeepSpeed probe every extension with the C compiler
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         # exported at run time only, which the type checker cannot see
@@ -258,6 +258,13 @@ def predict_logits(model: nn.Module, images: Tensor, device: torch.device, dtype
     with autocast(device, dtype):
         logits: Tensor = model(images.to(device))
     return logits.float()
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> None:
+    """Scale the gradients to a norm of at most ``clip_norm`` over all of them, rounded as DeepSpeed does."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.stack([gradient.norm() for gradient in gradients]).square().sum().sqrt()
+    torch._foreach_mul_(gradients, (torch.full_like(norm, clip_norm) / (norm + 1e-6)).clamp(max=1.0))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
