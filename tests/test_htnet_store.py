@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import tarfile
 import time
 from dataclasses import replace
@@ -340,7 +341,7 @@ def many() -> list[PreparedSample]:
     return [prepared(subject=f"{s:03d}", clip=f"{s:03d}_{c}", size=28) for s in range(30) for c in range(3)]
 
 
-def write_slowly(path: Path, seconds: float) -> None:
+def write_slowly(path: Path, seconds: float, begun) -> None:
     """A writer that rests at every sync, so that kills fall between any two of its steps."""
     sync = store_module._sync
 
@@ -349,24 +350,24 @@ def write_slowly(path: Path, seconds: float) -> None:
         sync(file)
 
     store_module._sync = slow_sync
+    begun.set()
     write_store(path, iter(many()), RECIPE)
 
 
 @pytest.fixture(scope="module")
 def processes():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # what this module imports, once instead of in every writer
+    context.set_forkserver_preload(["pytest", "hypothesis", "htnet.data.store"])
     return context
 
 
-def started(processes, path: Path, seconds: float, sign: str = "lock"):
-    """A writer process that is at work: its lock, or its unfinished folder, is there."""
-    writer = processes.Process(target=write_slowly, args=(path, seconds))
+def started(processes, path: Path, seconds: float):
+    """A writer process that is at work."""
+    begun = processes.Event()
+    writer = processes.Process(target=write_slowly, args=(path, seconds, begun))
     writer.start()
-    deadline = time.monotonic() + 60
-    while not (path.parent / f".{path.name}.{sign}").exists() and not path.exists():
-        assert time.monotonic() < deadline, "the writer did not start"
-        time.sleep(0.002)
+    assert begun.wait(60), "the writer did not start"
     return writer
 
 
@@ -379,7 +380,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_store_or_none(tmp_path, pr
         time.sleep(float(rng.uniform(0, 0.25)))
         writer.kill()
         writer.join()
-        inside += (tmp_path / ".killed.partial").exists()
+        inside += writer.exitcode == -signal.SIGKILL and (tmp_path / ".killed.partial").exists()
         if path.exists():
             assert content(path) == undisturbed, f"attempt {attempt}"
             open_store(path)
@@ -394,7 +395,9 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_store_or_none(tmp_path, pr
 
 def test_leftovers_of_a_killed_writer_are_removed_and_those_at_work_are_not(tmp_path, processes):
     path = tmp_path / "store"
-    writer = started(processes, path, 60, "partial")
+    writer = started(processes, path, 60)
+    while not (tmp_path / ".store.partial").exists():
+        time.sleep(0.01)
     remove_leftovers(path)
     assert sorted(item.name for item in tmp_path.iterdir()) == [".store.lock", ".store.partial"]
     with pytest.raises(InputError, match="another htnet prepare is writing this store; wait for it"):
