@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 some of the work failed, 2 bad input (one line per error, 
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +16,15 @@ from rich.console import Console
 from htnet import __version__
 from htnet.config import Config
 from htnet.config_io import dump_config, load_config
-from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, InputError
+from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PARTIAL, InputError
 
 Command = Callable[[argparse.Namespace, Console], int]
+
+_MACHINE_REFUSES = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENAMETOOLONG", "ENOTDIR", "EISDIR", "EEXIST")
+}
+"""What a user can mend: rights, space, names. Any other OSError is a defect of ours and keeps its traceback."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,8 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options, console)
     except InputError as error:
-        print(f"htnet {options.name}: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"htnet {options.name}: {line}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except OSError as error:
+        if error.errno not in _MACHINE_REFUSES or error.filename is None:
+            raise
+        print(f"htnet {options.name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"htnet {options.name}: interrupted", file=sys.stderr)
+        return EXIT_PARTIAL
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,7 +93,7 @@ def _synth(options: argparse.Namespace, console: Console) -> int:
     from htnet.data.synth import generate
 
     summary = generate(options.out, subjects=options.subjects, clips=options.clips, seed=options.seed)
-    console.print(str(summary), markup=False, highlight=False)
+    console.print(str(summary), markup=False, highlight=False, soft_wrap=True)
     return EXIT_DONE
 
 
@@ -94,12 +110,11 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     if options.print_config:
         print(dump_config(config), end="")
         return EXIT_DONE
-    from launch.prepare import check_sources, prepare
+    from launch.prepare import plan, prepare
 
     if options.dry_run:
-        for line in check_sources(config):
-            console.print(line, markup=False, highlight=False)
-        console.print(f"would write {out}")
+        for line in plan(config, out):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         return EXIT_DONE
     prepare(config, out, console)
     return EXIT_DONE
@@ -122,7 +137,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
 
     if options.dry_run:
         for line in plan(config):
-            console.print(line, markup=False, highlight=False)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         return EXIT_DONE
     return sweep(config, options.out, options.address, console)
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from htnet.config import Config, PrepareConfig, SourceConfig
-from htnet.config_io import to_plain
+from htnet.config_io import changed_keys, to_plain
 from htnet.data.adapters import build_adapter
 from htnet.data.prepared import Adapter, PreparedSample
-from htnet.data.store import Store, open_store, write_store
+from htnet.data.store import Store, open_store, remove_leftovers, write_store
 from htnet.data.types import Emotion
 from htnet.errors import InputError
 
@@ -23,27 +24,50 @@ from htnet.errors import InputError
 def prepare(config: Config, out: Path, console: Console) -> Store:
     """Make the store that ``config.prepare`` describes, or keep the one that was made so already."""
     adapters = _adapters(config.prepare)
-    recipe: dict[str, Any] = {"sources": [_plain(adapter.describe()) for adapter in adapters]}
-    recipe["prepare"] = {key: value for key, value in to_plain(config.prepare).items() if key != "sources"}
-    if out.exists():
-        store = open_store(out)
-        if store.recipe != recipe:
-            raise InputError(
-                f"{out}: a store made from other input or settings is there; remove it or choose another --out"
-            )
-        console.print(f"{out} is up to date: {len(store.rows)} samples")
+    recipe = _recipe(config.prepare, adapters)
+    store = _made_before(out, recipe)
+    remove_leftovers(out)
+    if store is not None:
+        _say(console, _up_to_date(store))
         return store
     store = write_store(out, _all_samples(adapters), recipe)
     _print_counts(store, adapters, console)
     return store
 
 
-def check_sources(config: Config) -> list[str]:
-    """A line per source, after the checks that need no picture to be read."""
-    return [
-        f"{source.adapter}: {source.root}: {json.dumps(_plain(adapter.describe()))}"
-        for source, adapter in zip(config.prepare.sources, _adapters(config.prepare), strict=True)
+def plan(config: Config, out: Path) -> list[str]:
+    """What :func:`prepare` would do, a line per source and one for the store; no picture is decoded."""
+    adapters = _adapters(config.prepare)
+    recipe = _recipe(config.prepare, adapters)
+    store = _made_before(out, recipe)
+    sources = [
+        f"{source.adapter}: {source.root}: {json.dumps(facts)}"
+        for source, facts in zip(config.prepare.sources, recipe["sources"], strict=True)
     ]
+    return [*sources, f"would write {out}" if store is None else _up_to_date(store)]
+
+
+def _recipe(prepare: PrepareConfig, adapters: list[Adapter]) -> dict[str, Any]:
+    settings = {key: value for key, value in to_plain(prepare).items() if key != "sources"}
+    return {"sources": [_plain(adapter.describe()) for adapter in adapters], "prepare": settings}
+
+
+def _made_before(out: Path, recipe: dict[str, Any]) -> Store | None:
+    """The store at ``out``, None where there is nothing; InputError when it is something else."""
+    if not out.exists():
+        return None
+    store = open_store(out)
+    changed = changed_keys(store.recipe, recipe)
+    if changed:
+        raise InputError(
+            f"{out}: holds a store made from other input or settings ({', '.join(changed)} differ); "
+            "remove it or choose another --out"
+        )
+    return store
+
+
+def _up_to_date(store: Store) -> str:
+    return f"{store.path} is up to date: {len(store.rows)} samples"
 
 
 def _adapters(prepare: PrepareConfig) -> list[Adapter]:
@@ -70,7 +94,7 @@ def _plain(value: Any) -> Any:
 
 
 def _print_counts(store: Store, adapters: list[Adapter], console: Console) -> None:
-    table = Table(title=f"{store.path}")
+    table = Table(title=Text(str(store.path)))
     for column in ("dataset", "subjects", "samples", *(emotion.name.lower() for emotion in Emotion)):
         table.add_column(column, justify="left" if column == "dataset" else "right")
     datasets = list(dict.fromkeys(sample.id.dataset for sample in store.samples))
@@ -78,8 +102,13 @@ def _print_counts(store: Store, adapters: list[Adapter], console: Console) -> No
         chosen = [sample for sample in store.samples if name in (sample.id.dataset, "all")]
         classes = Counter(sample.label for sample in chosen)
         subjects = len({sample.subject for sample in chosen})
-        table.add_row(name, str(subjects), str(len(chosen)), *(str(classes[label]) for label in Emotion))
+        table.add_row(Text(name), str(subjects), str(len(chosen)), *(str(classes[label]) for label in Emotion))
     console.print(table)
     for adapter in adapters:
         for clip, reason in getattr(adapter, "skipped", ()):
-            console.print(f"left out: {clip}: {reason}", highlight=False)
+            _say(console, f"left out: {clip}: {reason}")
+
+
+def _say(console: Console, line: str) -> None:
+    """A line as it is: names of folders and clips are no markup, and are not broken to fit the terminal."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

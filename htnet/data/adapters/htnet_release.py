@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.landmarks import read_landmarks
+from htnet.data.landmarks import LandmarkTable, read_landmarks
 from htnet.data.prepared import PreparedSample
 from htnet.data.types import Emotion, Sample, SampleId
 from htnet.errors import InputError
@@ -40,19 +43,29 @@ class HTNetRelease:
         return self.landmarks if self.landmarks is not None else self.root / LANDMARKS
 
     def describe(self) -> dict[str, object]:
-        """How the flow was made, and what identifies the input."""
+        """How the flow was made, and what identifies the input: checksums of labels, landmarks and pictures."""
+        pictures = hashlib.sha256()
+        for path in self._pictures().values():
+            pictures.update(_read(path))
         return {
             "adapter": "htnet_release",
-            "labels_sha256": _digest(self.root / LABELS),
-            "landmarks_sha256": _digest(self._landmarks_path),
+            "labels_sha256": hashlib.sha256(_read(self.root / LABELS)).hexdigest(),
+            "landmarks_sha256": hashlib.sha256(_read(self._landmarks_path)).hexdigest(),
+            "pictures_sha256": pictures.hexdigest(),
             "flow": {"method": "TV-L1 by the dataset's authors", "scaling": "min-max per channel to 0..255"},
         }
 
     def samples(self) -> Iterator[PreparedSample]:
         """Every row of the label list, in its order; InputError names file and row of what cannot be used."""
-        table = read_landmarks(self._landmarks_path)
-        for number, sample_id, label in _read_labels(self.root / LABELS):
-            image = read_flow_picture(self._picture(sample_id, number))
+        table = self._landmarks()
+        pictures = self._pictures()
+        for _, sample_id, label in _read_labels(self.root / LABELS):
+            image = read_flow_picture(pictures[sample_id])
+            if image.shape[0] != table.flow_size:
+                raise InputError(
+                    f"{pictures[sample_id]}: a picture of {image.shape[0]} pixels, but the landmarks in {table.path} "
+                    f"are in pixels of a picture of {table.flow_size}"
+                )
             yield PreparedSample(
                 sample=Sample(
                     id=sample_id,
@@ -63,6 +76,27 @@ class HTNetRelease:
                 ),
                 flow_image=image,
             )
+
+    def _landmarks(self) -> LandmarkTable:
+        table = read_landmarks(self._landmarks_path)
+        if table.flow_size is None:
+            raise InputError(
+                f"{table.path}: landmarks in pixels of a frame, but the release holds no frames: columns such as "
+                "left_eye_x_upstream28, in pixels of the flow picture, are needed"
+            )
+        return table
+
+    def _pictures(self) -> dict[SampleId, Path]:
+        """Path of every sample's picture; each has its own."""
+        owners: dict[Path, SampleId] = {}
+        for number, sample_id, _ in _read_labels(self.root / LABELS):
+            path = self._picture(sample_id, number)
+            if path in owners:
+                raise InputError(
+                    f"{self.root / LABELS}, row {number}: {sample_id} has the flow file of {owners[path]}: {path.name}"
+                )
+            owners[path] = sample_id
+        return {sample_id: path for path, sample_id in owners.items()}
 
     def _picture(self, sample: SampleId, row: int) -> Path:
         stem = f"{sample.subject}_{sample.clip}"
@@ -79,32 +113,61 @@ class HTNetRelease:
 
 def read_flow_picture(path: Path) -> NDArray[np.float16]:
     """A published picture as (F, F, 3) float16, channels (flow_u, flow_v, strain); 0..255 is exact in float16."""
-    try:
-        picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # an empty file
-        picture = None
+    data = _read(path)
+    picture = None
+    if _is_whole_png(data):
+        try:
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error:  # a size beyond all bounds
+            picture = None
     if picture is None:
-        raise InputError(f"{path}: unreadable picture: not a PNG, or truncated")
+        raise InputError(f"{path}: unreadable picture: not a PNG, damaged or truncated ({len(data)} bytes)")
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        channels = picture.shape[2] if picture.ndim == 3 else 1
+        raise InputError(
+            f"{path}: a flow picture must have 3 channels of 8 bits, got {channels} of {8 * picture.itemsize}"
+        )
     if picture.shape[0] != picture.shape[1]:
         raise InputError(f"{path}: a flow picture must be square, got {picture.shape[1]} x {picture.shape[0]} pixels")
     return np.ascontiguousarray(picture[..., ::-1]).astype(np.float16)
 
 
+def _is_whole_png(data: bytes) -> bool:
+    """Whether every chunk up to the end mark is there and undamaged; OpenCV only remarks on it, on stderr."""
+    position = 8
+    if data[:position] != b"\x89PNG\r\n\x1a\n":
+        return False
+    while position + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        kind, end = data[position + 4 : position + 8], position + 8 + length
+        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        if kind == b"IEND":
+            return True
+        position = end + 4
+    return False
+
+
 def _read_labels(path: Path) -> Iterator[tuple[int, SampleId, int]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such label list; an htnet_release folder holds one") from None
-    reader = csv.DictReader(text.splitlines())
+        reader = csv.DictReader(io.StringIO(_read(path).decode("utf-8-sig"), newline=""))
+        yield from _check_labels(path, reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV in UTF-8 ({error})") from None
+
+
+def _check_labels(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, SampleId, int]]:
     missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise InputError(f"{path}, row 1: missing column(s) {', '.join(missing)}")
     seen: dict[SampleId, int] = {}
-    for number, row in enumerate(reader, start=2):
+    for row in reader:
+        number = reader.line_num  # empty lines are skipped but counted
         values = {name: (row[name] or "").strip() for name in _COLUMNS}
+        for name in ("dataset", "sub", "filename_o"):
+            if not values[name]:
+                raise InputError(f"{path}, row {number}, column {name}: must not be empty")
         sample = SampleId(dataset=values["dataset"], subject=values["sub"], clip=values["filename_o"])
-        if not all((sample.dataset, sample.subject, sample.clip)):
-            raise InputError(f"{path}, row {number}: dataset, sub and filename_o must not be empty, got {sample}")
         if values["label"] not in {"0", "1", "2"}:
             raise InputError(
                 f"{path}, row {number}, column label: must be 0 (negative), 1 (positive) or 2 (surprise), "
@@ -116,8 +179,11 @@ def _read_labels(path: Path) -> Iterator[tuple[int, SampleId, int]]:
         yield number, sample, int(values["label"])
 
 
-def _digest(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        what = f"; an htnet_release folder holds {LABELS}, {LANDMARKS} and {PICTURES}"
+        raise InputError(f"{path}: no such file{what}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
