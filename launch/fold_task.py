@@ -73,9 +73,13 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
         if spec.record_path.exists():
             return FoldOutcome(fold=spec.fold.subject, seconds=0.0)
         set_threads(spec.config.engine.threads)
+        _Progress(spec).write(0, force=True)  # from here on the watchdog knows that the fold has started
         training = FoldTraining(spec)
         resumed = training.epoch
-        training.run()
+        try:
+            training.run()
+        finally:
+            training.engine.close()
         return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, resumed_epoch=resumed)
     except Exception as error:  # whatever one fold dies of, the others go on and the summary names it
         known = isinstance(error, HTNetError)
@@ -158,7 +162,7 @@ class FoldTraining:
         """Train what is left and publish the record."""
         config = self.spec.config
         every = config.resources.checkpoint_every
-        progress = _Progress(self.spec.progress_path, self.spec.attempt, config.train.epochs)
+        progress = _Progress(self.spec)
         progress.write(self.epoch, force=True)
         while self.epoch < config.train.epochs:
             self.train_loss.append(self._train_epoch())
@@ -170,9 +174,9 @@ class FoldTraining:
             if every and self.epoch % every == 0 and self.epoch < config.train.epochs:
                 self._write_checkpoint()
         self._write_record()
-        self.spec.checkpoint_path.unlink(missing_ok=True)
-        self.spec.progress_path.unlink(missing_ok=True)
-        self.engine.close()
+        checkpoint = self.spec.checkpoint_path
+        for path in (self.spec.progress_path, checkpoint, *checkpoint.parent.glob(f".{checkpoint.name}.*.tmp")):
+            path.unlink(missing_ok=True)
 
     def _train_epoch(self) -> float:
         """One pass over the training samples; returns the mean loss of its steps."""
@@ -198,7 +202,16 @@ class FoldTraining:
         return float(sum(values) / steps)
 
     def _predict(self, batch: Batch) -> list[int]:
-        return self._logits(batch).argmax(dim=1).tolist()
+        """Classes of a whole set; an output that is not finite has none and ends the fold."""
+        logits = self._logits(batch)
+        wrong = batch.rows[~logits.isfinite().all(dim=1)].tolist()
+        if wrong:
+            raise NonFiniteLossError(
+                f"fold {self.spec.fold.subject}: the output for {self.store.samples[wrong[0]].id} is not finite after "
+                f"epoch {self.epoch + 1} of {self.spec.config.train.epochs}: the weights have blown up (a lower "
+                "train.learning_rate may help) or its flow image is not finite"
+            )
+        return logits.argmax(dim=1).tolist()
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         """Logits of a whole set, (n, num_classes) float32, on the CPU."""
@@ -257,25 +270,27 @@ class FoldTraining:
             os.fsync(file.fileno())
         temporary.replace(path)
 
-    def _read_checkpoint(self) -> dict[str, Any] | None:
+    def _read_checkpoint(self) -> dict[Any, Any] | None:
         import torch
 
         path = self.spec.checkpoint_path
         if not path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises many kinds for a damaged file
             raise InputError(
                 f"{path}: damaged checkpoint ({type(error).__name__}); delete it to start the fold again"
             ) from None
+        if not isinstance(state, dict) or "config_hash" not in state:
+            raise InputError(f"{path}: not a checkpoint of htnet; delete it to start the fold again")
         if state["config_hash"] != self.spec.config_hash:
             raise InputError(
                 f"{path}: the checkpoint belongs to another configuration; delete it to start the fold again"
             )
         return state
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[Any, Any]) -> None:
         import torch
 
         self.engine.load_state(state["engine"])
@@ -292,10 +307,10 @@ class FoldTraining:
 class _Progress:
     """Tells the driver how far a fold is, at most once a second."""
 
-    def __init__(self, path: Path, attempt: int, epochs: int) -> None:
-        self._path, self._attempt, self._epochs = path, attempt, epochs
+    def __init__(self, spec: FoldSpec) -> None:
+        self._path, self._attempt, self._epochs = spec.progress_path, spec.attempt, spec.config.train.epochs
         self._last = 0.0
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, epoch: int, *, force: bool = False) -> None:
         if not force and time.monotonic() - self._last < PROGRESS_SECONDS:
