@@ -173,6 +173,8 @@ class DeepSpeedEngine:
             config=deepspeed_config(train, precision),
             dist_init_required=False,
         )
+        # in a group of one there is nothing to reduce, but DeepSpeed would copy every gradient twice for it
+        self._engine.enable_backward_allreduce = False
         self.model = self._engine.module
 
     def train_step(self, images: Tensor, labels: Tensor, learning_rate: float) -> Tensor:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from htnet.config import Config
+from htnet.cpu import configure_cpu
 from htnet.data.types import Fold
 from htnet.errors import HTNetError, InputError, NonFiniteLossError
 from htnet.results import FoldRecord, RecordedSample, Validation
@@ -72,7 +73,7 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
     try:
         if spec.record_path.exists():
             return FoldOutcome(fold=spec.fold.subject, seconds=0.0)
-        set_threads(spec.config.engine.threads)
+        configure_cpu(spec.config.engine.threads)
         _Progress(spec).write(0, force=True)  # from here on the watchdog knows that the fold has started
         training = FoldTraining(spec)
         resumed = training.epoch
@@ -90,17 +91,6 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
             reason=" ".join(reason.split()),
             traceback=None if known else traceback.format_exc(),
         )
-
-
-def set_threads(threads: int) -> None:
-    """Fix the CPU threads of this process: their number is part of the numerics."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # a debugging aid that costs a pass over every new buffer; the name is set on a module-like class
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def fold_seed(seed: int, fold: str) -> int:

@@ -4,11 +4,11 @@ An epoch is what the largest fold of the MEGC2019 composite has: 436 training sa
 steps of 256 and 180 samples, with the paper's network, Adam at 5e-5 and cross entropy. Images are random 0..255; the
 time of a step does not depend on their values.
 
-How it is measured: every provider starts from the same weights, and its logits, its loss in each step and its logits
-after the epoch must equal upstream's within ``TOLERANCES`` before anything is timed. Then rounds: each provider runs
-one epoch, in turn, so that a slow drift of the machine hits all alike. Reported are median, n, minimum, maximum,
-interquartile range, the ratio of medians to upstream's, and the share of the CPU that the process got: a benchmark
-that shared its cores with other work shows there, and its numbers say nothing.
+How it is measured: every provider lives in a process of its own, because how a process keeps its memory is part of a
+provider (upstream's has the C library's defaults). All start from the same weights, and their logits, their loss in
+each step and their logits after the epoch must equal upstream's within ``TOLERANCES`` before anything is timed. Then
+rounds: each provider runs one epoch, in turn, so that what else the machine does hits all alike. Reported are median,
+n, minimum, maximum and interquartile range, and the ratio of medians to upstream's.
 
 A provider is a way to train: an entry of ``PROVIDERS``, its name with a factory that takes the configuration and the
 weights (state dict of :class:`htnet.HTNet`) and returns a :class:`Provider`.
@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +38,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from htnet.checkpoint import to_upstream
-from htnet.config import HTNetConfig
+from htnet.config import EngineConfig, HTNetConfig, TrainConfig
+from htnet.cpu import configure_cpu
+from htnet.engine import create_engine
 from htnet.model import HTNet
 from launch.benchmarks.upstream import UpstreamHTNet
 
-__all__ = ["PROVIDERS", "Measurement", "Provider", "check_providers", "main", "measure"]
+__all__ = ["PROVIDERS", "Measurement", "Provider", "check_equal", "first_epoch", "main", "measure"]
 
 BASELINE: Final = "upstream fp32"
 BATCH_SIZES: Final = (256, 180)
@@ -135,22 +139,47 @@ def _upstream(config: HTNetConfig, state: State) -> Provider:
     return PlainLoop(model, torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, foreach=False, fused=False))
 
 
-def _ours_fp32(config: HTNetConfig, state: State) -> Provider:
-    model = HTNet(config)
-    model.load_state_dict(state)
-    return PlainLoop(model, torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True))
-
-
 def _ours_bf16(config: HTNetConfig, state: State) -> Provider:
     model = HTNet(config)
     model.load_state_dict(state)
     return BFloat16Loop(model)
 
 
+class EngineLoop:
+    """One of the project's engines, as a fold uses it."""
+
+    def __init__(
+        self, model: nn.Module, name: Literal["deepspeed", "torch"], precision: Literal["fp32", "bf16"]
+    ) -> None:
+        train = TrainConfig(optimizer="adam", learning_rate=LEARNING_RATE, batch_size=max(BATCH_SIZES))
+        engine = EngineConfig(name=name, precision=precision, threads=torch.get_num_threads())
+        self._engine = create_engine(model, train, engine, device=torch.device("cpu"))
+
+    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self._engine.train_step(images, labels, LEARNING_RATE)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self._engine.logits(images)
+
+
+def _engine(
+    name: Literal["deepspeed", "torch"], precision: Literal["fp32", "bf16"]
+) -> Callable[[HTNetConfig, State], Provider]:
+    def build(config: HTNetConfig, state: State) -> Provider:
+        model = HTNet(config)
+        model.load_state_dict(state)
+        return EngineLoop(model, name, precision)
+
+    return build
+
+
 PROVIDERS: Final[dict[str, Callable[[HTNetConfig, State], Provider]]] = {
     BASELINE: _upstream,
-    "htnet, plain loop, fp32": _ours_fp32,
-    "htnet, plain loop, bf16": _ours_bf16,
+    "torch engine, fp32": _engine("torch", "fp32"),
+    "torch engine, bf16": _engine("torch", "bf16"),
+    "DeepSpeed engine, fp32": _engine("deepspeed", "fp32"),
+    "DeepSpeed engine, bf16": _engine("deepspeed", "bf16"),
+    "bf16 weights with masters, bf16": _ours_bf16,
 }
 
 
@@ -186,43 +215,77 @@ def make_batches(config: HTNetConfig, sizes: Iterable[int] = BATCH_SIZES) -> lis
     ]
 
 
-def check_providers(providers: Mapping[str, Provider], batches: list[Batch]) -> None:
-    """Train every provider for one epoch and compare it with the first: logits before and after, and each loss.
+def first_epoch(provider: Provider, batches: list[Batch]) -> dict[str, Tensor]:
+    """Train one epoch; logits of 32 samples before and after it, and the loss of each step."""
+    probe = batches[0][0][:32]
+    found = {"logits before": provider.logits(probe)}
+    found |= {f"loss of step {i}": provider.train_step(*batch).float() for i, batch in enumerate(batches)}
+    return found | {"logits after an epoch": provider.logits(probe)}
+
+
+def check_equal(name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Compare a provider's first epoch with the baseline's.
 
     Raises:
         RuntimeError: a difference is above the tolerance of the provider's precision; names provider and quantity.
     """
+    tolerance = TOLERANCES[name.split()[-1]]
+    for quantity, value in found.items():
+        error = ((value - expected[quantity]).abs().max() / expected[quantity].abs().max()).item()
+        if not error <= tolerance:
+            raise RuntimeError(f"{name}: {quantity} is off by {error:.2e} (relative), more than {tolerance}")
+
+
+def timed_epoch(provider: Provider, batches: list[Batch]) -> tuple[float, float]:
+    """Seconds of one epoch, and the CPU seconds that the process spent in it."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    for batch in batches:
+        provider.train_step(*batch).item()  # reading the loss waits for the step
+    return time.perf_counter() - start, time.process_time() - start_cpu
+
+
+def serve(name: str, config: HTNetConfig, sizes: tuple[int, ...], threads: int, pipe: Connection) -> None:
+    """Body of a provider's process: sends its first epoch, then a timed epoch for every True that it receives."""
+    if name != BASELINE:
+        configure_cpu(threads)
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    provider = PROVIDERS[name](config, HTNet(config).state_dict())
+    batches = make_batches(config, sizes)
+    pipe.send({key: value.numpy() for key, value in first_epoch(provider, batches).items()})
+    while pipe.recv():
+        pipe.send(timed_epoch(provider, batches))
+
+
+def measure(
+    names: Sequence[str], config: HTNetConfig, sizes: tuple[int, ...], *, rounds: int, threads: int
+) -> list[Measurement]:
+    """Check, then time ``rounds`` epochs of every provider, one of each in turn; the first is the baseline."""
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
     expected: dict[str, Tensor] = {}
-    for name, provider in providers.items():
-        probe = batches[0][0][:32]
-        found = {"logits before": provider.logits(probe)}
-        found |= {f"loss of step {i}": provider.train_step(*batch).float() for i, batch in enumerate(batches)}
-        found["logits after an epoch"] = provider.logits(probe)
+    epochs: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=serve, args=(name, config, sizes, threads, theirs), daemon=True).start()
+        theirs.close()  # so that the end of the process is noticed
+        found = {key: torch.from_numpy(value) for key, value in pipes[name].recv().items()}
         expected = expected or found
-        for quantity, value in found.items():
-            error = ((value - expected[quantity]).abs().max() / expected[quantity].abs().max()).item()
-            tolerance = TOLERANCES[name.split()[-1]]
-            if not error <= tolerance:
-                raise RuntimeError(f"{name}: {quantity} is off by {error:.2e} (relative), more than {tolerance}")
-
-
-def measure(providers: Mapping[str, Provider], batches: list[Batch], rounds: int) -> list[Measurement]:
-    """Time ``rounds`` epochs of every provider, one of each in turn; the first provider is the baseline."""
-    seconds: dict[str, list[float]] = {name: [] for name in providers}
-    shares: dict[str, list[float]] = {name: [] for name in providers}
+        check_equal(name, found, expected)
     for _ in range(rounds):
-        for name, provider in providers.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            for batch in batches:
-                provider.train_step(*batch).item()  # reading the loss waits for the step
-            seconds[name].append(time.perf_counter() - start)
-            shares[name].append((time.process_time() - start_cpu) / seconds[name][-1] / torch.get_num_threads())
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    baseline = next(iter(medians.values()))
-    return [
-        Measurement(provider=name, seconds=tuple(values), cpu_share=min(shares[name]), ratio=baseline / medians[name])
-        for name, values in seconds.items()
-    ]
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            epochs[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(False)
+    baseline = statistics.median(seconds for seconds, _ in epochs[names[0]])
+    return [_measurement(name, epochs[name], threads, baseline) for name in names]
+
+
+def _measurement(name: str, epochs: list[tuple[float, float]], threads: int, baseline: float) -> Measurement:
+    seconds = tuple(wall for wall, _ in epochs)
+    share = min(cpu / wall / threads for wall, cpu in epochs)
+    return Measurement(provider=name, seconds=seconds, cpu_share=share, ratio=baseline / statistics.median(seconds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +325,7 @@ def environment() -> Environment:
     )
 
 
-def append_csv(path: Path, measurements: list[Measurement], batches: list[Batch], where: Environment) -> None:
+def append_csv(path: Path, measurements: list[Measurement], sizes: Sequence[int], where: Environment) -> None:
     """Append a row per measurement, with a header where the file is new."""
     rows = []
     for measurement in measurements:
@@ -270,7 +333,7 @@ def append_csv(path: Path, measurements: list[Measurement], batches: list[Batch]
         rows.append(
             {
                 "provider": measurement.provider,
-                "batches": "+".join(str(len(labels)) for _, labels in batches),
+                "batches": "+".join(str(size) for size in sizes),
                 "n": len(measurement.seconds),
                 "median_s": round(statistics.median(measurement.seconds), 4),
                 "min_s": round(min(measurement.seconds), 4),
@@ -320,18 +383,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(PROVIDERS), default=list(PROVIDERS), help="providers to run")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    config = HTNetConfig()
-    state = HTNet(config).state_dict()
     names = [BASELINE, *(name for name in PROVIDERS if name in options.only and name != BASELINE)]
-    providers = {name: PROVIDERS[name](config, state) for name in names}
-    batches = make_batches(config)
     console = Console()
-    console.print("checking that all providers compute the same ...")
-    check_providers(providers, batches)
-    measurements = measure(providers, batches, options.rounds)
+    console.print("checking that all providers compute the same, then timing ...")
+    measurements = measure(names, HTNetConfig(), BATCH_SIZES, rounds=options.rounds, threads=options.threads)
     where = environment()
-    append_csv(options.out, measurements, batches, where)
+    append_csv(options.out, measurements, BATCH_SIZES, where)
     console.print(table(measurements, where))
     return 0
 
