@@ -174,6 +174,8 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_epochs", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs must not exceed epochs, got {self.warmup_epochs:g} and {self.epochs}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):

@@ -78,7 +78,8 @@ def _check_identity(path: Path, config: Config, store: Store, identity: str) -> 
     if not (path / "config.yaml").exists() or not (path / "environment.json").exists():
         return
     before = json.loads((path / "environment.json").read_text(encoding="utf-8"))
-    if before.get("config_hash") == identity:
+    # a run that never finished anything binds nobody
+    if before.get("config_hash") == identity or not any((*path.glob("folds/*.json"), *path.glob("checkpoints/*.pt"))):
         return
     changed = changed_keys(to_plain(load_config(path / "config.yaml")), to_plain(config))
     relevant = [key for key in changed if key.split(".")[0] not in ("prepare", "resources")]

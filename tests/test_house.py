@@ -54,5 +54,5 @@ def test_commands_of_the_readme_exist():
     from launch.cli import build_parser
 
     known = build_parser().format_help()
-    for command in set(re.findall(r"\bhtnet ([a-z]+) ", readme)):
+    for command in set(re.findall(r"(?:/|`)htnet ([a-z]+) ", readme)):
         assert command in known, command

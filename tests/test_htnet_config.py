@@ -280,7 +280,8 @@ def test_an_override_that_is_wrong_is_named_instead_of_the_file(tmp_path, overri
     assert "c.yaml" not in found
 
 
-names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+# without control characters and line separators, which no path has and PyYAML does not give back
+names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=12)
 configs = st.builds(
     Config,
     seed=st.integers(0, 2**31 - 1),

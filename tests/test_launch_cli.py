@@ -318,8 +318,9 @@ def test_a_gpu_asked_for_where_there_is_none_is_refused(stored, monkeypatch):
 
 def test_a_run_of_another_configuration_or_store_is_refused_and_says_why(stored):
     run, config = stored.path / "run", load_config(stored.config)
-    with open_run(run, config, open_store(stored.store)):
-        pass
+    with open_run(run, config, open_store(stored.store)) as folder:
+        (folder.path / "checkpoints").mkdir()
+        (folder.path / "checkpoints" / "casme2__sub01.pt").touch()  # something was done here
     before = stored.files()
     for override, key in (("train.epochs=3", "train.epochs"), ("seed=9", "seed")):
         message = stored.refuses("sweep", "--out", run, "--set", override)
@@ -332,6 +333,14 @@ def test_a_run_of_another_configuration_or_store_is_refused_and_says_why(stored)
     assert {name: stamp for name, stamp in stored.files().items() if str(run) in name} == {
         name: stamp for name, stamp in before.items() if str(run) in name
     }
+
+
+def test_a_run_in_which_nothing_was_done_may_be_taken_over(stored):
+    store, config = open_store(stored.store), load_config(stored.config)
+    for overrides in ((), ("seed=9",)):
+        with open_run(stored.path / "run", load_config(stored.config, overrides), store) as folder:
+            pass
+    assert load_config(folder.path / "config.yaml").seed == 9 != config.seed
 
 
 def test_a_folder_that_is_no_run_is_refused(stored):

@@ -58,15 +58,19 @@ class Casme2:
     keep_frames: bool = False
     skipped: list[tuple[str, str]] = field(default_factory=list, init=False, compare=False, repr=False)
 
+    @property
+    def _landmarks(self) -> Path:
+        return self.landmarks or self.root / LANDMARKS_FILE
+
     def describe(self) -> dict[str, object]:
         """How the samples are made, for ``store.json``."""
         apex = f"annotated; where it is not: {SPOTTING}"
-        return describe("casme2", find_workbook(self.root, WORKBOOKS), self._flow, apex)
+        return describe("casme2", find_workbook(self.root, WORKBOOKS), self._landmarks, self._flow, apex)
 
     def samples(self) -> Iterator[PreparedSample]:
         """Yield the samples in the workbook's order; :class:`InputError` on bad input."""
         rows = read_rows(find_workbook(self.root, WORKBOOKS), COLUMNS)
-        table = read_landmarks(self.landmarks or self.root / LANDMARKS_FILE)
+        table = read_landmarks(self._landmarks)
         yield from prepare_clips(self.root, self._clips(rows), table, self._flow)
 
     @property

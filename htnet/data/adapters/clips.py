@@ -54,12 +54,15 @@ class FlowOptions:
     keep_frames: bool
 
 
-def describe(adapter: str, annotation: Path, flow: FlowOptions, apex: str) -> dict[str, object]:
+def describe(adapter: str, annotation: Path, landmarks: Path, flow: FlowOptions, apex: str) -> dict[str, object]:
     """How an adapter makes its samples, for ``store.json``."""
+    if not landmarks.is_file():
+        raise InputError(f"{landmarks}: no such landmark table (columns: dataset, subject, clip, left_eye_x, ...)")
     return {
         "adapter": adapter,
         "annotation": annotation.name,
         "annotation_sha256": hashlib.sha256(annotation.read_bytes()).hexdigest(),
+        "landmarks_sha256": hashlib.sha256(landmarks.read_bytes()).hexdigest(),
         "label_scheme": LABEL_SCHEME,
         "apex": apex,
         "face_crop": f"square of {CROP_RATIO} times the larger of eye distance and eye-mouth distance",
