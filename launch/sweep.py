@@ -57,8 +57,15 @@ def sweep(config: Config, out: Path, address: str | None, console: Console) -> i
         todo = [fold for fold in folds if fold.subject not in records]
         run.event("sweep_started", folds=len(folds), done=len(records))
         if records and todo:
-            console.print(f"{out}: {len(records)} of {len(folds)} folds are done already; going on with the rest")
+            console.print(
+                f"{out}: {len(records)} of {len(folds)} folds are done already; going on with the rest",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         failed, interrupted = _run_folds(config, run, todo, records, address, console)
+        if interrupted:
+            records = existing_records(run, folds)  # a fold may have ended between the last look and the signal
         finish_run(config, out, list(records.values()), folds_total=len(folds), failed=failed, console=console)
         run.event("sweep_interrupted" if interrupted else "sweep_finished", done=len(records), failed=len(failed))
     if interrupted:
@@ -131,7 +138,8 @@ def _run_folds(
     )
     state = _Sweep(run=run, board=board, records=records)
     try:
-        with _terminable(), ray_cluster(address, config.resources) as ray, board:
+        # in this order: ray.init sets a handler of its own for SIGTERM, which would end us without a summary
+        with ray_cluster(address, config.resources) as ray, _terminable(), board:
             Scheduler(
                 ray=ray, resources=config.resources, on_finish=state.finish, on_poll=board.poll, on_event=run.event
             ).run(specs)
@@ -179,7 +187,9 @@ def finish_run(
     if records:
         console.print(summary_table(summary))
     for item in summary["folds_failed"]:
-        console.print(f"failed: {item['fold']}: {item['reason']}", style="red", markup=False, highlight=False)
+        console.print(
+            f"failed: {item['fold']}: {item['reason']}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
     console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -206,9 +216,19 @@ def rescore(run_dir: Path, console: Console) -> None:
     records = read_records(run_dir / "folds")
     if not records:
         raise InputError(f"{run_dir}: no finished fold yet: {run_dir / 'folds'} holds no record")
-    total, failed = len(records), {}
-    with contextlib.suppress(OSError, ValueError, KeyError):  # an interrupted run may have no summary yet
+    total, failed = max(len(records), _folds_announced(run_dir)), {}
+    with contextlib.suppress(OSError, ValueError, KeyError):  # the run of a killed driver may have no summary yet
         before = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-        total = max(total, before["folds_total"])
         failed = {item["fold"]: item["reason"] for item in before["folds_failed"]}
     finish_run(config, run_dir, records, folds_total=total, failed=failed, console=console)
+
+
+def _folds_announced(run_dir: Path) -> int:
+    """Folds that the run's last driver set out to finish, from ``events.jsonl``; 0 where it does not tell."""
+    count = 0
+    with contextlib.suppress(OSError):
+        for line in (run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError):  # a kill may have cut a line short
+                event = json.loads(line)
+                count = int(event["folds"]) if event["event"] == "sweep_started" else count
+    return count

@@ -203,10 +203,11 @@ def test_weight_decay_reaches_the_matrices_and_nothing_else(optimizer):
     schedule=st.sampled_from(["constant", "cosine"]),
     epochs=st.integers(1, 12),
     steps=st.integers(1, 9),
-    warmup=st.floats(0, 6),
+    share=st.floats(0, 1),
     peak=st.floats(1e-6, 1.0),
 )
-def test_the_learning_rate_rises_to_its_peak_and_then_stays_or_falls_to_zero(schedule, epochs, steps, warmup, peak):
+def test_the_learning_rate_rises_to_its_peak_and_then_stays_or_falls_to_zero(schedule, epochs, steps, share, peak):
+    warmup = share * epochs
     train = TrainConfig(schedule=schedule, epochs=epochs, warmup_epochs=warmup, learning_rate=peak)
     rates = [learning_rate(train, step, steps) for step in range(epochs * steps)]
     rising = min(round(warmup * steps), len(rates))

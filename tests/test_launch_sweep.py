@@ -1,0 +1,546 @@
+"""What a user relies on in a sweep: every fold once, whatever dies on the way, and a run that anyone can take up."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import ray as installed_ray
+from conftest import ROOT
+from rich.console import Console
+
+import launch.sweep
+from htnet.config import Config, ResourcesConfig
+from htnet.config_io import dump_config
+from htnet.data.store import open_store
+from htnet.data.types import Fold
+from htnet.errors import InputError
+from htnet.results import FoldRecord
+from launch.cli import main
+from launch.fold_task import FoldOutcome, FoldSpec
+from launch.live import LiveBoard
+from launch.run_folder import open_run
+from launch.scheduler import Flight, Scheduler, _check_fits
+from launch.sweep import finish_run, rescore, sweep
+
+ALL = [f"{dataset}/sub{person:02d}" for dataset in ("casme2", "samm", "smic") for person in range(3)]
+RESULTS = ("predictions.csv", "summary.json")
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """One small Ray for this file, with two GPUs that exist on paper only."""
+    before = signal.getsignal(signal.SIGTERM)
+    installed_ray.init(
+        address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    yield installed_ray
+    installed_ray.shutdown()
+    signal.signal(signal.SIGTERM, before)
+
+
+@dataclass
+class Driven:
+    """What a scheduler reported."""
+
+    outcomes: dict[str, FoldOutcome] = field(default_factory=dict)
+    events: list[dict] = field(default_factory=list)
+    flying: list[int] = field(default_factory=list)
+
+
+def make_specs(folder: Path, count: int) -> list[FoldSpec]:
+    return [
+        FoldSpec(
+            config=Config(),
+            fold=Fold(subject=f"casme2/s{i}", train=(1,), test=(0,)),
+            run_dir=folder,
+            config_hash="x",
+            attempt=1,
+        )
+        for i in range(count)
+    ]
+
+
+def drive(ray, specs, task: Callable[[FoldSpec], FoldOutcome], on_poll=None, **resources) -> Driven:
+    driven = Driven()
+
+    def finish(outcome):
+        assert outcome.fold not in driven.outcomes
+        driven.outcomes[outcome.fold] = outcome
+
+    def poll(flights: list[Flight]):
+        driven.flying.append(len(flights))
+        if on_poll is not None:
+            on_poll(flights)
+
+    Scheduler(
+        ray=ray,
+        resources=ResourcesConfig(**resources),
+        on_finish=finish,
+        on_poll=poll,
+        on_event=lambda kind, **facts: driven.events.append({"event": kind, **facts}),
+        task=task,
+    ).run(specs)
+    return driven
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_task_that_raises_is_tried_again_and_then_given_up_while_the_others_go_on(ray, tmp_path):
+    def task(spec):
+        if spec.fold.subject == "casme2/s1":
+            raise ValueError("no such luck")
+        return FoldOutcome(fold=spec.fold.subject, seconds=1.0)
+
+    driven = drive(ray, make_specs(tmp_path, 4), task, retries=1)
+    assert set(driven.outcomes) == {f"casme2/s{i}" for i in range(4)}
+    reasons = {fold: outcome.reason for fold, outcome in driven.outcomes.items() if outcome.reason}
+    assert list(reasons) == ["casme2/s1"]
+    assert re.fullmatch(r"gave up after 2 attempts: .*ValueError: no such luck", reasons["casme2/s1"])
+    assert [(event["event"], event["fold"], event["attempt"]) for event in driven.events] == [
+        ("fold_again", "casme2/s1", 1)
+    ]
+
+
+def test_a_worker_that_dies_is_replaced_and_the_attempts_are_counted(ray, tmp_path):
+    def task(spec):
+        if spec.fold.subject == "casme2/s0" and spec.attempt < 3:
+            os._exit(1)
+        if spec.fold.subject == "casme2/s1":
+            os._exit(1)
+        (spec.run_dir / f"{spec.fold.name}.{spec.attempt}").touch()
+        return FoldOutcome(fold=spec.fold.subject, seconds=1.0)
+
+    driven = drive(ray, make_specs(tmp_path, 3), task, retries=2)
+    assert {fold: outcome.reason is None for fold, outcome in driven.outcomes.items()} == {
+        "casme2/s0": True,
+        "casme2/s1": False,
+        "casme2/s2": True,
+    }
+    assert driven.outcomes["casme2/s1"].reason.startswith("gave up after 3 attempts: WorkerCrashedError: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["casme2__s0.3", "casme2__s2.1"]
+    assert sorted((event["fold"], event["attempt"]) for event in driven.events) == [
+        (f"casme2/s{fold}", attempt) for fold in (0, 1) for attempt in (1, 2)
+    ]
+
+
+def test_the_watchdog_starts_a_hung_fold_again_but_no_fold_that_moves_or_waits(ray, tmp_path):
+    (tmp_path / "progress").mkdir()
+
+    def task(spec):
+        def report(epoch):
+            state = {"attempt": spec.attempt, "epoch": epoch, "epochs": 9}
+            temporary = spec.progress_path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(state))
+            temporary.replace(spec.progress_path)
+
+        report(0)
+        if spec.fold.subject == "casme2/s1" and spec.attempt == 1:
+            (spec.run_dir / "hung").write_text(str(os.getpid()))
+            time.sleep(600)
+        for epoch in range(1, 7 if spec.fold.subject == "casme2/s0" else 2):
+            time.sleep(0.4)
+            report(epoch)
+        return FoldOutcome(fold=spec.fold.subject, seconds=1.0)
+
+    # all four CPUs for one fold: the second waits in Ray's queue for longer than a stall
+    started = time.monotonic()
+    driven = drive(ray, make_specs(tmp_path, 2), task, cpus_per_fold=4.0, stall_minutes=1.5 / 60, retries=1)
+    assert time.monotonic() - started < 60
+    assert [outcome.reason for outcome in driven.outcomes.values()] == [None, None]
+    assert [(event["fold"], event["attempt"]) for event in driven.events] == [("casme2/s1", 1)]
+    assert driven.events[0]["reason"] == "no epoch finished for 0.025 minutes"
+    hung = int((tmp_path / "hung").read_text())
+    deadline = time.monotonic() + 10
+    while alive(hung) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(hung)
+
+
+def test_two_gpus_in_halves_run_four_folds_at_a_time(ray, tmp_path):
+    def task(spec):
+        me = tmp_path / f"{spec.fold.name}.started"
+        me.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+        me.with_suffix(".arrived").touch()
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.glob("*.arrived"))) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        now = {path.name: path.read_text() for path in tmp_path.glob("*.started")}
+        me.rename(me.with_suffix(".done"))
+        (tmp_path / f"{spec.fold.name}.seen").write_text(json.dumps([now, os.getpid()]))
+        return FoldOutcome(fold=spec.fold.subject, seconds=1.0)
+
+    driven = drive(ray, make_specs(tmp_path, 5), task, gpus_per_fold=0.5, cpus_per_fold=0.5)
+    assert len(driven.outcomes) == 5
+    seen = [json.loads(path.read_text()) for path in tmp_path.glob("*.seen")]
+    assert max(len(now) for now, _ in seen) == 4
+    for now, _ in seen:
+        devices = list(now.values())
+        assert set(devices) <= {"0", "1"}
+        assert max(devices.count(device) for device in ("0", "1")) <= 2
+    # a fresh process for every fold gives its GPU memory back for sure
+    assert len({process for _, process in seen}) == 5
+
+
+def test_no_more_folds_fly_than_asked_for(ray, tmp_path):
+    def task(spec):
+        time.sleep(0.9)
+        return FoldOutcome(fold=spec.fold.subject, seconds=0.9)
+
+    assert max(drive(ray, make_specs(tmp_path, 3), task, max_parallel_folds=2).flying) == 2
+    assert drive(ray, [], task).outcomes == {}
+
+
+def test_an_interrupt_stops_the_folds_that_fly(ray, tmp_path):
+    def task(spec):
+        (tmp_path / spec.fold.name).write_text(str(os.getpid()))
+        time.sleep(600)
+
+    def interrupt(flights):
+        if len(list(tmp_path.iterdir())) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(ray, make_specs(tmp_path, 2), task, on_poll=interrupt)
+    pids = [int(path.read_text() or 0) for path in tmp_path.iterdir()]
+    deadline = time.monotonic() + 10
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, pids))
+
+
+def test_a_fold_that_fits_nowhere_is_refused(ray):
+    _check_fits(ray, ResourcesConfig(cpus_per_fold=4.0, gpus_per_fold=2.0))
+    with pytest.raises(InputError, match=r"resources\.cpus_per_fold=5: the cluster has 4 CPU\(s\): no fold can run"):
+        _check_fits(ray, ResourcesConfig(cpus_per_fold=5.0))
+    with pytest.raises(InputError, match=r"resources\.gpus_per_fold=4: the cluster has 2 GPU\(s\)"):
+        _check_fits(ray, ResourcesConfig(gpus_per_fold=4.0))
+
+
+# sweeps of the tiny store
+
+
+@dataclass
+class Swept:
+    """A sweep's exit code and what it printed."""
+
+    code: int
+    text: str
+
+
+@pytest.fixture(scope="module")
+def run_sweep(ray):
+    """Sweeps in this process, on this file's Ray instead of one of their own."""
+
+    def run(config: Config, out: Path) -> Swept:
+        text = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch.sweep, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray))
+            code = sweep(config, out, None, Console(file=text, width=80))
+        return Swept(code, text.getvalue())
+
+    return run
+
+
+def changed(config: Config, **sections) -> Config:
+    for name, changes in sections.items():
+        config = replace(config, **{name: replace(getattr(config, name), **changes)})
+    return config
+
+
+@pytest.fixture(scope="module")
+def sweep_config(tiny_config) -> Config:
+    return changed(
+        tiny_config,
+        train={"epochs": 6},
+        score={"validation_subjects": 2},
+        resources={"checkpoint_every": 2, "max_parallel_folds": 1},
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(run_sweep, sweep_config, tmp_path_factory) -> Path:
+    """A finished run, one fold after the other. Do not change it."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    done = run_sweep(sweep_config, out)
+    assert done.code == 0, done.text
+    return out
+
+
+def bytes_of(run: Path) -> dict[str, bytes]:
+    return {name: (run / name).read_bytes() for name in RESULTS}
+
+
+def summary_of(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def events_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def test_a_sweep_leaves_the_run_that_the_contract_describes(reference, sweep_config):
+    summary = summary_of(reference)
+    assert (summary["folds_total"], summary["folds_done"], summary["folds_failed"]) == (9, 9, [])
+    assert summary["samples"] == 30
+    assert list(summary["selections"]) == ["final", "validated", "test_selected"]
+    assert list(summary["selections"]["final"]) == ["composite", "casme2", "samm", "smic"]
+    lines = (reference / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "dataset,subject,clip,label,final,validated,test_selected"
+    assert len(lines) == 31
+    assert sorted(path.stem.replace("__", "/") for path in (reference / "folds").iterdir()) == ALL
+    assert (reference / "report.html").stat().st_size > 1000
+    environment = json.loads((reference / "environment.json").read_text())
+    assert environment["store_digest"] == open_store(Path(sweep_config.data.store)).digest
+    kinds = [event["event"] for event in events_of(reference)]
+    assert kinds == ["sweep_started", *["fold_done"] * 9, "sweep_finished"]
+    # what only an unfinished fold needs is gone
+    left = [path for name in ("checkpoints", "progress") for path in (reference / name).glob("*")]
+    assert left == []
+
+
+def test_two_folds_at_a_time_predict_the_same(reference, run_sweep, sweep_config, tmp_path):
+    done = run_sweep(
+        changed(sweep_config, resources={"max_parallel_folds": 2, "checkpoint_every": 0}), tmp_path / "run"
+    )
+    assert done.code == 0
+    assert bytes_of(tmp_path / "run") == bytes_of(reference)
+    one, other = (FoldRecord.read(run / "folds" / "samm__sub02.json") for run in (reference, tmp_path / "run"))
+    assert (one.train_loss, one.final_logits) == (other.train_loss, other.final_logits)
+
+
+def test_running_a_finished_sweep_again_trains_nothing(reference, run_sweep, sweep_config, tmp_path):
+    before = bytes_of(reference)
+    stamps = {path: path.stat().st_mtime_ns for path in (reference / "folds").iterdir()}
+    assert run_sweep(sweep_config, reference).code == 0
+    assert bytes_of(reference) == before
+    assert {path: path.stat().st_mtime_ns for path in (reference / "folds").iterdir()} == stamps
+
+
+def test_a_failed_fold_is_named_and_the_rest_is_done_and_it_can_be_mended(reference, run_sweep, sweep_config, tmp_path):
+    run = tmp_path / "run [bold]"  # no mark-up for the terminal
+    some = changed(sweep_config, data={"subjects": ("casme2/sub00", "smic/sub01")})
+    done = run_sweep(some, run)
+    assert done.code == 0
+    assert summary_of(run)["folds_total"] == 2
+    # the whole set goes on in the same folder; one fold finds a damaged checkpoint
+    damaged = run / "checkpoints" / "samm__sub01.pt"
+    damaged.parent.mkdir(exist_ok=True)
+    damaged.write_bytes(b"half a checkpoint")
+    done = run_sweep(sweep_config, run)
+    assert done.code == 1
+    assert f"{run}: 2 of 9 folds are done already; going on with the rest\n" in done.text
+    summary = summary_of(run)
+    assert (summary["folds_total"], summary["folds_done"], summary["samples"]) == (9, 8, 26)
+    [failed] = summary["folds_failed"]
+    assert failed["fold"] == "samm/sub01"
+    assert f"{damaged.name}: damaged checkpoint" in failed["reason"]
+    assert f"failed: samm/sub01: {failed['reason']}\n" in done.text  # one line, however narrow the log is
+    assert "samm,sub01" not in (run / "predictions.csv").read_text()
+    # rescoring keeps what is known of the failure
+    before = bytes_of(run)
+    rescore(run, Console(file=io.StringIO()))
+    assert bytes_of(run) == before
+    damaged.unlink()
+    done = run_sweep(sweep_config, run)
+    assert done.code == 0
+    assert bytes_of(run) == bytes_of(reference)
+
+
+def test_report_scores_a_run_again_to_the_same_numbers(reference, tmp_path, capsys):
+    copy = tmp_path / "run"
+    for path in reference.rglob("*"):
+        if path.is_file() and path.name not in (*RESULTS, "report.html", ".lock"):
+            target = copy / path.relative_to(reference)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    assert main(["report", str(copy)]) == 0
+    assert bytes_of(copy) == bytes_of(reference)
+    assert (copy / "report.html").is_file()
+    # of a run whose driver was killed before it could write a summary, the open folds are known as well
+    for path in (copy / "summary.json", copy / "folds" / "smic__sub02.json"):
+        path.unlink()
+    assert main(["report", str(copy)]) == 0
+    assert (summary_of(copy)["folds_done"], summary_of(copy)["folds_total"]) == (8, 9)
+    assert main(["report", str(tmp_path)]) == 2
+    assert "not a run" in capsys.readouterr().err
+
+
+def write_config(config: Config, folder: Path) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(dump_config(config))
+    return path
+
+
+def test_a_second_driver_of_a_run_is_refused(sweep_config, tiny_store, tmp_path, capsys):
+    path = write_config(sweep_config, tmp_path)
+    with open_run(tmp_path / "run", sweep_config, tiny_store):
+        assert main(["sweep", str(path), "--out", str(tmp_path / "run")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("another process is running this sweep; wait for it or choose another --out")
+
+
+def test_the_run_of_another_configuration_is_refused_and_its_difference_named(
+    reference, sweep_config, tiny_store, tmp_path, capsys
+):
+    def content():
+        return {path.name: path.read_bytes() for path in reference.iterdir() if path.is_file()}
+
+    before = content()
+    path = write_config(changed(sweep_config, train={"epochs": 7}), tmp_path)
+    assert main(["sweep", str(path), "--out", str(reference)]) == 2
+    assert "it differs in train.epochs; choose another --out" in capsys.readouterr().err
+    assert content() == before
+    # what cannot change a prediction may change
+    other = changed(sweep_config, resources={"cpus_per_fold": 2.0}, data={"subjects": ("samm/sub00",)})
+    with open_run(reference, other, tiny_store):
+        pass
+
+
+def test_a_folder_that_is_no_run_is_left_alone(sweep_config, tiny_store, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="is not empty and not a run"), open_run(tmp_path, sweep_config, tiny_store):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with (
+        pytest.raises(InputError, match="is a file; --out names a folder"),
+        open_run(tmp_path / "thesis.tex", sweep_config, tiny_store),
+    ):
+        pass
+
+
+def test_the_signal_of_a_batch_system_is_an_interrupt_though_ray_takes_it_for_itself(
+    sweep_config, tmp_path, monkeypatch
+):
+    @contextlib.contextmanager
+    def like_rays(address, resources):
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        yield None
+
+    monkeypatch.setattr(launch.sweep, "ray_cluster", like_rays)
+    monkeypatch.setattr(Scheduler, "run", lambda self, specs: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    text = io.StringIO()
+    try:
+        assert sweep(sweep_config, tmp_path / "run", None, Console(file=text, width=200)) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "Interrupted with 0 of 9 folds done. The same command goes on from here." in text.getvalue()
+    assert summary_of(tmp_path / "run")["folds_done"] == 0
+    assert (tmp_path / "run" / "predictions.csv").read_text() == "dataset,subject,clip,label,final,test_selected\n"
+
+
+def test_a_run_without_a_finished_fold_is_scored_as_such(sweep_config, tmp_path, tiny_store):
+    with open_run(tmp_path / "run", sweep_config, tiny_store):
+        finish_run(
+            sweep_config,
+            tmp_path / "run",
+            [],
+            folds_total=9,
+            failed={"samm/sub00": "no luck"},
+            console=Console(file=io.StringIO()),
+        )
+    summary = summary_of(tmp_path / "run")
+    assert (summary["folds_done"], summary["folds_failed"]) == (0, [{"fold": "samm/sub00", "reason": "no luck"}])
+    with pytest.raises(InputError, match="no finished fold yet"):
+        rescore(tmp_path / "run", Console(file=io.StringIO()))
+
+
+class CommandLine:
+    """``htnet sweep`` as a program of its own, with a Ray of its own, as users start it."""
+
+    def __init__(self, config: Path, out: Path) -> None:
+        command = [sys.executable, "-m", "launch.cli", "sweep", str(config), "--out", str(out)]
+        self.out = out
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+
+    def wait_for_a_fold(self) -> None:
+        """Until this driver, not one before it, has seen a fold end."""
+        deadline = time.monotonic() + 120
+        before = len(self._events())
+        while "fold_done" not in [event["event"] for event in self._events()[before:]]:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def _events(self) -> list[dict]:
+        return events_of(self.out) if (self.out / "events.jsonl").exists() else []
+
+    def end(self) -> Swept:
+        text, _ = self.process.communicate(timeout=120)
+        return Swept(self.process.returncode, text)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_and_interrupted_ends_like_one_that_was_left_alone(reference, sweep_config, tmp_path):
+    run = tmp_path / "run"
+    config = write_config(changed(sweep_config, resources={"max_parallel_folds": 2, "checkpoint_every": 1}), tmp_path)
+
+    def finished() -> int:
+        return len(list((run / "folds").glob("*.json")))
+
+    killed = CommandLine(config, run)
+    killed.wait_for_a_fold()
+    killed.process.kill()
+    assert killed.end().code == -signal.SIGKILL
+    assert not (run / "summary.json").exists()
+
+    # Ctrl-C reaches every process of the terminal, Ray's too
+    interrupted = CommandLine(config, run)
+    interrupted.wait_for_a_fold()
+    os.killpg(interrupted.process.pid, signal.SIGINT)
+    done = interrupted.end()
+    count = finished()
+    assert 2 <= count < 9
+    assert done.code == 1, done.text
+    assert f"Interrupted with {count} of 9 folds done. The same command goes on from here." in done.text
+    assert "Traceback" not in done.text
+    assert (summary_of(run)["folds_done"], summary_of(run)["folds_total"]) == (count, 9)
+
+    done = CommandLine(config, run).end()
+    assert done.code == 0, done.text
+    assert f"{count} of 9 folds are done already; going on with the rest" in done.text
+    assert bytes_of(run) == bytes_of(reference)
+    assert [path for name in ("checkpoints", "progress") for path in (run / name).glob("*")] == []
+
+
+def test_the_board_counts_what_is_done_in_flight_and_left(tmp_path, reference):
+    records = [FoldRecord.read(path) for path in sorted((reference / "folds").iterdir())[:3]]
+    for terminal in (False, True):
+        text = io.StringIO()
+        console = Console(file=text, width=120, force_terminal=terminal, color_system=None)
+        board = LiveBoard(console, total=24, done=records[:1], epochs=6, num_classes=3)
+        with board:
+            board.poll([Flight(spec=spec, moved=0.0, epoch=i - 1) for i, spec in enumerate(make_specs(tmp_path, 20))])
+            console.print(board._render())
+            board.finished(FoldOutcome(fold=records[1].fold, seconds=12.0), records[:2])
+            board.finished(FoldOutcome(fold="casme2/s9", seconds=0.0, reason="no [luck]"), records[:2])
+        board.poll([])
+        console.print(board._render())
+        shown = text.getvalue()
+        assert re.search(r"casme2/s0 .* waiting", shown)
+        assert re.search(r"casme2/s4 .* epoch 3/6", shown)
+        assert "and 4 more" in shown
+        assert "fold casme2/s9 failed: no [luck]" in shown
+        assert ("fold casme2/sub01 done in 12 s" in shown) != terminal
+        assert re.search(
+            r"2/24 folds  1 failed  running UF1 0\.\d{3} \(final epochs, 2 folds\)  left \d+:\d\d:\d\d", shown
+        )
