@@ -125,7 +125,7 @@ class Scheduler:
         try:
             self.on_finish(self.ray.get(ref))
         except self.ray.exceptions.RayError as error:
-            return self._again(flight, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            return self._again(flight, _describe(error))
         return []
 
     def _watch(self) -> list[FoldSpec]:
@@ -151,6 +151,13 @@ class Scheduler:
             return []
         self.on_event("fold_again", fold=spec.fold.subject, attempt=spec.attempt, reason=reason)
         return [replace(spec, attempt=spec.attempt + 1)]
+
+
+def _describe(error: Exception) -> str:
+    """A death or an exception of a task on one line: what was raised there, with both ends of a long message."""
+    raised = getattr(error, "cause", None) or error  # Ray's own text of an exception is its traceback
+    text = " ".join(f"{type(raised).__name__}: {raised}".split())
+    return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
 
 
 def read_progress(spec: FoldSpec) -> int | None:
