@@ -66,3 +66,27 @@ def tiny_config(tiny_store) -> Config:
         train=TrainConfig(epochs=5, batch_size=16, weight_decay=0.01),
         score=ScoreConfig(bootstrap=20, chance_trials=5),
     )
+
+
+@pytest.fixture(scope="session")
+def interpreted_kernels() -> None:
+    """The Triton kernels, imported for Triton's interpreter: they run on CPU tensors for the rest of the process.
+
+    The environment is as before afterwards, so that subprocesses that other tests start see nothing of it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        from kernels.local_attention import kernels
+    assert kernels.INTERPRETED, "the kernels were imported before, for a GPU: run GPU tests alone, with pytest -m gpu"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def triton_device(request) -> str:
+    """Where the Triton kernels run: interpreted on the CPU, or, under the marker gpu, compiled on a GPU."""
+    if request.param == "cpu":
+        request.getfixturevalue("interpreted_kernels")
+    else:
+        from kernels.local_attention import kernels
+
+        assert not kernels.INTERPRETED, "the kernels were imported for the interpreter: run pytest -m gpu alone"
+    return request.param

@@ -114,7 +114,6 @@ def test_dropout_of_attention_weights_keeps_the_mean(backend, blocks):
         ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
         ({"dropout_p": 1.0}, ValueError, r"dropout_p must be in \[0, 1\), got 1.0"),
         ({"backend": "cudnn"}, ValueError, "one of auto, reference, sdpa, triton, got 'cudnn'"),
-        ({"backend": "triton"}, NotImplementedError, "not built yet"),
     ],
 )
 def test_wrong_arguments_of_attention_are_refused_with_rule_and_value(changes, error, message):
@@ -135,7 +134,6 @@ def test_wrong_arguments_of_attention_are_refused_with_rule_and_value(changes, e
         ({"out_weight": torch.zeros(6, 8)}, ValueError, r"out_weight must have shape \(8, 6\)"),
         ({"eps": 0.0}, ValueError, "eps must be positive, got 0.0"),
         ({"x": torch.zeros(1, 4, 4)}, ValueError, "x must have 4 dimensions"),
-        ({"backend": "triton"}, NotImplementedError, "not built yet"),
     ],
 )
 def test_wrong_arguments_of_the_block_are_refused_with_rule_and_value(changes, error, message):

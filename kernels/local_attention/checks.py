@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_attention", "check_block"]
+__all__ = ["check_attention", "check_block", "triton_limit"]
+
+_TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+_MAX_HEAD_DIM: Final = 128
+_MAX_TOKENS: Final = 1024
+_MAX_PROGRAMS: Final = 2**31 - 1  # of one launch
 
 
 def check_attention(
@@ -51,6 +57,24 @@ def check_block(
         if weight.device != x.device:
             raise ValueError(f"all tensors must be on one device, got x on {x.device} and {name} on {weight.device}")
     _check_weight_shapes(x.shape[-1], weights, num_heads)
+
+
+def triton_limit(x: Tensor, *, num_heads: int, head_dim: int, blocks_per_side: int) -> str | None:
+    """The rule that keeps a feature map ``x`` (B, H, W, channels) from the Triton kernels, and the value that breaks it.
+
+    None if they take it. The device is not looked at.
+    """
+    batch, height, width = x.shape[:3]
+    tokens, blocks = height * width // blocks_per_side**2, batch * blocks_per_side**2
+    if x.dtype not in _TRITON_DTYPES:
+        return f"dtype must be float32, bfloat16 or float16, got {x.dtype}"
+    if head_dim > _MAX_HEAD_DIM:
+        return f"head_dim must be at most {_MAX_HEAD_DIM}, got {head_dim}"
+    if tokens > _MAX_TOKENS:
+        return f"a block must hold at most {_MAX_TOKENS} tokens, got {tokens}"
+    if blocks * num_heads * math.ceil(tokens / 64) > _MAX_PROGRAMS:
+        return f"blocks * heads must stay below 2^31, got {blocks} blocks of {tokens} tokens and {num_heads} heads"
+    return None
 
 
 def _check_weight_shapes(channels: int, weights: Mapping[str, Tensor], num_heads: int) -> None:

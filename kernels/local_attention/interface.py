@@ -3,24 +3,35 @@
 A backend is an entry of ``_ATTENTION`` (the core on packed qkv) and ``_BLOCK`` (norm, projections and residual around
 it); every backend gets arguments that :mod:`kernels.local_attention.checks` has passed, and blocks of at least two
 tokens. What ``auto`` means is decided by :func:`_resolve` alone.
+
+The Triton kernels are imported when they are first used: the package works without Triton, and whoever wants the
+interpreter sets TRITON_INTERPRET before that.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
 from collections.abc import Callable
 from typing import Final, Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from kernels.local_attention.checks import check_attention, check_block
+from kernels.local_attention.checks import check_attention, check_block, triton_limit
 from kernels.reference import local_attention_block_reference, local_attention_reference
 
 __all__ = ["BACKENDS", "Backend", "drop_heads", "local_attention", "local_attention_block"]
 
 Backend = Literal["auto", "reference", "sdpa", "triton"]
 BACKENDS: Final[tuple[str, ...]] = get_args(Backend)
+
+_log = logging.getLogger(__name__)
+_logged: Final[set[str]] = set()
+_TRITON_INSTALLED: Final = importlib.util.find_spec("triton") is not None
 
 
 def local_attention(
@@ -40,24 +51,29 @@ def local_attention(
         blocks_per_side: blocks along height and along width; must divide H and W. H and W may differ.
         scale: factor of the scores; D^-0.5 by default.
         dropout_p: probability of dropping an attention weight; 0 outside training. Drawn from torch's generator.
-        backend: ``reference`` (plain, float32 inside), ``sdpa`` (torch's scaled_dot_product_attention), ``triton``,
-            or ``auto``, the fastest that the input allows.
+        backend: ``reference`` (plain, float32 inside), ``sdpa`` (torch's scaled_dot_product_attention), ``triton``
+            (float32, bfloat16 or float16 on CUDA or ROCm; D up to 128; up to 1024 tokens in a block), or ``auto``:
+            ``triton`` where it takes the input, else ``sdpa``. Dropout goes to ``sdpa`` with either, and so does,
+            under ``auto``, what ``triton`` does not take on a GPU; the reason is logged once.
 
     Returns:
         (B, H, W, A*D) in the dtype of ``qkv``, contiguous.
 
     Raises:
-        ValueError: a shape, a setting or the backend's name breaks a rule; the message names rule and value.
+        ValueError: a shape, a setting or the backend's name breaks a rule, or the input one of ``triton`` where that
+            was asked for; the message names rule and value.
         TypeError: ``qkv`` is not a floating-point tensor, or a count is not an int.
-        NotImplementedError: the backend does not exist yet.
     """
     check_attention(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p)
-    run = _ATTENTION[_resolve(backend)]
+    head_dim = qkv.shape[-1] // (3 * num_heads)
+    run = _ATTENTION[_resolve(backend, qkv, num_heads, head_dim, blocks_per_side, dropout_p)]
     if qkv.shape[1] == qkv.shape[2] == blocks_per_side:
         # one token per block: the softmax over one key is exactly 1, so the output is the values
         value = qkv[..., 2 * (qkv.shape[-1] // 3) :]
         return drop_heads(value, num_heads, dropout_p) if dropout_p else value.contiguous()
-    return run(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p).contiguous()
+    out = run(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p)
+    # autocast narrows what sdpa computes
+    return out.to(qkv.dtype).contiguous()
 
 
 def local_attention_block(
@@ -95,7 +111,6 @@ def local_attention_block(
     Raises:
         ValueError: a shape, a setting, a device or the backend's name breaks a rule.
         TypeError: a dtype differs from that of ``x``, or is not floating point, or a count is not an int.
-        NotImplementedError: the backend does not exist yet.
     """
     weights = {
         "norm_weight": norm_weight,
@@ -107,7 +122,8 @@ def local_attention_block(
     check_block(
         x, weights, num_heads=num_heads, blocks_per_side=blocks_per_side, eps=eps, scale=scale, dropout_p=dropout_p
     )
-    run = _BLOCK[_resolve(backend)]
+    head_dim = qkv_weight.shape[0] // (3 * num_heads)
+    run = _BLOCK[_resolve(backend, x, num_heads, head_dim, blocks_per_side, dropout_p)]
     return run(
         x, **weights, num_heads=num_heads, blocks_per_side=blocks_per_side, eps=eps, scale=scale, dropout_p=dropout_p
     )
@@ -119,12 +135,58 @@ def drop_heads(value: Tensor, num_heads: int, dropout_p: float) -> Tensor:
     return (value.reshape(*value.shape[:-1], num_heads, -1) * keep).flatten(-2)
 
 
-def _resolve(backend: str) -> str:
+def _resolve(backend: str, x: Tensor, num_heads: int, head_dim: int, blocks_per_side: int, dropout_p: float) -> str:
+    """The backend that runs: never ``auto``, and ``triton`` only where the kernels take the input."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if x.shape[1] == x.shape[2] == blocks_per_side:
+        # one token per block: any backend takes the short cut
+        return "sdpa" if backend in ("auto", "triton") else backend
+    on_gpu = x.device.type == "cuda"  # torch's name for ROCm devices as well
+    if backend not in ("auto", "triton") or (backend == "auto" and not (on_gpu and _TRITON_INSTALLED)):
+        return "sdpa" if backend == "auto" else backend
+    limit = triton_limit(x, num_heads=num_heads, head_dim=head_dim, blocks_per_side=blocks_per_side)
     if backend == "triton":
-        raise NotImplementedError("backend 'triton' is not built yet; use 'auto', 'sdpa' or 'reference'")
-    return "sdpa" if backend == "auto" else backend
+        limit = limit or _missing(x)
+        if limit is not None:
+            raise ValueError(f"backend 'triton' does not take this input: {limit}; use 'auto', 'sdpa' or 'reference'")
+    if limit is None and dropout_p:
+        limit = f"the kernels have no dropout of attention weights, got dropout_p={dropout_p}"
+    if limit is None:
+        return "triton"
+    _log_once(f"local attention runs on 'sdpa' instead of 'triton': {limit}")
+    return "sdpa"
+
+
+def _missing(x: Tensor) -> str | None:
+    """What the Triton kernels lack to run where ``x`` is, or None."""
+    if not _TRITON_INSTALLED:
+        return "the package triton is not installed"
+    if x.device.type == "cuda" or (x.device.type == "cpu" and _interpreted()):
+        return None
+    return (
+        f"the tensors must be on a CUDA or ROCm device, got {x.device} "
+        "(for Triton's interpreter on the CPU, set TRITON_INTERPRET=1 before the first use)"
+    )
+
+
+def _interpreted() -> bool:
+    from kernels.local_attention import kernels
+
+    return kernels.INTERPRETED
+
+
+def _log_once(message: str) -> None:
+    if not torch.compiler.is_compiling() and message not in _logged:  # a logger breaks a graph
+        _logged.add(message)
+        _log.info(message)
+
+
+def _triton(qkv: Tensor, *, num_heads: int, blocks_per_side: int, scale: float | None, dropout_p: float) -> Tensor:
+    from kernels.local_attention.autograd import triton_attention
+
+    assert not dropout_p
+    return triton_attention(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale)
 
 
 def _sdpa(qkv: Tensor, *, num_heads: int, blocks_per_side: int, scale: float | None, dropout_p: float) -> Tensor:
@@ -147,7 +209,8 @@ def _sdpa(qkv: Tensor, *, num_heads: int, blocks_per_side: int, scale: float | N
     return out
 
 
-def _sdpa_block(
+def _composed_block(
+    attend: Callable[..., Tensor],
     x: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
@@ -161,6 +224,7 @@ def _sdpa_block(
     scale: float | None,
     dropout_p: float,
 ) -> Tensor:
+    """The block of torch's norm and linear maps around the core ``attend``."""
     normed = F.layer_norm(x, (x.shape[-1],), norm_weight, norm_bias, eps)
     if x.shape[1] == x.shape[2] == blocks_per_side:
         # one token per block: queries and keys have no influence, so they are not computed
@@ -168,9 +232,17 @@ def _sdpa_block(
         attended = drop_heads(value, num_heads, dropout_p) if dropout_p else value
     else:
         qkv = F.linear(normed, qkv_weight)
-        attended = _sdpa(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p)
+        attended = attend(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p)
     return x + F.linear(attended, out_weight, out_bias)
 
 
-_ATTENTION: Final[dict[str, Callable[..., Tensor]]] = {"reference": local_attention_reference, "sdpa": _sdpa}
-_BLOCK: Final[dict[str, Callable[..., Tensor]]] = {"reference": local_attention_block_reference, "sdpa": _sdpa_block}
+_ATTENTION: Final[dict[str, Callable[..., Tensor]]] = {
+    "reference": local_attention_reference,
+    "sdpa": _sdpa,
+    "triton": _triton,
+}
+_BLOCK: Final[dict[str, Callable[..., Tensor]]] = {
+    "reference": local_attention_block_reference,
+    "sdpa": functools.partial(_composed_block, _sdpa),
+    "triton": functools.partial(_composed_block, _triton),
+}

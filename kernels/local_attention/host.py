@@ -1,0 +1,225 @@
+"""From tensors to launches: which kernel, which tile, which grid; and the two functions that run them.
+
+A :class:`Launch` is all that a kernel is called with. The same object is run on a device and, made from meta tensors,
+compiled ahead of time by :mod:`kernels.compile`, so that what is inspected is what runs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from kernels.local_attention import kernels
+
+__all__ = [
+    "NARROW_SPAN",
+    "Launch",
+    "Tiling",
+    "attend",
+    "attend_backward",
+    "backward_launch",
+    "forward_launch",
+    "tiling",
+]
+
+NARROW_SPAN: Final = 2**31 - 1
+"""Elements that a tensor may span for its offsets to be computed in 32 bits."""
+
+_LOG2_E: Final = math.log2(math.e)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """How a kernel is cut: ``tile`` slots a program, of which ``packed`` whole blocks are filled (0: tiled kernel)."""
+
+    tile: int
+    packed: int
+    warps: int
+    stages: int
+
+
+def largest_packed(element_size: int) -> int:
+    """Tokens per block up to which whole blocks are packed into a tile; larger blocks are walked tile by tile.
+
+    Half as many in float32, whose products take no matrix instruction (none keeps its precision) and hold twice the
+    registers: 64 x 64 tiles spill.
+    """
+    return 64 if element_size == 2 else 32
+
+
+def tiling(tokens: int, head_dim: int, element_size: int, *, backward: bool) -> Tiling:
+    """The tile of a shape: a fixed rule and no autotuning, so that equal input gives equal bits on every machine.
+
+    The smallest tile that holds a block, and as many whole blocks as it holds. With one block to a tile the empty slots
+    are known to the compiler and cost next to nothing, so 9 tokens in 16 slots take half the instructions per token
+    that three blocks take in 32. A warp per 16 slots is the least work in all: nothing is exchanged between the warps
+    of a product's rows. Twice as many where one would run out of registers. The figures are in kernels/README.md.
+    """
+    largest = largest_packed(element_size)
+    tile = min(largest, 16 if tokens <= 16 else 32 if tokens <= 32 else 64)
+    row = sum(column_parts(head_dim)) * element_size
+    if tokens > largest:
+        return Tiling(tile=tile, packed=0, warps=tile // 8, stages=1)
+    limit = 96 if backward and tile == 64 else 192
+    return Tiling(tile=tile, packed=tile // tokens, warps=tile // 16 * (2 if row > limit else 1), stages=1)
+
+
+def column_parts(head_dim: int) -> tuple[int, int]:
+    """Widths of the two column parts that cover ``head_dim``: powers of two from 16 on, the second 0 if not needed."""
+    whole = max(16, 1 << (head_dim - 1).bit_length())
+    first = whole // 2
+    second = max(16, 1 << (head_dim - first - 1).bit_length()) if head_dim > first else 0
+    return (first, second) if first >= 16 and first + second < whole else (whole, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A kernel with everything that it is called with."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Tensor | int | float]
+    constants: dict[str, int]
+    tiling: Tiling
+
+    def run(self) -> None:
+        """Start the kernel on the device of its first argument."""
+        first = next(iter(self.arguments.values()))
+        with torch.cuda.device_of(first):
+            self.kernel[(self.programs,)](
+                **self.arguments,
+                **self.constants,
+                num_warps=self.tiling.warps,
+                num_stages=self.tiling.stages,
+                enable_fp_fusion=True,  # Triton 3.10 changes the default
+            )
+
+
+def attend(qkv: Tensor, num_heads: int, blocks_per_side: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Output (B, H, W, A*D) and log-sums (blocks, A, N), base 2; these are (blocks, A, 0) where nothing needs them."""
+    qkv = last_dim_dense(qkv)
+    out, log_sums = empty_outputs(qkv, num_heads, blocks_per_side)
+    forward_launch(qkv, out, log_sums, num_heads, blocks_per_side, scale).run()
+    return out, log_sums
+
+
+def empty_outputs(qkv: Tensor, num_heads: int, blocks_per_side: int) -> tuple[Tensor, Tensor]:
+    """Memory for what :func:`attend` returns; also its fake implementation, so that the two cannot differ."""
+    batch, height, width, channels = qkv.shape
+    tokens = height * width // blocks_per_side**2
+    statistics = (batch * blocks_per_side**2, num_heads, tokens if tokens > largest_packed(qkv.element_size()) else 0)
+    return new_empty(qkv, (batch, height, width, channels // 3)), new_empty(qkv, statistics, torch.float32)
+
+
+def attend_backward(
+    grad_out: Tensor,
+    qkv: Tensor,
+    out: Tensor | None,
+    log_sums: Tensor | None,
+    num_heads: int,
+    blocks_per_side: int,
+    scale: float,
+) -> Tensor:
+    """Gradient of ``qkv``, contiguous. ``out`` and ``log_sums`` are what :func:`attend` returned, None if N <= 64."""
+    qkv, grad_out = last_dim_dense(qkv), last_dim_dense(grad_out)
+    grad_qkv = new_empty(qkv, tuple(qkv.shape))
+    backward_launch(grad_out, qkv, out, log_sums, grad_qkv, num_heads, blocks_per_side, scale).run()
+    return grad_qkv
+
+
+def forward_launch(
+    qkv: Tensor, out: Tensor, log_sums: Tensor, num_heads: int, blocks_per_side: int, scale: float
+) -> Launch:
+    """The forward pass of ``qkv`` into ``out`` and, for large blocks, ``log_sums``."""
+    cut, programs, constants = _plan(qkv, num_heads, blocks_per_side, backward=False)
+    vec = constants["VEC"] = _vector(qkv)
+    constants |= {"WIDE": int(_span(qkv) > NARROW_SPAN), "DENSE": int(qkv.is_contiguous())}
+    strides = _strides("stride", qkv, vec)
+    arguments: dict[str, Tensor | int | float] = {"qkv": qkv, "out": out}
+    if cut.packed:
+        arguments |= strides | {"num_blocks": qkv.shape[0] * blocks_per_side**2}
+    else:
+        arguments |= {"log_sums": log_sums} | strides
+    arguments["score_scale"] = scale * _LOG2_E
+    kernel = kernels.packed_forward if cut.packed else kernels.tiled_forward
+    return Launch(kernel=kernel, programs=programs, arguments=arguments, constants=constants, tiling=cut)
+
+
+def backward_launch(
+    grad_out: Tensor,
+    qkv: Tensor,
+    out: Tensor | None,
+    log_sums: Tensor | None,
+    grad_qkv: Tensor,
+    num_heads: int,
+    blocks_per_side: int,
+    scale: float,
+) -> Launch:
+    """The backward pass into ``grad_qkv``."""
+    cut, programs, constants = _plan(qkv, num_heads, blocks_per_side, backward=True)
+    vec = constants["VEC"] = min(_vector(qkv), _vector(grad_out))
+    constants["WIDE"] = int(max(_span(qkv), _span(grad_out), _span(grad_qkv)) > NARROW_SPAN)
+    constants |= {"DENSE": int(qkv.is_contiguous()), "GRAD_DENSE": int(grad_out.is_contiguous())}
+    arguments: dict[str, Tensor | int | float] = {"grad_out": grad_out, "qkv": qkv, "grad_qkv": grad_qkv}
+    if not cut.packed:
+        assert out is not None
+        assert log_sums is not None
+        arguments |= {"out": out, "log_sums": log_sums}
+    arguments |= _strides("grad_stride", grad_out, vec) | _strides("stride", qkv, vec)
+    if cut.packed:
+        arguments["num_blocks"] = qkv.shape[0] * blocks_per_side**2
+    arguments |= {"scale": scale, "score_scale": scale * _LOG2_E}
+    kernel = kernels.packed_backward if cut.packed else kernels.tiled_backward
+    return Launch(kernel=kernel, programs=programs, arguments=arguments, constants=constants, tiling=cut)
+
+
+def _plan(qkv: Tensor, num_heads: int, blocks_per_side: int, *, backward: bool) -> tuple[Tiling, int, dict[str, int]]:
+    """Tile, number of programs and the constants that both directions share."""
+    batch, height, width, channels = qkv.shape
+    head_dim = channels // (3 * num_heads)
+    block_h, block_w = height // blocks_per_side, width // blocks_per_side
+    tokens, blocks = block_h * block_w, batch * blocks_per_side**2
+    cut = tiling(tokens, head_dim, qkv.element_size(), backward=backward)
+    first, second = column_parts(head_dim)
+    constants = {
+        "NUM_HEADS": num_heads,
+        "HEAD_DIM": head_dim,
+        "FIRST": first,
+        "SECOND": second,
+        "SIDE": blocks_per_side,
+    }
+    constants |= {"BLOCK_H": block_h, "BLOCK_W": block_w, "TILE": cut.tile}
+    if cut.packed:
+        constants["PACKED"] = cut.packed
+    tiles = math.ceil(blocks / cut.packed) if cut.packed else blocks * math.ceil(tokens / cut.tile)
+    return cut, tiles * num_heads, constants
+
+
+def _vector(x: Tensor) -> int:
+    """Elements in the widest aligned load, at most 16 bytes: the largest power of two that divides every offset."""
+    return math.gcd(16 // x.element_size(), x.shape[-1], *x.stride()[:3])
+
+
+def _span(x: Tensor) -> int:
+    """Elements of memory from the first to the last element of ``x``."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
+def _strides(name: str, x: Tensor, vec: int) -> dict[str, int]:
+    """Strides in units of ``vec`` elements; zeros where the kernel does not read them, so that it is compiled once."""
+    strides = (0, 0, 0) if x.is_contiguous() else x.stride()[:3]
+    return {f"{name}_{axis}": stride // vec for axis, stride in zip("bhw", strides, strict=True)}
+
+
+def last_dim_dense(x: Tensor) -> Tensor:
+    """``x`` itself, with any strides of the other dimensions; a copy only where its channels are apart in memory."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def new_empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """Memory for an output, on the device of ``like``. The kernels write all of it: tests fill it with NaN first."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)

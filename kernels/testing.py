@@ -1,0 +1,79 @@
+"""How wrong a kernel may be: error measures, tolerances per dtype, float64 truth, poisoned outputs.
+
+Used by the tests and by the gate that a backend passes before it is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from kernels.reference import local_attention_reference
+
+__all__ = ["FLOOR", "TOLERANCES", "Tolerance", "assert_close", "attention_truth", "poisoned_outputs", "relative_rms"]
+
+FLOOR: Final = 1e-6
+"""Truth of a smaller root mean square than this is held to the absolute error ``tolerance * FLOOR``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Largest relative root-mean-square error of the output and of the gradient."""
+
+    forward: float
+    backward: float
+
+
+# three times the largest error measured over the cases of tests/test_kernels_triton.py, against float64 of the same
+# (rounded) input; what is measured stands behind it, the forward first
+TOLERANCES: Final = {
+    torch.float32: Tolerance(forward=1e-6, backward=1.5e-6),
+    torch.bfloat16: Tolerance(forward=9e-3, backward=1.2e-2),
+    torch.float16: Tolerance(forward=1.2e-3, backward=1.5e-3),
+}
+
+
+def relative_rms(actual: Tensor, truth: Tensor) -> float:
+    """Root mean square of the error over that of the truth, computed in float64; NaN if anything is NaN."""
+    error, size = ((x.double().square().mean().sqrt()) for x in (actual.double() - truth.double(), truth))
+    return (error / size.clamp_min(FLOOR)).item()
+
+
+def assert_close(name: str, actual: Tensor, truth: Tensor, tolerance: float) -> None:
+    """Raise AssertionError, with the figures, unless shapes agree and the relative error is within ``tolerance``."""
+    if actual.shape != truth.shape:
+        raise AssertionError(f"{name}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}")
+    error = relative_rms(actual, truth.to(actual.device))
+    if not error <= tolerance:
+        missing = int(actual.isnan().sum())
+        raise AssertionError(f"{name}: relative RMS error {error:.3g} over {tolerance:.3g}, {missing} values are NaN")
+
+
+def attention_truth(
+    qkv: Tensor, grad_out: Tensor, *, num_heads: int, blocks_per_side: int, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Output and gradient of ``qkv`` in float64, for the upstream gradient ``grad_out``."""
+    wide = qkv.detach().double().requires_grad_()
+    out = local_attention_reference(wide, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale)
+    (grad_qkv,) = torch.autograd.grad(out, wide, grad_out.double())
+    return out.detach(), grad_qkv
+
+
+@contextmanager
+def poisoned_outputs() -> Iterator[None]:
+    """Inside, the Triton backend's outputs are NaN before its kernels run: what they leave out does not look right."""
+    from kernels.local_attention import host
+
+    empty = host.new_empty
+
+    def poisoned(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+        return empty(like, shape, dtype).fill_(torch.nan)
+
+    with mock.patch.object(host, "new_empty", poisoned):
+        yield
