@@ -495,22 +495,41 @@ class CommandLine:
         return Swept(self.process.returncode, text)
 
 
+@pytest.fixture
+def start():
+    """Starts :class:`CommandLine`; what a failed test leaves running is ended."""
+    started: list[CommandLine] = []
+
+    def begin(config: Path, out: Path) -> CommandLine:
+        started.append(CommandLine(config, out))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        if one.process.poll() is None:
+            os.killpg(one.process.pid, signal.SIGKILL)
+            one.process.wait()
+
+
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_and_interrupted_ends_like_one_that_was_left_alone(reference, sweep_config, tmp_path):
+@pytest.mark.timeout(600)
+def test_a_sweep_that_is_killed_and_interrupted_ends_like_one_that_was_left_alone(
+    reference, sweep_config, start, tmp_path
+):
     run = tmp_path / "run"
     config = write_config(changed(sweep_config, resources={"max_parallel_folds": 2, "checkpoint_every": 1}), tmp_path)
 
     def finished() -> int:
         return len(list((run / "folds").glob("*.json")))
 
-    killed = CommandLine(config, run)
+    killed = start(config, run)
     killed.wait_for_a_fold()
     killed.process.kill()
     assert killed.end().code == -signal.SIGKILL
     assert not (run / "summary.json").exists()
 
     # Ctrl-C reaches every process of the terminal, Ray's too
-    interrupted = CommandLine(config, run)
+    interrupted = start(config, run)
     interrupted.wait_for_a_fold()
     os.killpg(interrupted.process.pid, signal.SIGINT)
     done = interrupted.end()
@@ -521,7 +540,7 @@ def test_a_sweep_that_is_killed_and_interrupted_ends_like_one_that_was_left_alon
     assert "Traceback" not in done.text
     assert (summary_of(run)["folds_done"], summary_of(run)["folds_total"]) == (count, 9)
 
-    done = CommandLine(config, run).end()
+    done = start(config, run).end()
     assert done.code == 0, done.text
     assert f"{count} of 9 folds are done already; going on with the rest" in done.text
     assert bytes_of(run) == bytes_of(reference)
