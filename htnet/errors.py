@@ -20,5 +20,9 @@ class InputError(HTNetError):
     """Input that cannot be used: the message names the place, the value and the rule."""
 
 
+class StartError(HTNetError):
+    """A part of the system did not start or answer: nothing is wrong with the input; trying again may help."""
+
+
 class NonFiniteLossError(HTNetError):
     """The training loss became NaN or infinite; the message names fold, epoch and step."""

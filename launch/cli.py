@@ -16,7 +16,7 @@ from rich.console import Console
 from htnet import __version__
 from htnet.config import Config
 from htnet.config_io import dump_config, load_config
-from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PARTIAL, InputError
+from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PARTIAL, InputError, StartError
 
 Command = Callable[[argparse.Namespace, Console], int]
 
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"htnet {options.name}: {line}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except StartError as error:
+        print(f"htnet {options.name}: {error}", file=sys.stderr)
+        return EXIT_PARTIAL
     except OSError as error:
         if error.errno not in _MACHINE_REFUSES or error.filename is None:
             raise
@@ -136,7 +139,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
     from launch.sweep import plan, sweep
 
     if options.dry_run:
-        for line in plan(config):
+        for line in plan(config, options.out):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return EXIT_DONE
     return sweep(config, options.out, options.address, console)

@@ -53,10 +53,7 @@ def open_run(path: Path, config: Config, store: Store) -> Iterator[RunFolder]:
     Raises :class:`InputError` when the folder belongs to another configuration or store, when it is
     something else than a run, or when another process drives it.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file; --out names a folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.yaml").exists() and not (path / ".lock").exists():
-        raise InputError(f"{path}: is not empty and not a run; choose another --out")
+    identity = check_run(path, config, store)
     path.mkdir(parents=True, exist_ok=True)
     with (path / ".lock").open("a") as lock:
         try:
@@ -65,8 +62,7 @@ def open_run(path: Path, config: Config, store: Store) -> Iterator[RunFolder]:
             raise InputError(
                 f"{path}: another process is running this sweep; wait for it or choose another --out"
             ) from None
-        identity = config_hash(config, store.digest)
-        _check_identity(path, config, store, identity)
+        check_run(path, config, store)  # once more under the lock
         write_text_atomic(path / "config.yaml", dump_config(config))
         write_json_atomic(path / "environment.json", environment(identity, store))
         (path / "folds").mkdir(exist_ok=True)
@@ -74,13 +70,22 @@ def open_run(path: Path, config: Config, store: Store) -> Iterator[RunFolder]:
         yield RunFolder(path=path, config_hash=identity)
 
 
-def _check_identity(path: Path, config: Config, store: Store, identity: str) -> None:
+def check_run(path: Path, config: Config, store: Store) -> str:
+    """Identity of the run, if a run with this configuration and store may live in ``path``; changes nothing.
+
+    Raises :class:`InputError` when the folder belongs to another configuration or store or is no run.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; --out names a folder")
+    if path.is_dir() and any(path.iterdir()) and not (path / "config.yaml").exists() and not (path / ".lock").exists():
+        raise InputError(f"{path}: is not empty and not a run; choose another --out")
+    identity = config_hash(config, store.digest)
     if not (path / "config.yaml").exists() or not (path / "environment.json").exists():
-        return
+        return identity
     before = json.loads((path / "environment.json").read_text(encoding="utf-8"))
     # a run that never finished anything binds nobody
     if before.get("config_hash") == identity or not any((*path.glob("folds/*.json"), *path.glob("checkpoints/*.pt"))):
-        return
+        return identity
     changed = changed_keys(to_plain(load_config(path / "config.yaml")), to_plain(config))
     relevant = [key for key in changed if key.split(".")[0] not in ("prepare", "resources")]
     what = f"it differs in {', '.join(relevant)}" if relevant else f"the content of the store {store.path} differs"

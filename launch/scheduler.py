@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from htnet.config import ResourcesConfig
-from htnet.errors import InputError
+from htnet.errors import InputError, StartError
 from launch.fold_task import FoldOutcome, FoldSpec, run_fold
 
 POLL_SECONDS = 0.5
@@ -43,12 +43,11 @@ def ray_cluster(address: str | None, resources: ResourcesConfig) -> Iterator[Any
         options |= {"address": address, "runtime_env": {"py_modules": packages}}
     try:
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # ray.init raises many kinds, a bare Exception among them
+        reason = " ".join(str(error).split())[:200]
         if address is None:
-            raise
-        raise InputError(
-            f"--address {address}: no Ray cluster answers there: {' '.join(str(error).split())[:200]}"
-        ) from None
+            raise StartError(f"Ray did not start on this machine: {reason}; try again when it is less busy") from error
+        raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
     try:
         _check_fits(ray, resources)
         yield ray

@@ -22,7 +22,7 @@ from htnet.results import FoldRecord, predictions_csv, read_records, summarise, 
 from launch.fold_task import FoldOutcome, FoldSpec
 from launch.live import LiveBoard
 from launch.report import summary_table, write_report
-from launch.run_folder import RunFolder, open_run
+from launch.run_folder import RunFolder, check_run, open_run
 from launch.scheduler import Scheduler, ray_cluster
 
 
@@ -193,11 +193,12 @@ def finish_run(
     console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
 
 
-def plan(config: Config) -> list[str]:
-    """What a sweep of this configuration would do; checks the store and the folds."""
+def plan(config: Config, out: Path) -> list[str]:
+    """What a sweep of this configuration would do; checks the store, the folds and an existing run."""
     store = open_store(Path(config.data.store))
     folds = check_folds(config, store)
     samples = sum(len(fold.test) for fold in folds)
+    check_run(out, config, store)
     steps = -(-max(len(fold.train) for fold in folds) // config.train.batch_size)
     share = f"{config.resources.cpus_per_fold:g} CPUs, {config.resources.gpus_per_fold:g} GPUs"
     return [

@@ -422,3 +422,10 @@ def test_the_program_starts_without_the_heavy_libraries(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert validate_config(parse_yaml(done.stdout, "printed"), "printed") == Config(seed=3)
+
+
+def test_a_dry_run_looks_at_the_run_folder_and_writes_nothing(stored):
+    before = stored.files()
+    assert "is not empty and not a run" in stored.refuses("sweep", "--out", stored.release, "--dry-run")
+    assert stored.run("sweep", stored.config, "--out", stored.path / "run", "--dry-run")[0] == 0
+    assert stored.files() == before
