@@ -25,4 +25,4 @@ class StartError(HTNetError):
 
 
 class NonFiniteLossError(HTNetError):
-    """The training loss became NaN or infinite; the message names fold, epoch and step."""
+    """The training loss or an output became NaN or infinite; the message names fold, epoch and step or sample."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# a thread for each test process: two fight for two cores, and results are compared at one thread anyway
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator
 from pathlib import Path
 

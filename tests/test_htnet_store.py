@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import random_samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -408,3 +409,12 @@ def test_leftovers_of_a_killed_writer_are_removed_and_those_at_work_are_not(tmp_
     remove_leftovers(path)
     assert list(tmp_path.iterdir()) == []
     remove_leftovers(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_flow_that_is_not_finite_is_refused_when_the_store_is_made(tmp_path, value):
+    samples = list(random_samples(subjects=2))
+    samples[3].flow_image[4, 5, 1] = value
+    with pytest.raises(InputError, match=f"{samples[3].sample.id}: flow image must be finite"):
+        write_store(tmp_path / "store", iter(samples), {})
+    assert not list(tmp_path.iterdir())

@@ -134,8 +134,9 @@ def _read_record(path: Path) -> dict[str, Any]:
 def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[str, Any]) -> Store:
     """Write a store from samples in any order.
 
-    Raises :class:`InputError` for a clip given twice, no sample at all, a ``path`` that is taken or cannot
-    be written to, and while another process writes there; then nothing is left behind.
+    Raises :class:`InputError` for a clip given twice, a flow image that is not finite, no sample at all, a
+    ``path`` that is taken or cannot be written to, and while another process writes there; then nothing is
+    left behind.
 
     Held in memory: the samples. The shards are sorted by dataset and subject, samples keep their order.
     """
@@ -144,6 +145,7 @@ def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[s
         siblings = collected.setdefault((item.sample.id.dataset, item.sample.id.subject), [])
         if any(other.sample.id.clip == item.sample.id.clip for other in siblings):
             raise InputError(f"{item.sample.id}: duplicate clip: it is listed twice")
+        _check_image(item)
         siblings.append(item)
     if not collected:
         raise InputError(f"{path}: the sources hold no sample; a store needs at least one")
@@ -155,6 +157,17 @@ def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[s
         write_manifest(partial / "manifest.parquet", rows)
         _write_record(partial, rows, recipe)
     return open_store(path)
+
+
+def _check_image(item: PreparedSample) -> None:
+    """What would end a fold in its fortieth epoch is found here."""
+    image, expected = item.flow_image, (item.sample.flow_size, item.sample.flow_size, 3)
+    if image.shape != expected or image.dtype != np.float16:
+        raise InputError(f"{item.sample.id}: flow image must be {expected} float16, got {image.shape} {image.dtype}")
+    if not np.isfinite(image).all():
+        raise InputError(f"{item.sample.id}: flow image must be finite, got NaN or infinity")
+    if not np.isfinite(item.sample.landmarks).all():
+        raise InputError(f"{item.sample.id}: landmarks must be finite, got {item.sample.landmarks}")
 
 
 def remove_leftovers(path: Path) -> None:
