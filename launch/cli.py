@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from rich.console import Console
 
 from htnet import __version__
-from htnet.config import Config
+from htnet.config import Config, HTNetConfig
 from htnet.config_io import dump_config, load_config
 from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PARTIAL, InputError, StartError
 
@@ -80,7 +82,14 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(options: argparse.Namespace) -> Config:
-    return load_config(options.config, options.overrides)
+    overrides = list(options.overrides)
+    # taken into the configuration, so that workers on other machines use it and the run's identity holds it
+    if backend := os.environ.get("HTNET_ATTENTION"):
+        known = get_args(get_type_hints(HTNetConfig)["attention_backend"])
+        if backend not in known:
+            raise InputError(f"HTNET_ATTENTION={backend}: must be one of {', '.join(known)}")
+        overrides.append(f"model.attention_backend={backend}")
+    return load_config(options.config, overrides)
 
 
 def _add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -429,3 +429,12 @@ def test_a_dry_run_looks_at_the_run_folder_and_writes_nothing(stored):
     assert "is not empty and not a run" in stored.refuses("sweep", "--out", stored.release, "--dry-run")
     assert stored.run("sweep", stored.config, "--out", stored.path / "run", "--dry-run")[0] == 0
     assert stored.files() == before
+
+
+def test_the_attention_variable_becomes_part_of_the_configuration(stored, monkeypatch):
+    monkeypatch.setenv("HTNET_ATTENTION", "reference")
+    code, out, _ = stored.run("sweep", stored.config, "--out", stored.path / "run", "--print-config")
+    assert code == 0
+    assert "attention_backend: reference" in out
+    monkeypatch.setenv("HTNET_ATTENTION", "flash")
+    assert "HTNET_ATTENTION=flash: must be one of auto, reference" in stored.refuses("sweep", "--out", stored.path / "run")
