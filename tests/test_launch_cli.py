@@ -437,4 +437,5 @@ def test_the_attention_variable_becomes_part_of_the_configuration(stored, monkey
     assert code == 0
     assert "attention_backend: reference" in out
     monkeypatch.setenv("HTNET_ATTENTION", "flash")
-    assert "HTNET_ATTENTION=flash: must be one of auto, reference" in stored.refuses("sweep", "--out", stored.path / "run")
+    message = stored.refuses("sweep", "--out", stored.path / "run")
+    assert "HTNET_ATTENTION=flash: must be one of auto, reference" in message
