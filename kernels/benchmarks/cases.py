@@ -1,0 +1,239 @@
+"""The shapes that are measured, and the least that any program must do for them.
+
+Two operations, as the package has them: ``core`` is :func:`kernels.local_attention` on packed qkv, ``block`` is
+:func:`kernels.local_attention_block`, the attention half of a transformer layer. A count here is a floor:
+
+- bytes: every input read once, every output written once. What a program keeps between forward and backward, and what
+  it reads twice, is its own affair and not counted.
+- FLOPs: a multiplication and an addition are two. Only products are counted; softmax and layer norm are not.
+
+With one token per block the softmax over one key is 1: the core is a copy of V, and the block needs no queries or keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Final, Literal, get_args
+
+from kernels.benchmarks.cards import Card
+
+__all__ = ["CONFIGURATIONS", "DIRECTIONS", "KEYS", "OPERATIONS", "Case", "Direction", "Operation", "select_cases"]
+
+Operation = Literal["core", "block"]
+Direction = Literal["forward", "backward", "both"]
+OPERATIONS: Final = get_args(Operation)
+DIRECTIONS: Final = get_args(Direction)
+ELEMENT_SIZE: Final = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Local attention on a feature map of ``batch`` x ``height`` x ``width`` tokens."""
+
+    name: str
+    """Configuration and level, or ``custom``."""
+    batch: int
+    height: int
+    width: int
+    heads: int
+    head_dim: int
+    blocks_per_side: int
+    dim: int
+    """Channels of the block operation; the core does not see them."""
+    dtype: str
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{field.name} must be at least 1, got {value}")
+        if self.dtype not in ELEMENT_SIZE:
+            raise ValueError(f"dtype must be one of {', '.join(ELEMENT_SIZE)}, got {self.dtype!r}")
+        if self.height % self.blocks_per_side or self.width % self.blocks_per_side:
+            raise ValueError(
+                f"height and width must be multiples of blocks_per_side, got {self.height} x {self.width} and "
+                f"{self.blocks_per_side}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole batch."""
+        return self.batch * self.height * self.width
+
+    @property
+    def tokens_per_block(self) -> int:
+        return self.height * self.width // self.blocks_per_side**2
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the whole batch."""
+        return self.batch * self.blocks_per_side**2
+
+    @property
+    def inner(self) -> int:
+        """Channels of q, of k and of v: A*D."""
+        return self.heads * self.head_dim
+
+    @property
+    def element_size(self) -> int:
+        """Bytes of an element."""
+        return ELEMENT_SIZE[self.dtype]
+
+    def bytes_moved(self, operation: Operation, direction: Direction) -> int:
+        """Least traffic in bytes."""
+        if direction == "both":
+            return self.bytes_moved(operation, "forward") + self.bytes_moved(operation, "backward")
+        if operation == "core":
+            return self.tokens * self.inner * self.element_size * self._core_maps(direction)
+        gradients = 4 * self.dim * self.inner + 3 * self.dim
+        weights = gradients if self.tokens_per_block > 1 else gradients - 2 * self.dim * self.inner
+        if direction == "forward":
+            elements = 2 * self.tokens * self.dim + weights  # x in, result out
+        else:
+            elements = 3 * self.tokens * self.dim + weights + gradients  # x, gradient of the result in, that of x out
+        return elements * self.element_size
+
+    def _core_maps(self, direction: Direction) -> int:
+        """Maps of A*D channels that the core moves."""
+        if self.tokens_per_block == 1:
+            return 2 if direction == "forward" else 4  # v in, out; the gradient in, that of qkv (two thirds zeros) out
+        return 4 if direction == "forward" else 7  # qkv in, out; the gradient and qkv in, that of qkv out
+
+    def flops(self, operation: Operation, direction: Direction) -> int:
+        """Arithmetic of the products.
+
+        Core, per block and head: forward 2 products of N x N x D (scores; weights times values); backward 5 (the
+        scores again, because to keep them would cost traffic; the gradients of weights, values, queries and keys).
+        Block: also the projections to 3*A*D channels and back, forward once and backward twice (input and weight).
+        """
+        if direction == "both":
+            return self.flops(operation, "forward") + self.flops(operation, "backward")
+        one_token = self.tokens_per_block == 1
+        product = 2 * self.tokens * self.tokens_per_block * self.inner  # of N x N x D, over all blocks and heads
+        core = 0 if one_token else product * (2 if direction == "forward" else 5)
+        if operation == "core":
+            return core
+        projections = 2 * self.tokens * self.dim * self.inner * (2 if one_token else 4)
+        return core + projections * (1 if direction == "forward" else 2)
+
+    def floor(self, operation: Operation, direction: Direction, *, bandwidth: float, rate: float) -> tuple[float, str]:
+        """Seconds that no program beats at ``bandwidth`` bytes and ``rate`` FLOP a second, and what sets them."""
+        traffic = self.bytes_moved(operation, direction) / bandwidth
+        arithmetic = self.flops(operation, direction) / rate
+        return max(traffic, arithmetic), "traffic" if traffic >= arithmetic else "arithmetic"
+
+    def floor_on(self, card: Card, operation: Operation, direction: Direction) -> tuple[float, str]:
+        """The same by a card's data sheet."""
+        return self.floor(operation, direction, bandwidth=card.bandwidth, rate=card.rate(self.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """Sizes of a network that decide the shapes of its attention; level 0 is the finest."""
+
+    image_size: int
+    patch_size: int = 7
+    dim: int = 256
+    heads: int = 3
+    levels: int = 3
+
+    def case(self, name: str, level: int, *, batch: int, dtype: str) -> Case:
+        """The attention of one level: width and heads double from level to level, the side of the map halves."""
+        side = self.image_size // self.patch_size // 2**level
+        dim, heads = self.dim * 2**level, self.heads * 2**level
+        return Case(
+            name=f"{name}/{level}",
+            batch=batch,
+            height=side,
+            width=side,
+            heads=heads,
+            head_dim=dim // heads,
+            blocks_per_side=2 ** (self.levels - 1 - level),
+            dim=dim,
+            dtype=dtype,
+        )
+
+
+CONFIGURATIONS: Final = {
+    "paper": Configuration(image_size=28),
+    "fine": Configuration(image_size=112),
+    "hd": Configuration(image_size=224),
+}
+"""The paper's network, and the same on finer maps, where a block holds 16 and 64 tokens instead of one."""
+
+_EVERYWHERE: Final = ("batch", "dtype")
+_SHAPE: Final = ("tokens", "heads", "head_dim", "blocks_per_side", "dim")
+KEYS: Final = _EVERYWHERE + _SHAPE
+"""What an override may set; one of the last five makes a shape of its own."""
+
+
+def select_cases(names: Sequence[str] | None, overrides: Mapping[str, str], *, batch: int, dtype: str) -> list[Case]:
+    """Cases by name (``fine``: its levels; ``fine/0``: one of them; None: all) with overrides ``key=value``.
+
+    ``batch`` and ``dtype`` are the defaults and may be overridden for any case. ``tokens`` (16, or 2x8 for a block that
+    is not square), ``heads``, ``head_dim``, ``blocks_per_side`` and ``dim`` describe one case of its own, ``custom``.
+
+    Raises:
+        ValueError: an unknown name, key or value; the message lists those that are known.
+    """
+    unknown = sorted(set(overrides) - set(KEYS))
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(KEYS)}")
+    batch = _count("batch", overrides.get("batch", str(batch)))
+    dtype = overrides.get("dtype", dtype)
+    shape = {key: value for key, value in overrides.items() if key in _SHAPE}
+    if shape:
+        if names is not None:
+            raise ValueError(f"{', '.join(shape)} describe a case of their own; leave out the names of cases")
+        return [_custom(shape, batch=batch, dtype=dtype)]
+    known = {
+        f"{name}/{level}": (configuration, name, level)
+        for name, configuration in CONFIGURATIONS.items()
+        for level in range(configuration.levels)
+    }
+    chosen = [key for name in (names or CONFIGURATIONS) for key in _keys(name, known)]
+    return [
+        configuration.case(name, level, batch=batch, dtype=dtype)
+        for configuration, name, level in (known[key] for key in dict.fromkeys(chosen))
+    ]
+
+
+def _keys(name: str, known: Mapping[str, object]) -> list[str]:
+    found = [key for key in known if name in (key, key.partition("/")[0])]
+    if not found:
+        raise ValueError(
+            f"unknown case {name!r}; known: {', '.join(CONFIGURATIONS)}, and their levels as {next(iter(known))}"
+        )
+    return found
+
+
+def _custom(shape: Mapping[str, str], *, batch: int, dtype: str) -> Case:
+    height, _, width = shape.get("tokens", "16").partition("x")
+    if not width:
+        side = math.isqrt(_count("tokens", height))
+        if side * side != int(height):
+            raise ValueError(f"tokens must be a square number, or rows x columns as 2x8, got {height}")
+        height = width = str(side)
+    heads, head_dim = (_count(key, shape.get(key, str(low))) for key, low in (("heads", 3), ("head_dim", 85)))
+    side = _count("blocks_per_side", shape.get("blocks_per_side", "4"))
+    # heads need not divide the width: dim 256 with 3 heads of 85 leaves one channel
+    dim = shape.get("dim", str(math.ceil(heads * head_dim / 16) * 16))
+    return Case(
+        name="custom",
+        batch=batch,
+        height=_count("tokens", height) * side,
+        width=_count("tokens", width) * side,
+        heads=heads,
+        head_dim=head_dim,
+        blocks_per_side=side,
+        dim=_count("dim", dim),
+        dtype=dtype,
+    )
+
+
+def _count(key: str, value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+    return int(value)

@@ -1,0 +1,166 @@
+"""What a measurement is on paper: one row with everything that a reader needs to place it, appended to a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+__all__ = ["Row", "Status", "Where", "append_rows", "read_rows", "this_machine"]
+
+Status = Literal["ok", "skipped", "refused", "failed"]
+"""Timed; does not run for this case; wrong, so not timed; broke."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Machine and versions."""
+
+    date: str
+    commit: str
+    device: str
+    """``cuda`` or ``cpu``."""
+    card: str
+    """The GPU's name, or the processor's."""
+    driver: str
+    torch: str
+    triton: str
+    cuda: str
+    python: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Where):
+    """One provider on one case in one mode. Fields that do not apply are empty in the file and None here."""
+
+    case: str
+    operation: str
+    provider: str
+    mode: str
+    """``forward``, ``backward`` or ``both``."""
+    graph: bool
+    """Whether it ran inside a CUDA graph."""
+    batch: int
+    height: int
+    width: int
+    heads: int
+    head_dim: int
+    blocks_per_side: int
+    tokens_per_block: int
+    dim: int
+    dtype: str
+    status: Status
+    reason: str = ""
+    n: int = 0
+    """Samples."""
+    runs: int = 0
+    """Runs that a sample is the mean of."""
+    median_us: float | None = None
+    p20_us: float | None = None
+    p80_us: float | None = None
+    bytes: int = 0
+    """Least traffic of the case; see ``cases``."""
+    flops: int = 0
+    gb_s: float | None = None
+    copy_gb_s: float | None = None
+    """What a large copy moved just before this case."""
+    copy_percent: float | None = None
+    tflop_s: float | None = None
+    matrix_tflop_s: float | None = None
+    """What a large matrix product of this dtype did just before this case."""
+    matrix_percent: float | None = None
+    peak_mib: float | None = None
+    error_forward: float | None = None
+    """Relative root mean square of the difference from float64; the gradient's is the worst of all inputs."""
+    error_backward: float | None = None
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Append to a CSV file, with a header where it is new; each row is on disk before the next is asked for.
+
+    Raises:
+        ValueError: the file has other columns. Nothing is written then: an old result is never changed.
+    """
+    names = [field.name for field in fields(Row)]
+    if path.exists() and path.stat().st_size:
+        with path.open(newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file))
+        if header != names:
+            raise ValueError(f"{path}: holds other columns than this program writes; choose another place")
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(",".join(names) + "\n", encoding="utf-8")
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=names)
+        for row in rows:
+            writer.writerow({key: _rounded(value) for key, value in asdict(row).items()})
+            file.flush()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file that :func:`append_rows` wrote."""
+    kinds = {field.name: str(field.type) for field in fields(Row)}
+    with path.open(newline="", encoding="utf-8") as file:
+        return [Row(**{key: _parse(kinds[key], text) for key, text in line.items()}) for line in csv.DictReader(file)]
+
+
+def this_machine(device: torch.device) -> Where:
+    """Where a measurement is made, as far as the machine says."""
+    cuda = device.type == "cuda"
+    return Where(
+        date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        commit=_said_by("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
+        device=device.type,
+        card=torch.cuda.get_device_name(device) if cuda else _processor(),
+        driver=_said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else "",
+        torch=torch.__version__,
+        triton=_version("triton"),
+        cuda=torch.version.cuda or "",
+        python=platform.python_version(),
+    )
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else value
+
+
+def _parse(kind: str, text: str) -> object:
+    if kind.startswith("float"):
+        return float(text) if text else None
+    if kind == "bool":
+        return text == "True"
+    return int(text) if kind == "int" else text
+
+
+def _said_by(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.split("\n")[0].strip() or "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _processor() -> str:
+    """The processor's name; where it says no more than its maker, its family and model as well."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = facts.get("model name", platform.machine())
+    return f"{name}, {torch.get_num_threads()} threads"
