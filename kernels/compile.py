@@ -66,7 +66,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one compiled kernel needs: ``spilled`` in instructions, ``stack`` in bytes a thread, ``shared`` a program."""
+    """What one compiled kernel needs: ``spilled`` in instructions, ``stack`` in bytes a thread, ``shared`` in bytes."""
 
     kernel: str
     arch: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 
 # a thread for each test process: two fight for two cores, and results are compared at one thread anyway
@@ -72,16 +74,27 @@ def tiny_config(tiny_store) -> Config:
     )
 
 
-@pytest.fixture(scope="session")
-def interpreted_kernels() -> None:
-    """The Triton kernels, imported for Triton's interpreter: they run on CPU tensors for the rest of the process.
+def pytest_configure(config) -> None:
+    """Import the Triton kernels for Triton's interpreter, unless GPU tests are asked for: one process has one kind.
 
-    The environment is as before afterwards, so that subprocesses that other tests start see nothing of it.
+    Before any test module, for Triton itself must be imported under the variable too, and other packages import Triton.
+    The environment is as before afterwards, so that subprocesses see nothing of it.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        from kernels.local_attention import kernels
-    assert kernels.INTERPRETED, "the kernels were imported before, for a GPU: run GPU tests alone, with pytest -m gpu"
+    chosen = config.option.markexpr.replace("not gpu", "").replace("not multigpu", "")
+    if "gpu" not in chosen and importlib.util.find_spec("triton"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            importlib.import_module("kernels.local_attention.kernels")
+            # imported by Triton at the first launch, and insists on the variable then
+            importlib.import_module("triton.experimental.gluon")
+
+
+@pytest.fixture
+def interpreted_kernels() -> None:
+    """Skips where the Triton kernels do not run on CPU tensors."""
+    kernels = pytest.importorskip("kernels.local_attention.kernels", exc_type=ImportError)
+    if not kernels.INTERPRETED:
+        pytest.skip("the kernels are compiled for the GPU in this process")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -89,8 +102,6 @@ def triton_device(request) -> str:
     """Where the Triton kernels run: interpreted on the CPU, or, under the marker gpu, compiled on a GPU."""
     if request.param == "cpu":
         request.getfixturevalue("interpreted_kernels")
-    else:
-        from kernels.local_attention import kernels
-
-        assert not kernels.INTERPRETED, "the kernels were imported for the interpreter: run pytest -m gpu alone"
+    elif importlib.import_module("kernels.local_attention.kernels").INTERPRETED:
+        pytest.fail("the kernels were imported for the interpreter; select GPU tests alone: pytest -m gpu")
     return request.param

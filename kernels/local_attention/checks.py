@@ -60,7 +60,7 @@ def check_block(
 
 
 def triton_limit(x: Tensor, *, num_heads: int, head_dim: int, blocks_per_side: int) -> str | None:
-    """The rule that keeps a feature map ``x`` (B, H, W, channels) from the Triton kernels, and the value that breaks it.
+    """The rule that keeps a feature map ``x`` (B, H, W, channels) from the Triton kernels, and what breaks it.
 
     None if they take it. The device is not looked at.
     """

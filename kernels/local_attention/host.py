@@ -126,6 +126,8 @@ def attend_backward(
 ) -> Tensor:
     """Gradient of ``qkv``, contiguous. ``out`` and ``log_sums`` are what :func:`attend` returned, None if N <= 64."""
     qkv, grad_out = last_dim_dense(qkv), last_dim_dense(grad_out)
+    # contiguous from the forward, but expanded by vmap where one forward serves many upstream gradients
+    out, log_sums = (None if x is None else x.contiguous() for x in (out, log_sums))
     grad_qkv = new_empty(qkv, tuple(qkv.shape))
     backward_launch(grad_out, qkv, out, log_sums, grad_qkv, num_heads, blocks_per_side, scale).run()
     return grad_qkv

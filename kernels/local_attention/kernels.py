@@ -14,8 +14,8 @@ they are odd (D = 85).
 No inter-program communication, no atomics: the same input gives the same bits.
 """
 
-# arguments of kernels are Triton's pointers and scalars, described beside them; an annotation other than constexpr would
-# be read as a type to cast to
+# arguments of kernels are pointers and scalars of Triton, described beside them; an annotation other than constexpr
+# would be read as a type to cast to
 # ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def _combine(weights, x0, x1, SECOND: tl.constexpr):
 def _locate(block, token, SIDE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, WIDE: tl.constexpr):
     """Sample, row and column on the feature map of token ``token`` of block ``block``; the partition is this formula.
 
-    Where WIDE they have 64 bits, and with them all offsets. Else offsets fit into 32, which halves the registers and the
-    arithmetic that addresses take.
+    Where WIDE they have 64 bits, and with them all offsets. Else offsets fit into 32, which halves the registers and
+    the arithmetic that addresses take.
     """
     sample = block // (SIDE * SIDE)
     row = block // SIDE % SIDE * BLOCK_H + token // BLOCK_W
