@@ -6,22 +6,26 @@ time of launching them. The table and the CSV file have both.
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from kernels.benchmarks.providers import PROVIDERS
 from kernels.benchmarks.record import Row
 
 __all__ = ["bars", "roofline", "write_pictures"]
 
 _OURS: Final = ("triton", "block-triton")
 _OURS_COLOUR: Final = "#d62728"
+_COLOURS: Final = (
+    *("#1f77b4", "#7f3c8d", "#ff7f0e", "#2ca02c", "#17becf", "#8c564b", "#e377c2"),
+    *("#bcbd22", "#0b3d91", "#9edae5", "#c49c94", "#98df8a", "#c5b0d5", "#ffbb78"),
+)
 _COPY: Final = "copy"
 _MARKERS: Final = "osD^vP*Xh<>8"
 _HATCHES: Final = {"forward": "", "backward": "////", "both": "...."}
@@ -53,50 +57,61 @@ def _drawn(rows: Iterable[Row]) -> list[Row]:
 def roofline(rows: Sequence[Row]) -> Figure | None:
     """Arithmetic rate over intensity, both axes logarithmic; a panel per mode. None if nothing does arithmetic."""
     rows = [row for row in rows if row.flops and row.tflop_s]
-    modes = [mode for mode in ("forward", "backward", "both") if any(row.mode == mode for row in rows)]
-    if not modes:
+    if not rows:
         return None
-    figure = Figure(figsize=(1.5 + 5.2 * len(modes), 5.6))
+    modes = _modes(rows)
+    figure = Figure(figsize=(6.2 * len(modes), 5.8))
     panels = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
-    cases = list(dict.fromkeys((row.case, row.operation) for row in rows))
-    colours = _colours(rows)
+    figure.subplots_adjust(wspace=0.06)
+    unit, factor = ("TFLOP/s", 1.0) if max(row.matrix_tflop_s or 0.0 for row in rows) >= 1 else ("GFLOP/s", 1e3)
+    cases = list(dict.fromkeys(row.case for row in rows))
     for panel, mode in zip(panels, modes, strict=True):
-        _roofs(panel, rows)
+        _roofs(panel, rows, unit, factor)
         for row in rows:
             if row.mode == mode:
-                place = cases.index((row.case, row.operation))
-                _point(panel, row, _MARKERS[place % len(_MARKERS)], colours[row.provider])
-        panel.set_title(mode)
+                _point(panel, row, cases.index(row.case), factor)
+        panel.set_title(mode, fontsize=10)
         panel.set_xlabel("arithmetic over least traffic, FLOP per byte")
-    panels[0].set_ylabel("arithmetic rate, TFLOP/s")
-    _legends(figure, colours, [f"{case}, {operation}" for case, operation in cases])
-    figure.suptitle(_title("Attention against the device's two limits", rows), y=1.0, fontsize=11)
+    panels[0].set_ylabel(f"arithmetic rate, {unit}")
+    _legends(figure, rows, cases)
+    figure.suptitle(_title("Local attention against the device's two limits", rows), y=0.95, va="bottom", fontsize=11)
     return figure
 
 
-def _roofs(panel: Axes, rows: Sequence[Row]) -> None:
-    """The median of the rates measured during the run; a different rate per dtype would be a different picture."""
-    bandwidth = sorted(row.copy_gb_s or 0.0 for row in rows)[len(rows) // 2] / 1e3
-    rate = sorted(row.matrix_tflop_s or 0.0 for row in rows)[len(rows) // 2]
+def _modes(rows: Sequence[Row]) -> list[str]:
+    """Forward and backward; their sum only where it is all there is."""
+    return [mode for mode in ("forward", "backward") if any(row.mode == mode for row in rows)] or ["both"]
+
+
+def _roofs(panel: Axes, rows: Sequence[Row], unit: str, factor: float) -> None:
+    """The medians of the copy bandwidth and the matrix rate measured during the run."""
+    bandwidth = statistics.median(row.copy_gb_s or 0.0 for row in rows)
+    rate = statistics.median(row.matrix_tflop_s or 0.0 for row in rows)
     intensities = [row.flops / row.bytes for row in rows]
-    left, ridge = min(intensities) / 3, rate / bandwidth
-    right = max(max(intensities), ridge) * 3
-    panel.loglog([left, ridge, right], [left * bandwidth, rate, rate], color="black", linewidth=1.4, zorder=1)
-    slope = f"copy {_short(bandwidth * 1e3)} GB/s"
-    panel.annotate(slope, (left, left * bandwidth), (6, 16), textcoords="offset points", fontsize=8)
-    roof = f"matrix product {_short(rate)} TFLOP/s"
-    panel.annotate(roof, (right, rate), (-4, 5), textcoords="offset points", ha="right", fontsize=8)
-    panel.set_xlim(left, right)
+    ridge = rate * 1e3 / bandwidth
+    left, right = min(*intensities, ridge) / 2.5, max(*intensities, ridge) * 2.5
+    slope = bandwidth * factor / 1e3  # of the roof, in the unit of the axis per FLOP per byte
+    roof = rate * factor
+    panel.loglog([left, ridge, right], [left * slope, roof, roof], color="black", linewidth=1.4, zorder=1)
+    here = (left * ridge) ** 0.5
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
+    panel.annotate(f"copy {_short(bandwidth)} GB/s", (here, here * slope), (-6, 6), ha="right", va="bottom", **style)
+    panel.annotate(f"matrix product {_short(roof)} {unit}", (right, roof), (-4, 5), ha="right", **style)
+    panel.set_xlim(left / 2, right)
+    lowest = min((row.tflop_s or rate) * factor for row in rows)
+    panel.set_ylim(min(lowest, left * slope) / 1.6, roof * 2)
     panel.grid(visible=True, which="major", linewidth=0.4, alpha=0.6)
 
 
-def _point(panel: Axes, row: Row, marker: str, colour: Any) -> None:
+def _point(panel: Axes, row: Row, case: int, factor: float) -> None:
+    """A point; the cases of one intensity stand beside each other, a few per cent apart."""
+    assert row.tflop_s is not None
     ours = row.provider in _OURS
     panel.plot(
-        row.flops / row.bytes,
-        row.tflop_s,
-        marker=marker,
-        color=colour,
+        row.flops / row.bytes * 1.07 ** (case % 3 - 1),
+        row.tflop_s * factor,
+        marker=_MARKERS[case % len(_MARKERS)],
+        color=_colour(row.provider),
         markersize=9 if ours else 6,
         markeredgecolor="black" if ours else "white",
         markeredgewidth=0.8 if ours else 0.4,
@@ -105,76 +120,87 @@ def _point(panel: Axes, row: Row, marker: str, colour: Any) -> None:
     )
 
 
-def _legends(figure: Figure, colours: dict[str, Any], cases: Sequence[str]) -> None:
+def _legends(figure: Figure, rows: Sequence[Row], cases: Sequence[str]) -> None:
     plain: dict[str, Any] = {"linestyle": "none", "markersize": 6}
-    names = [Line2D([], [], marker="o", color=colour, label=name, **plain) for name, colour in colours.items()]
+    names = dict.fromkeys(row.provider for row in rows)
+    providers = [Line2D([], [], marker="o", color=_colour(name), label=name, **plain) for name in names]
     shapes = [
         Line2D([], [], marker=_MARKERS[place % len(_MARKERS)], color="0.35", label=case, **plain)
         for place, case in enumerate(cases)
     ]
-    style: dict[str, Any] = {"fontsize": 8, "frameon": False, "bbox_transform": figure.transFigure}
-    figure.legend(handles=names, title="provider", loc="upper left", bbox_to_anchor=(0.92, 0.9), **style)
-    figure.legend(handles=shapes, title="case", loc="lower left", bbox_to_anchor=(0.92, 0.08), **style)
+    style: dict[str, Any] = {"fontsize": 8, "title_fontsize": 9, "frameon": False, "alignment": "left"}
+    figure.legend(handles=providers, title="provider", loc="upper left", bbox_to_anchor=(0.91, 0.9), **style)
+    figure.legend(handles=shapes, title="case", loc="lower left", bbox_to_anchor=(0.91, 0.08), **style)
 
 
 def bars(rows: Sequence[Row]) -> Figure:
     """Median time per provider with the 20 % to 80 % range; a panel per case and operation, quickest at the top."""
-    panels = list(dict.fromkeys((row.case, row.operation) for row in rows))
-    kept = {panel: [row for row in rows if (row.case, row.operation) == panel] for panel in panels}
-    modes = [mode for mode in ("forward", "backward") if any(row.mode == mode for row in rows)] or ["both"]
+    keys = dict.fromkeys((row.operation, row.case) for row in rows)
+    panels = sorted(keys, key=lambda key: key[0] != "core")  # operations one after the other, cases in their order
+    kept = {panel: [row for row in rows if (row.operation, row.case) == panel] for panel in panels}
     columns = min(3, len(panels))
-    tallest = max(len({row.provider for row in found}) for found in kept.values())
-    lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(5.4 * columns, lines * (1.2 + 0.32 * tallest) + 0.6))
-    grid = figure.subplots(lines, columns, squeeze=False)
-    figure.subplots_adjust(wspace=0.5, hspace=1.4 / (1.0 + 0.32 * tallest), top=1 - 0.75 / figure.get_figheight())
-    colours = _colours(rows)
-    for place, panel in enumerate(panels):
-        _bar_panel(grid[place // columns][place % columns], kept[panel], modes, colours)
-    for place in range(len(panels), lines * columns):
-        grid[place // columns][place % columns].set_axis_off()
-    figure.suptitle(_title("Time of local attention; lines: 20 % to 80 % of samples", rows), fontsize=11)
+    lines = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    slots = [max(len({row.provider for row in kept[panel]}) for panel in line) for line in lines]
+    heights = [0.36 * count for count in slots]  # inches
+    between = 1.25  # inches for titles and axes
+    figure = Figure(figsize=(5.6 * columns, sum(heights) + between * (len(lines) - 1)))
+    grid = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
+    hspace = between / (sum(heights) / len(heights))
+    figure.subplots_adjust(wspace=0.42, hspace=hspace, left=0, right=1, bottom=0, top=1)
+    for axes, line, count in zip(grid, lines, slots, strict=True):
+        for panel, key in zip(axes, line, strict=False):
+            _bar_panel(panel, kept[key], _modes(rows), count)
+        for panel in axes[len(line) :]:
+            panel.set_axis_off()
+    title = _title("Time of local attention; lines from the 20 % to the 80 % quantile", rows)
+    figure.suptitle(title, y=1 + 0.8 / figure.get_figheight(), va="bottom", fontsize=12)
     return figure
 
 
-def _bar_panel(panel: Axes, rows: Sequence[Row], modes: Sequence[str], colours: dict[str, Any]) -> None:
-    first = rows[0]
+def _bar_panel(panel: Axes, rows: Sequence[Row], modes: Sequence[str], slots: int) -> None:
+    rows = [row for row in rows if row.mode in modes]
     total = {name: sum(r.median_us or 0.0 for r in rows if r.provider == name) for name in {r.provider for r in rows}}
     names = sorted(total, key=lambda name: total[name])
-    widest = max(row.p80_us or 0.0 for row in rows)
+    widest = max((row.p80_us or 0.0 for row in rows), default=1.0)
     unit, factor = ("ms", 1e3) if widest >= 2000 else ("us", 1.0)
     height = 0.8 / len(modes)
     for row in rows:
-        if row.mode not in modes:
-            continue
         middle, low, high = (value / factor for value in (row.median_us, row.p20_us, row.p80_us) if value is not None)
         place = names.index(row.provider) + (modes.index(row.mode) - (len(modes) - 1) / 2) * height
-        style = {"color": colours[row.provider], "hatch": _HATCHES[row.mode], "edgecolor": "white"}
+        style = {"color": _colour(row.provider), "hatch": _HATCHES[row.mode], "edgecolor": "white"}
         panel.barh(place, middle, height * 0.92, **style)
-        panel.plot([low, high], [place, place], color="black", linewidth=1.2, marker="|", markersize=4)
-        panel.annotate(
-            _short(middle), (max(high, middle), place), (4, 0), textcoords="offset points", va="center", fontsize=7
-        )
-    panel.set_yticks(range(len(names)), names, fontsize=8)
+        panel.plot([low, high], [place, place], color="black", linewidth=1.1, marker="|", markersize=4)
+        beside = (max(high, middle), place)
+        panel.annotate(_short(middle), beside, (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+    panel.set_yticks(range(len(names)), names, fontsize=8.5)
     for label in panel.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in _OURS else "normal")
-    panel.invert_yaxis()
+    panel.set_ylim(slots - 0.4, -0.6)  # quickest at the top; bars are as thick in every panel
     panel.set_xlim(0, 1.18 * widest / factor)
-    panel.set_xlabel(f"{unit} per run", fontsize=8)
+    panel.set_xlabel(f"{unit} per run", fontsize=8.5)
     panel.tick_params(axis="x", labelsize=8)
     panel.spines[["top", "right"]].set_visible(False)
-    blocks = f"{first.batch * first.blocks_per_side**2:,} blocks of {_counted(first.tokens_per_block, 'token')}"
-    what = (
-        f"{first.case}, {first.operation}, {first.dtype}\n{blocks}, {_counted(first.heads, 'head')} of {first.head_dim}"
-    )
-    panel.set_title(f"{what}\n{' (plain), '.join(modes)}{' (hatched)' if len(modes) > 1 else ''}", fontsize=8.5)
+    if rows:
+        panel.set_title(_shape_line(rows[0], modes), fontsize=9)
 
 
-def _colours(rows: Sequence[Row]) -> dict[str, Any]:
-    """A colour per provider, in order of appearance; ours are red, the copy is grey."""
-    names = list(dict.fromkeys(row.provider for row in rows))
-    wheel = iter([c for c in matplotlib.colormaps["tab20"].colors if matplotlib.colors.to_hex(c) != _OURS_COLOUR] * 2)
-    return {name: _OURS_COLOUR if name in _OURS else "0.6" if name == _COPY else next(wheel) for name in names}
+def _shape_line(row: Row, modes: Sequence[str]) -> str:
+    blocks = f"{row.batch * row.blocks_per_side**2:,} blocks of {_counted(row.tokens_per_block, 'token')}"
+    heads = f"{_counted(row.heads, 'head')} of {row.head_dim}"
+    width = f", {row.dim} channels" if row.operation == "block" else ""
+    drawn = "forward (plain), backward (hatched)" if len(modes) > 1 else modes[0]
+    return f"{row.case}, {row.operation}, {row.dtype}\n{blocks}, {heads}{width}\n{drawn}"
+
+
+def _colour(provider: str) -> Any:
+    """The same in every picture, and for a core and the block around it; ours are red, the copy is grey."""
+    if provider in _OURS:
+        return _OURS_COLOUR
+    if provider == _COPY:
+        return "0.6"
+    names = list(dict.fromkeys(name.removeprefix("block-") for name in PROVIDERS))
+    name = provider.removeprefix("block-")
+    return _COLOURS[names.index(name) % len(_COLOURS)] if name in names else "black"
 
 
 def _title(what: str, rows: Sequence[Row]) -> str:
@@ -182,7 +208,8 @@ def _title(what: str, rows: Sequence[Row]) -> str:
     graph = ", inside a CUDA graph" if all(row.graph or row.provider == _COPY for row in rows) else ""
     samples = sorted({row.n for row in rows})
     count = f"{samples[0]}" if len(samples) == 1 else f"{samples[0]} to {samples[-1]}"
-    return f"{what}\n{first.card}, torch {first.torch}, {first.date[:10]}, n = {count}{graph}"
+    facts = f"{first.card}, torch {first.torch}, {first.date[:10]}{graph}"
+    return f"{what}\n{facts}; medians of {count} samples"
 
 
 def _short(value: float) -> str:

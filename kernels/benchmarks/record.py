@@ -158,9 +158,10 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's name; where it says no more than its maker, its family and model as well."""
+    """The processor's name and the threads that torch uses of it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = facts.get("model name", platform.machine())
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"
