@@ -19,6 +19,7 @@ from htnet import __version__
 from htnet.config import Config, HTNetConfig
 from htnet.config_io import dump_config, load_config
 from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PARTIAL, InputError, StartError
+from launch.profile import add_arguments, profile
 
 Command = Callable[[argparse.Namespace, Console], int]
 
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_synth(commands)
     _add_prepare(commands)
     _add_sweep(commands)
+    _add_profile(commands)
     _add_report(commands)
     _add_doctor(commands)
     return parser
@@ -152,6 +154,12 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return EXIT_DONE
     return sweep(config, options.out, options.address, console)
+
+
+def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("profile", help="throughput of local attention on this machine; needs no data")
+    add_arguments(parser)
+    parser.set_defaults(command=profile)
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
