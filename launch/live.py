@@ -97,12 +97,12 @@ class LiveBoard:
 
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 2))
-        for flight in self._flights[:SHOWN_FLIGHTS]:
-            state = "waiting" if flight.epoch < 0 else f"epoch {flight.epoch}/{self._epochs}"
+        running = [flight for flight in self._flights if flight.epoch >= 0]
+        for flight in running[:SHOWN_FLIGHTS]:
             attempt = "" if flight.spec.attempt == 1 else f"attempt {flight.spec.attempt}"
-            bar = ProgressBar(total=self._epochs, completed=max(0, flight.epoch), width=30)
-            table.add_row(Text(flight.spec.fold.subject), bar, state, attempt)
-        hidden = len(self._flights) - SHOWN_FLIGHTS
-        if hidden > 0:
-            table.add_row(f"and {hidden} more")
-        return Group(Text(self._headline()), table)
+            bar = ProgressBar(total=self._epochs, completed=flight.epoch, width=30)
+            table.add_row(Text(flight.spec.fold.subject), bar, f"epoch {flight.epoch}/{self._epochs}", attempt)
+        hidden, waiting = len(running) - SHOWN_FLIGHTS, len(self._flights) - len(running)
+        notes = [f"and {hidden} more"] if hidden > 0 else []
+        notes += [f"{waiting} waiting for a free place"] if waiting else []
+        return Group(Text(self._headline()), table, *notes)
