@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,7 +76,6 @@ class Resources:
     tile: int
     packed: int
     warps: int
-    stages: int
     registers: int
     stack: int
     spilled: int
@@ -87,17 +86,18 @@ class Resources:
     stores: str
 
 
-def launches(case: Case) -> tuple[host.Launch, host.Launch]:
+def launches(case: Case, arch: str) -> tuple[host.Launch, host.Launch]:
     """Forward and backward as the host code would start them, on tensors without memory."""
     side, inner = case.blocks_per_side, case.num_heads * case.head_dim
     shape = (case.batch, case.block_h * side, case.block_w * side)
     qkv = torch.empty(*shape, 3 * inner, dtype=DTYPES[case.dtype], device="meta")
     out, grad_qkv = qkv.new_empty(*shape, inner), torch.empty_like(qkv)
     log_sums = qkv.new_empty(1, dtype=torch.float32)
-    scale = case.head_dim**-0.5
+    capability = int(arch[3:]) if arch.startswith("sm_") else 0
+    settings = (case.num_heads, side, case.head_dim**-0.5, capability)
     return (
-        host.forward_launch(qkv, out, log_sums, case.num_heads, side, scale),
-        host.backward_launch(out, qkv, out, log_sums, grad_qkv, case.num_heads, side, scale),
+        host.forward_launch(qkv, out, log_sums, *settings),
+        host.backward_launch(out, qkv, out, log_sums, grad_qkv, *settings),
     )
 
 
@@ -128,14 +128,13 @@ def compile_launch(launch: host.Launch, arch: str) -> Any:
         constexprs={(order.index(name),): value for name, value in constants.items()},
         attrs={(order.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": launch.tiling.warps, "num_stages": launch.tiling.stages, "enable_fp_fusion": True}
-    return triton.compile(source, target=ARCHITECTURES[arch], options=options)
+    return triton.compile(source, target=ARCHITECTURES[arch], options=launch.options())
 
 
 def compile_case(case: Case, archs: Iterable[str] = ("sm_80", "sm_90", "sm_100")) -> Iterator[Resources]:
     """Compile forward and backward of a shape for each architecture."""
-    for launch in launches(case):
-        for arch in archs:
+    for arch in archs:
+        for launch in launches(case, arch):
             compiled = compile_launch(launch, arch)
             measured = _amd(compiled) if arch.startswith("gfx") else _nvidia(compiled, arch)
             yield Resources(
@@ -144,7 +143,9 @@ def compile_case(case: Case, archs: Iterable[str] = ("sm_80", "sm_90", "sm_100")
                 dtype=case.dtype,
                 tokens=case.block_h * case.block_w,
                 head_dim=case.head_dim,
-                **asdict(launch.tiling),
+                tile=launch.tiling.tile,
+                packed=launch.tiling.packed,
+                warps=launch.tiling.warps,
                 shared=compiled.metadata.shared,
                 **measured,
             )

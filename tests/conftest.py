@@ -89,7 +89,7 @@ def pytest_configure(config) -> None:
             importlib.import_module("triton.experimental.gluon")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def interpreted_kernels() -> None:
     """Skips where the Triton kernels do not run on CPU tensors."""
     kernels = pytest.importorskip("kernels.local_attention.kernels", exc_type=ImportError)

@@ -47,12 +47,13 @@ CASES = [
     (8, 8, 1, 1, 128, 1, BF16),
     (4, 16, 1, 3, 85, 1, F32),
     (10, 10, 1, 1, 85, 1, F32),
-    (5, 20, 1, 3, 1, 1, F32),
+    (5, 20, 1, 1, 1, 1, F32),
     (10, 10, 1, 1, 80, 3, BF16),
     (14, 14, 1, 1, 85, 1, BF16),
     (14, 14, 1, 1, 128, 1, F32),
     (16, 16, 1, 1, 64, 1, F16),
-    (8, 32, 1, 1, 16, 1, F32),
+    (8, 32, 1, 1, 16, 1, BF16),
+    (6, 6, 1, 1, 85, 1, F32),
     pytest.param((32, 32, 1, 3, 85, 1, BF16), marks=pytest.mark.gpu),
     pytest.param((4, 4, 4, 12, 85, 64, BF16), marks=pytest.mark.gpu),
 ]
@@ -111,6 +112,7 @@ def test_any_shape_and_scale_is_computed_right(interpreted_kernels, case, scale)
         assert_right(qkv, grad_out, arguments | {"scale": scale})
 
 
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # numpy's, in slots that are not stored
 @pytest.mark.parametrize("block", [(4, 4), (10, 10)], ids=str)
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_extreme_scores_neither_overflow_nor_give_nan(triton_device, block, dtype):
@@ -141,7 +143,7 @@ def strided_views(case, device):
 
 
 @pytest.mark.parametrize(
-    "case", [(2, 2, 2, 1, 16, 2, BF16), (3, 3, 1, 2, 85, 2, F32), (9, 9, 1, 1, 16, 2, F32)], ids=str
+    "case", [(2, 2, 2, 1, 16, 2, BF16), (3, 3, 1, 2, 85, 2, F32), (6, 6, 1, 1, 16, 2, F32)], ids=str
 )
 def test_strided_input_is_read_where_it_lies(triton_device, case):
     from kernels.local_attention import host
@@ -180,7 +182,8 @@ def attention(backend="triton", side=2, **changes):
     return lambda qkv: local_attention(qkv, num_heads=2, blocks_per_side=side, backend=backend, **changes)
 
 
-SMALL, LARGE = (2, 4, 4, 30), (1, 9, 9, 30)  # 4 tokens a block with side 2, 81 with side 1
+# 4 tokens a block with side 2; 36 with side 1, more than a packed tile holds in float32
+SMALL, LARGE = (2, 4, 4, 30), (1, 6, 6, 30)
 
 
 @pytest.mark.parametrize(("shape", "side"), [(SMALL, 2), (LARGE, 1)])
@@ -204,8 +207,7 @@ def test_a_compiled_function_has_no_graph_break_and_the_same_gradient(triton_dev
     assert torch.equal(*gradients)
 
 
-@pytest.mark.parametrize(("shape", "side"), [(SMALL, 2), (LARGE, 1)])
-@pytest.mark.parametrize("dim", [0, 4])
+@pytest.mark.parametrize(("shape", "side", "dim"), [(SMALL, 2, 4), (LARGE, 1, 0)])
 def test_function_transforms_agree_with_the_reference(triton_device, shape, side, dim):
     stack = torch.randn((3, *shape), device=triton_device)
     mapped = stack.movedim(0, dim)

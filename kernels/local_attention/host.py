@@ -34,12 +34,16 @@ _LOG2_E: Final = math.log2(math.e)
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """How a kernel is cut: ``tile`` slots a program, of which ``packed`` whole blocks are filled (0: tiled kernel)."""
+    """How a kernel is cut: ``tile`` slots a program, of which ``packed`` whole blocks are filled (0: tiled kernel).
+
+    ``registers`` bounds those of a thread, 0 leaves the choice to the compiler.
+    """
 
     tile: int
     packed: int
     warps: int
-    stages: int
+    stages: int = 1  # nothing to pipeline: packed kernels have no loop, and odd rows allow no asynchronous copies
+    registers: int = 0
 
 
 def largest_packed(element_size: int) -> int:
@@ -51,21 +55,41 @@ def largest_packed(element_size: int) -> int:
     return 64 if element_size == 2 else 32
 
 
-def tiling(tokens: int, head_dim: int, element_size: int, *, backward: bool) -> Tiling:
-    """The tile of a shape: a fixed rule and no autotuning, so that equal input gives equal bits on every machine.
+def tiling(tokens: int, head_dim: int, element_size: int, capability: int, *, backward: bool) -> Tiling:
+    """The tile of a shape: a fixed rule and no autotuning, so that equal input gives equal bits on one kind of device.
 
     The smallest tile that holds a block, and as many whole blocks as it holds. With one block to a tile the empty slots
     are known to the compiler and cost next to nothing, so 9 tokens in 16 slots take half the instructions per token
     that three blocks take in 32. A warp per 16 slots is the least work in all: nothing is exchanged between the warps
     of a product's rows. Twice as many where one would run out of registers. The figures are in kernels/README.md.
     """
-    largest = largest_packed(element_size)
-    tile = min(largest, 16 if tokens <= 16 else 32 if tokens <= 32 else 64)
     row = sum(column_parts(head_dim)) * element_size
-    if tokens > largest:
-        return Tiling(tile=tile, packed=0, warps=tile // 8, stages=1)
-    limit = 96 if backward and tile == 64 else 192
-    return Tiling(tile=tile, packed=tile // tokens, warps=tile // 16 * (2 if row > limit else 1), stages=1)
+    if tokens > largest_packed(element_size):
+        return _tiled(element_size, capability, backward=backward)
+    tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
+    warps = tile // 16 * (2 if row > 192 or (backward and tile == 64) else 1)
+    # left alone, ptxas stops at 128 registers on sm_80 and spills two
+    bounded = 80 <= capability < 90 and not backward and tile // tokens > 1
+    return Tiling(tile=tile, packed=tile // tokens, warps=warps, registers=144 if bounded else 0)
+
+
+def _tiled(element_size: int, capability: int, *, backward: bool) -> Tiling:
+    """Large tiles read keys and values less often; they are as large as the registers of the card allow.
+
+    From sm_90 on a product takes its second operand from shared memory; before, it waits in registers too, and a
+    backward with more than 16 slots spills, as it does in float32.
+    """
+    if backward and (element_size > 2 or capability < 90):
+        return Tiling(tile=16, packed=0, warps=4)
+    return Tiling(tile=64, packed=0, warps=8) if element_size == 2 else Tiling(tile=32, packed=0, warps=4)
+
+
+def _capability(x: Tensor) -> int:
+    """90 for an NVIDIA card of compute capability 9.0, and so on; 0 for ROCm. Without a card, that of Hopper."""
+    if x.device.type != "cuda":
+        return 90
+    major, minor = (0, 0) if torch.version.hip else torch.cuda.get_device_capability(x.device)
+    return 10 * major + minor
 
 
 def column_parts(head_dim: int) -> tuple[int, int]:
@@ -88,15 +112,15 @@ class Launch:
 
     def run(self) -> None:
         """Start the kernel on the device of its first argument."""
-        first = next(iter(self.arguments.values()))
-        with torch.cuda.device_of(first):
-            self.kernel[(self.programs,)](
-                **self.arguments,
-                **self.constants,
-                num_warps=self.tiling.warps,
-                num_stages=self.tiling.stages,
-                enable_fp_fusion=True,  # Triton 3.10 changes the default
-            )
+        with torch.cuda.device_of(next(iter(self.arguments.values()))):
+            self.kernel[(self.programs,)](**self.arguments, **self.constants, **self.options())
+
+    def options(self) -> dict[str, int | bool]:
+        """How the compiler is to treat the kernel."""
+        options: dict[str, int | bool] = {"num_warps": self.tiling.warps, "num_stages": self.tiling.stages}
+        if self.tiling.registers:
+            options["maxnreg"] = self.tiling.registers
+        return options | {"enable_fp_fusion": True}  # the default until Triton 3.10
 
 
 def attend(qkv: Tensor, num_heads: int, blocks_per_side: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -134,13 +158,20 @@ def attend_backward(
 
 
 def forward_launch(
-    qkv: Tensor, out: Tensor, log_sums: Tensor, num_heads: int, blocks_per_side: int, scale: float
+    qkv: Tensor,
+    out: Tensor,
+    log_sums: Tensor,
+    num_heads: int,
+    blocks_per_side: int,
+    scale: float,
+    capability: int | None = None,
 ) -> Launch:
     """The forward pass of ``qkv`` into ``out`` and, for large blocks, ``log_sums``."""
-    cut, programs, constants = _plan(qkv, num_heads, blocks_per_side, backward=False)
+    cut, programs, constants = _plan(qkv, num_heads, blocks_per_side, capability, backward=False)
     vec = constants["VEC"] = _vector(qkv)
-    constants |= {"WIDE": int(_span(qkv) > NARROW_SPAN), "DENSE": int(qkv.is_contiguous())}
-    strides = _strides("stride", qkv, vec)
+    dense = qkv.is_contiguous()
+    constants |= {"WIDE": int(_span(qkv) > NARROW_SPAN), "DENSE": int(dense)}
+    strides = _strides("stride", qkv, vec, dense=dense)
     arguments: dict[str, Tensor | int | float] = {"qkv": qkv, "out": out}
     if cut.packed:
         arguments |= strides | {"num_blocks": qkv.shape[0] * blocks_per_side**2}
@@ -160,18 +191,21 @@ def backward_launch(
     num_heads: int,
     blocks_per_side: int,
     scale: float,
+    capability: int | None = None,
 ) -> Launch:
     """The backward pass into ``grad_qkv``."""
-    cut, programs, constants = _plan(qkv, num_heads, blocks_per_side, backward=True)
+    cut, programs, constants = _plan(qkv, num_heads, blocks_per_side, capability, backward=True)
     vec = constants["VEC"] = min(_vector(qkv), _vector(grad_out))
     constants["WIDE"] = int(max(_span(qkv), _span(grad_out), _span(grad_qkv)) > NARROW_SPAN)
-    constants |= {"DENSE": int(qkv.is_contiguous()), "GRAD_DENSE": int(grad_out.is_contiguous())}
+    # computed from strides, the addresses of a tile of 64 leave enough registers on sm_80 for nothing to spill
+    dense, grad_dense = qkv.is_contiguous() and not (cut.packed and cut.tile == 64), grad_out.is_contiguous()
+    constants |= {"DENSE": int(dense), "GRAD_DENSE": int(grad_dense)}
     arguments: dict[str, Tensor | int | float] = {"grad_out": grad_out, "qkv": qkv, "grad_qkv": grad_qkv}
     if not cut.packed:
         assert out is not None
         assert log_sums is not None
         arguments |= {"out": out, "log_sums": log_sums}
-    arguments |= _strides("grad_stride", grad_out, vec) | _strides("stride", qkv, vec)
+    arguments |= _strides("grad_stride", grad_out, vec, dense=grad_dense) | _strides("stride", qkv, vec, dense=dense)
     if cut.packed:
         arguments["num_blocks"] = qkv.shape[0] * blocks_per_side**2
     arguments |= {"scale": scale, "score_scale": scale * _LOG2_E}
@@ -179,13 +213,16 @@ def backward_launch(
     return Launch(kernel=kernel, programs=programs, arguments=arguments, constants=constants, tiling=cut)
 
 
-def _plan(qkv: Tensor, num_heads: int, blocks_per_side: int, *, backward: bool) -> tuple[Tiling, int, dict[str, int]]:
+def _plan(
+    qkv: Tensor, num_heads: int, blocks_per_side: int, capability: int | None, *, backward: bool
+) -> tuple[Tiling, int, dict[str, int]]:
     """Tile, number of programs and the constants that both directions share."""
     batch, height, width, channels = qkv.shape
     head_dim = channels // (3 * num_heads)
     block_h, block_w = height // blocks_per_side, width // blocks_per_side
     tokens, blocks = block_h * block_w, batch * blocks_per_side**2
-    cut = tiling(tokens, head_dim, qkv.element_size(), backward=backward)
+    capability = _capability(qkv) if capability is None else capability
+    cut = tiling(tokens, head_dim, qkv.element_size(), capability, backward=backward)
     first, second = column_parts(head_dim)
     constants = {
         "NUM_HEADS": num_heads,
@@ -211,9 +248,9 @@ def _span(x: Tensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
-def _strides(name: str, x: Tensor, vec: int) -> dict[str, int]:
+def _strides(name: str, x: Tensor, vec: int, *, dense: bool) -> dict[str, int]:
     """Strides in units of ``vec`` elements; zeros where the kernel does not read them, so that it is compiled once."""
-    strides = (0, 0, 0) if x.is_contiguous() else x.stride()[:3]
+    strides = (0, 0, 0) if dense else x.stride()[:3]
     return {f"{name}_{axis}": stride // vec for axis, stride in zip("bhw", strides, strict=True)}
 
 

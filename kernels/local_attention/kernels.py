@@ -389,19 +389,6 @@ def tiled_forward(
 
 
 @triton.jit
-def _score_gradients(q0, q1, g0, g1, k0, k1, v0, v1, log_sums, delta, seen, score_scale, SECOND: tl.constexpr):
-    """Weights P and score gradients P * (dP - delta) of a query tile against a key tile, [T, T] each.
-
-    ``seen`` says which keys exist. Masking the scores, not the weights, keeps exp2 from overflowing: a key of zeros has
-    score 0, far above the logarithm ``log_sums`` where all true scores are very negative.
-    """
-    scores = _products(q0, q1, k0, k1, SECOND) * score_scale
-    weights = tl.exp2(tl.where(seen[None, :], scores - log_sums[:, None], float("-inf")))
-    grad_weights = _products(g0, g1, v0, v1, SECOND)
-    return weights, weights * (grad_weights - delta[:, None])
-
-
-@triton.jit
 def _query_tile(query, base, grad_base, out_base, log_sums, rows, grad_rows, out_rows,
                 FIRST: tl.constexpr, SECOND: tl.constexpr, HEAD_DIM: tl.constexpr, TOKENS: tl.constexpr):  # fmt: skip
     """What the backward needs of a query tile: queries, upstream gradient, log-sums, delta = sum(dO * O) per row."""
@@ -496,9 +483,11 @@ def tiled_backward(
         )  # [T]
         k0, k1 = _load(base + CHANNELS, rows, key < TOKENS, FIRST, SECOND, HEAD_DIM)
         v0, v1 = _load(base + 2 * CHANNELS, rows, key < TOKENS, FIRST, SECOND, HEAD_DIM)
-        _, grad_scores = _score_gradients(
-            q0, q1, g0, g1, k0, k1, v0, v1, sums, delta, key < TOKENS, score_scale, SECOND
-        )
+        # the scores are masked, not the weights: a key of zeros has score 0, which may be so far above the log-sum of a
+        # query that exp2 overflows
+        scores = _products(q0, q1, k0, k1, SECOND) * score_scale - sums[:, None]  # [T, T]
+        weights = tl.exp2(tl.where((key < TOKENS)[None, :], scores, float("-inf")))
+        grad_scores = weights * (_products(g0, g1, v0, v1, SECOND) - delta[:, None])
         x0 = _dot(_narrow(grad_scores, k0.dtype), k0, x0)
         if SECOND > 0:
             x1 = _dot(_narrow(grad_scores, k0.dtype), k1, x1)
@@ -535,11 +524,12 @@ def tiled_backward(
         q0, q1, g0, g1, sums, delta = _query_tile(
             query, base, grad_base, out_base, log_sums, rows, grad_rows, out_rows, FIRST, SECOND, HEAD_DIM, TOKENS
         )
-        weights, grad_scores = _score_gradients(
-            q0, q1, g0, g1, k0, k1, v0, v1, sums, delta, own < TOKENS, score_scale, SECOND
-        )
-        weights = tl.trans(_narrow(weights, g0.dtype))  # [T, T], keys by queries
-        grad_scores = tl.trans(_narrow(grad_scores, q0.dtype))
+        # keys by queries, [T, T], as the products below need them. An empty key slot spoils its own row only, which
+        # is not stored
+        weights = tl.exp2(_products(k0, k1, q0, q1, SECOND) * score_scale - sums[None, :])
+        grad_scores = weights * (_products(v0, v1, g0, g1, SECOND) - delta[None, :])
+        weights = _narrow(weights, g0.dtype)
+        grad_scores = _narrow(grad_scores, q0.dtype)
         x0 = _dot(grad_scores, q0, x0)
         y0 = _dot(weights, g0, y0)
         if SECOND > 0:
