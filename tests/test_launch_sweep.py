@@ -561,9 +561,10 @@ def test_the_board_counts_what_is_done_in_flight_and_left(tmp_path, reference):
         board.poll([])
         console.print(board._render())
         shown = text.getvalue()
-        assert re.search(r"casme2/s0 .* waiting", shown)
+        assert not re.search(r"casme2/s0 .* epoch", shown)
+        assert "1 waiting for a free place" in shown
         assert re.search(r"casme2/s4 .* epoch 3/6", shown)
-        assert "and 4 more" in shown
+        assert "and 3 more" in shown
         assert "fold casme2/s9 failed: no [luck]" in shown
         assert ("fold casme2/sub01 done in 12 s" in shown) != terminal
         assert re.search(
