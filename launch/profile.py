@@ -141,12 +141,14 @@ def _keep(rows: Iterable[Row], path: Path | None) -> list[Row]:
 
 
 def _draw(rows: Sequence[Row], path: Path, console: Console) -> None:
-    """Draw this run together with what earlier ones measured on the same card, commit and size."""
+    """Draw this run together with what the file holds of the same card, commit and dtype; of a case the last batch."""
     from kernels.benchmarks.plots import write_pictures
     from kernels.benchmarks.record import read_rows
 
-    same = {(row.card, row.commit, row.batch, row.dtype) for row in rows}
-    alike = [row for row in read_rows(path) if (row.card, row.commit, row.batch, row.dtype) in same]
+    same = {(row.card, row.commit, row.dtype) for row in rows}
+    alike = [row for row in read_rows(path) if (row.card, row.commit, row.dtype) in same]
+    last = {row.case: row.batch for row in alike}
+    alike = [row for row in alike if row.batch == last[row.case]]
     for written in (path, *write_pictures(alike, path.parent)):
         console.print(f"written: {written}", markup=False, highlight=False, soft_wrap=True)
 

@@ -33,7 +33,7 @@ class Case:
     """Local attention on a feature map of ``batch`` x ``height`` x ``width`` tokens."""
 
     name: str
-    """Configuration and level, or ``custom``."""
+    """Configuration and level, or tokens per block and head_dim of a shape of its own: ``16x85``."""
     batch: int
     height: int
     width: int
@@ -173,7 +173,7 @@ def select_cases(names: Sequence[str] | None, overrides: Mapping[str, str], *, b
     """Cases by name (``fine``: its levels; ``fine/0``: one of them; None: all) with overrides ``key=value``.
 
     ``batch`` and ``dtype`` are the defaults and may be overridden for any case. ``tokens`` (16, or 2x8 for a block that
-    is not square), ``heads``, ``head_dim``, ``blocks_per_side`` and ``dim`` describe one case of its own, ``custom``.
+    is not square), ``heads``, ``head_dim``, ``blocks_per_side`` and ``dim`` describe one case of its own, ``16x85``.
 
     Raises:
         ValueError: an unknown name, key or value; the message lists those that are known.
@@ -220,11 +220,12 @@ def _custom(shape: Mapping[str, str], *, batch: int, dtype: str) -> Case:
     side = _count("blocks_per_side", shape.get("blocks_per_side", "4"))
     # heads need not divide the width: dim 256 with 3 heads of 85 leaves one channel
     dim = shape.get("dim", str(math.ceil(heads * head_dim / 16) * 16))
+    rows, columns = _count("tokens", height), _count("tokens", width)
     return Case(
-        name="custom",
+        name=f"{rows * columns}x{head_dim}",
         batch=batch,
-        height=_count("tokens", height) * side,
-        width=_count("tokens", width) * side,
+        height=rows * side,
+        width=columns * side,
         heads=heads,
         head_dim=head_dim,
         blocks_per_side=side,

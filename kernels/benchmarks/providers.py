@@ -101,7 +101,7 @@ def _sdpa(backend: SDPBackend | None = None, multiple: int = 1) -> Callable[[Cas
     """torch's scaled_dot_product_attention, by one of its backends; D padded to a ``multiple``."""
 
     def build(case: Case) -> Forward:
-        scale, missing = case.head_dim**-0.5, -case.head_dim % multiple
+        scale, missing = case.head_dim**-0.5, -case.head_dim % multiple  # of the unpadded width
 
         def run(qkv: Tensor) -> Tensor:
             query, key, value = split_blocks(qkv, case)
@@ -121,6 +121,8 @@ def _sdpa(backend: SDPBackend | None = None, multiple: int = 1) -> Callable[[Cas
 
 def _compiled(build: Callable[[Case], Forward]) -> Callable[[Case], Forward]:
     def compiled(case: Case) -> Forward:
+        # by default a compiled backward pass reuses what the forward pass kept, and can run only once
+        torch._functorch.config.donated_buffer = False
         # one shape, whole graph: what torch.compile does best; a fallback to eager would be an error
         forward: Forward = torch.compile(build(case), fullgraph=True, dynamic=False)
         return forward
@@ -138,12 +140,11 @@ def _flex(case: Case) -> Forward:
         return query // tokens == key // tokens
 
     mask = create_block_mask(same_block, None, None, tokens * count, tokens * count, device="cuda")
-    attend: Any = torch.compile(flex_attention, fullgraph=True, dynamic=False)
 
     def run(qkv: Tensor) -> Tensor:
         parts = split_blocks(qkv, case)
         query, key, value = (rearrange(x, "(b g) a n d -> b a (g n) d", g=count) for x in parts)
-        out = attend(query, key, value, block_mask=mask)
+        out: Any = flex_attention(query, key, value, block_mask=mask)
         return join_blocks(rearrange(out, "b a (g n) d -> (b g) a n d", g=count), case)
 
     return run
@@ -233,13 +234,6 @@ def _needs_several_tokens(case: Case, device: torch.device) -> str | None:
     return "one token per block: nothing to attend to" if case.tokens_per_block == 1 else None
 
 
-def _head_dim_multiple(multiple: int) -> Limit:
-    def check(case: Case, device: torch.device) -> str | None:
-        return f"head_dim is no multiple of {multiple}" if case.head_dim % multiple else None
-
-    return check
-
-
 def _head_dim_not_multiple(multiple: int) -> Limit:
     def check(case: Case, device: torch.device) -> str | None:
         return None if case.head_dim % multiple else f"head_dim is a multiple of {multiple}: nothing to pad"
@@ -271,16 +265,17 @@ def _table() -> Iterable[Provider]:
     yield core("sdpa", "scaled_dot_product_attention, torch's choice", _sdpa())
     flash, efficient, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION
     yield core("sdpa-flash", "its flash backend", _sdpa(flash), attending, cuda, _needs_half)
-    narrow = (attending, cuda, _head_dim_multiple(8), _grid_limit)
-    yield core("sdpa-efficient", "its memory-efficient backend", _sdpa(efficient), *narrow)
-    yield core("sdpa-cudnn", "its cuDNN backend", _sdpa(cudnn), attending, cuda, _needs_half, _head_dim_multiple(8))
+    padded = "D padded to a multiple of 8, as it needs"
+    limits = (attending, cuda, _grid_limit)
+    yield core("sdpa-efficient", f"its memory-efficient backend, {padded}", _sdpa(efficient, 8), *limits)
+    yield core("sdpa-cudnn", f"its cuDNN backend, {padded}", _sdpa(cudnn, 8), attending, cuda, _needs_half)
     yield core("sdpa-math", "its plain backend", _sdpa(SDPBackend.MATH), attending)
     for multiple in (8, 32):
         what = f"torch's choice, D padded to a multiple of {multiple} (85: {math.ceil(85 / multiple) * multiple})"
-        limits = (attending, _head_dim_not_multiple(multiple))
-        yield core(f"sdpa-pad{multiple}", what, _sdpa(multiple=multiple), *limits)
+        unpadded = _head_dim_not_multiple(multiple)
+        yield core(f"sdpa-pad{multiple}", what, _sdpa(multiple=multiple), attending, unpadded)
     yield core("compile", "torch.compile of einsum", _compiled(_einsum))
-    yield core("flex", "flex_attention, compiled, block-diagonal mask", _flex, attending, cuda)
+    yield core("flex", "flex_attention, compiled, block-diagonal mask", _compiled(_flex), attending, cuda)
     yield core("flash-attn", "package flash-attn", _flash_attn, attending, cuda, _needs("flash_attn"), _needs_half)
     yield core("natten", "package NATTEN, stride = window", _natten, attending, cuda, _needs("natten"))
     yield block("block-triton", "ours: kernels.local_attention_block", _block("triton"), *ours)

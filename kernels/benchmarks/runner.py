@@ -97,7 +97,7 @@ def measure(plan: Plan) -> Iterator[Row]:
     """Rows as they are measured, case after case."""
     clock = _Clock(end=None if plan.seconds is None else time.monotonic() + plan.seconds)
     where = this_machine(plan.device)
-    stream = torch.cuda.stream(torch.cuda.Stream(plan.device)) if plan.device.type == "cuda" else nullcontext()
+    stream = torch.cuda.stream(torch.cuda.Stream()) if plan.device.type == "cuda" else nullcontext()
     with stream:  # a graph captures one stream; what is captured must have been recorded there
         for case in plan.cases:
             for operation in ("core", "block"):

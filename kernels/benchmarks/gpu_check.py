@@ -1,0 +1,218 @@
+"""Everything that needs a GPU, in one run of under nine minutes: ``make gpu-check``.
+
+Runs from a plain checkout with whatever Python has torch and Triton; nothing is installed. Each step is a process of
+its own with a time limit, adds to the output folder as it goes, and cannot keep a later one from running: GPU tests,
+the kernel benchmarks, epochs of training, and a whole fold through ``htnet synth``, ``prepare`` and ``sweep``. What
+is left out is said with its reason. With ``--quick`` the same steps run small and on the CPU, to try this program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["Step", "main", "run_steps"]
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+TOTAL_SECONDS: Final = 530.0
+FOLD_NEEDS: Final = ("pydantic", "ray", "nvidia.dali", "cv2", "openpyxl", "pyarrow", "pandas", "jinja2")
+FACTS: Final = """
+import platform, sys, torch
+print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda, platform.platform())
+try:
+    import triton
+    print("triton", triton.__version__)
+except ImportError as error:
+    print("triton is absent:", error)
+found = torch.cuda.is_available()
+print("GPU:", torch.cuda.get_device_properties(0) if found else "none")
+sys.exit(0 if found or sys.argv[1:] == ["quick"] else 3)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One process: arguments of this Python, seconds it may take, and why it is left out (empty: it runs)."""
+
+    name: str
+    arguments: Sequence[str]
+    seconds: float
+    left_out: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a step ended: ``ok``, ``exit 1``, ``time limit`` or ``left out``."""
+
+    name: str
+    how: str
+    seconds: float
+
+
+def run_steps(steps: Sequence[Step], out: Path, *, total: float, say: Callable[[str], None] = print) -> list[Outcome]:
+    """Run the steps one after the other within ``total`` seconds; each leaves a log and a line in summary.txt."""
+    end = time.monotonic() + total
+    outcomes = []
+    for step in steps:
+        begin = time.monotonic()
+        allowed = min(step.seconds, end - begin)
+        reason = step.left_out or ("the time for all steps is over" if allowed < 1 else "")
+        how = f"left out: {reason}" if reason else _run(step, out / f"{step.name}.log", allowed, say)
+        outcome = Outcome(name=step.name, how=how, seconds=time.monotonic() - begin)
+        outcomes.append(outcome)
+        line = f"{outcome.name:<18} {outcome.seconds:6.1f} s  {outcome.how}"
+        say(f"=== {line}")
+        with (out / "summary.txt").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    return outcomes
+
+
+def _run(step: Step, log: Path, seconds: float, say: Callable[[str], None]) -> str:
+    """Run one step, its output into ``log``; the end of the log is shown."""
+    say(f"=== {step.name}: at most {seconds:.0f} s, output in {log}")
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "COLUMNS": "110"}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, *step.arguments]
+    with log.open("ab") as output:
+        output.write(f"$ {' '.join(command)}\n".encode())
+        output.flush()
+        # a session of its own: at the limit everything that the step has started ends with it
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            how = {0: "ok"}.get(code := process.wait(timeout=seconds), f"exit {code}")
+        except subprocess.TimeoutExpired:
+            how = f"time limit of {seconds:.0f} s"
+        finally:
+            _end(process)
+    say(log.read_text(encoding="utf-8", errors="replace")[-4000:])
+    return how
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of a step's session, politely first."""
+    for number, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+        try:
+            os.killpg(process.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return
+        try:
+            process.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def make_steps(out: Path, *, quick: bool) -> list[Step]:
+    """The steps in order of worth: a run that is cut short has lost the least."""
+    measured = str(out)
+    profile = ("-m", "launch.profile", "--out", measured)
+
+    def kernels(name: str, limit: int, *arguments: str) -> Step:
+        # what has begun at the limit may still be compiled and timed
+        return Step(name=name, arguments=(*profile, "--time-limit", str(limit), *arguments), seconds=limit + 25)
+
+    if quick:
+        tiny = ("--set", "tokens=4 head_dim=5 heads=2 blocks_per_side=2 batch=2", "--rounds", "2")
+        tests = ("tests/test_kernels_reference.py",)
+        return [
+            Step(name="machine", arguments=("-c", FACTS, "quick"), seconds=60),
+            Step(name="tests", arguments=("-m", "pytest", "-o", "addopts=", "-q", *tests), seconds=120),
+            Step(name="kernels", arguments=(*profile, *tiny, "--providers", "triton,reference,sdpa"), seconds=120),
+            Step(name="training", arguments=(*profile, "--training", "--set", "tiny=1", "--rounds", "1"), seconds=120),
+            *_fold(out, quick=True),
+        ]
+    return [
+        Step(name="machine", arguments=("-c", FACTS), seconds=60),
+        _gpu_tests(out),
+        kernels("kernels-level-0", 80, "--cases", "fine/0,hd/0"),
+        kernels("kernels-4-tokens", 15, "--set", "tokens=4 blocks_per_side=8", "--providers", "triton,sdpa"),
+        kernels("kernels-49-tokens", 15, "--set", "tokens=49 batch=84", "--providers", "triton,sdpa"),
+        Step(name="training", arguments=(*profile, "--training", "--time-limit", "40"), seconds=55),
+        kernels("kernels-rest", 50, "--cases", "fine/1,fine/2,hd/1,hd/2,paper"),
+        *_fold(out, quick=False),
+    ]
+
+
+def _gpu_tests(out: Path) -> Step:
+    """``pytest -m gpu`` on the files that know the marker: others may need packages that are not here."""
+    pattern = re.compile(r"mark\.gpu\b|triton_device")
+    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if pattern.search(path.read_text("utf-8"))]
+    # the project's own options hold --strict-config, which refuses a machine without pytest-timeout
+    arguments = ["-m", "pytest", "-o", "addopts=", "-q", "-m", "gpu", "--continue-on-collection-errors"]
+    arguments += [f"--junitxml={out / 'tests.xml'}", "--durations=5", *(str(path.relative_to(ROOT)) for path in files)]
+    if _installed("xdist"):
+        arguments += ["-n", "4"]  # most of the time goes into compiling kernels
+    left_out = "" if _installed("pytest") else "pytest is not installed"
+    return Step(name="tests", arguments=arguments, seconds=130, left_out=left_out)
+
+
+def _fold(out: Path, *, quick: bool) -> list[Step]:
+    """Synthetic data, a store, and one fold through Ray at the paper's size: 440 samples to train on, 10 to test."""
+    missing = [name for name in FOLD_NEEDS if not _installed(name)]
+    left_out = f"not installed: {', '.join(missing)}" if missing else ""
+    engine = "deepspeed" if _installed("deepspeed") else "torch"
+    raw, store, run = (out / "fold" / name for name in ("raw", "store", "run"))
+    people, clips = (2, 2) if quick else (15, 10)
+    sources = ", ".join(f"{{adapter: {name}, root: {raw / name}}}" for name in ("casme2", "samm", "smic"))
+    settings = [f"prepare.sources=[{sources}]", f"data.store={store}", "data.subjects=[casme2/sub01]"]
+    settings += [f"engine.name={engine}", "engine.precision=bf16", f"train.epochs={1 if quick else 100}"]
+    settings += ["resources.checkpoint_every=0", "score.bootstrap=10", "score.chance_trials=10"]
+    if quick:
+        settings += ["resources.gpus_per_fold=0", "model.dim=8", "model.heads=1", "model.depths=[1, 1, 1]"]
+    configured = ["configs/paper.yaml", *(part for setting in settings for part in ("--set", setting))]
+    program = ("-m", "launch.cli")
+    synth = (*program, "synth", str(raw), "--subjects", str(people), "--clips", str(clips))
+    sweep = (*program, "sweep", *configured, "--out", str(run))
+    return [
+        Step(name="fold-synth", arguments=synth, seconds=60, left_out=left_out),
+        Step(name="fold-prepare", arguments=(*program, "prepare", *configured), seconds=60, left_out=left_out),
+        Step(name=f"fold-sweep-{engine}", arguments=sweep, seconds=120, left_out=left_out),
+    ]
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package around it is absent
+        return False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when every step that ran ended well, 1 otherwise, 2 where there is no GPU to check."""
+    parser = argparse.ArgumentParser(description="Everything that needs a GPU, in one run of under nine minutes.")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-check", help="folder for the results")
+    parser.add_argument("--quick", action="store_true", help="the same steps small and on the CPU")
+    options = parser.parse_args(arguments)
+    # a new folder each time: results are added to, never mixed with those of another day
+    out: Path = options.out.resolve() / time.strftime("%Y%m%d-%H%M%S")
+    out.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    if not _installed("deepspeed"):
+        say("deepspeed is not installed: the fold runs on the torch engine")
+    machine, *steps = make_steps(out, quick=options.quick)
+    first = run_steps([machine], out, total=60, say=say)
+    if first[0].how == "exit 3":
+        say("no CUDA device is visible: nothing to check here; --quick runs the same steps small on the CPU")
+        return 2
+    outcomes = first + run_steps(steps, out, total=TOTAL_SECONDS - first[0].seconds, say=say)
+    say(f"\nresults in {out}\n" + (out / "summary.txt").read_text(encoding="utf-8"))
+    return int(any(not (outcome.how == "ok" or outcome.how.startswith("left out")) for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,364 @@
+"""The kernel benchmarks count what a shape must move and compute, time nothing that is wrong, and forget no result."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from htnet.config import HTNetConfig
+from kernels.benchmarks import gpu_check, runner, timing
+from kernels.benchmarks.cards import CARDS
+from kernels.benchmarks.cases import CONFIGURATIONS, DIRECTIONS, OPERATIONS, select_cases
+from kernels.benchmarks.plots import roofline, write_pictures
+from kernels.benchmarks.providers import PROVIDERS, Provider, select_providers
+from kernels.benchmarks.record import Row, append_rows, read_rows
+from kernels.benchmarks.runner import Plan, measure
+from kernels.reference import local_attention_reference
+from launch.profile import add_arguments
+
+CPU = torch.device("cpu")
+TINY = {"tokens": "2x3", "head_dim": "5", "heads": "2", "blocks_per_side": "2"}
+
+
+def tiny_case(*, batch=2, dtype="fp32", **shape):
+    (case,) = select_cases(None, TINY | shape, batch=batch, dtype=dtype)
+    return case
+
+
+def measured(providers, *, case=None, directions=("forward",), device=CPU, seconds=None) -> list[Row]:
+    case = case or tiny_case()
+    plan = Plan(cases=[case], providers=providers, directions=directions, device=device, rounds=2, seconds=seconds)
+    return list(measure(plan))
+
+
+def fake(build, *, name="fake", **fields) -> Provider:
+    return Provider(name=name, operation="core", what="", build=build, **fields)
+
+
+def reference(case, factor=1.0):
+    settings = {"num_heads": case.heads, "blocks_per_side": case.blocks_per_side}
+    return lambda qkv: local_attention_reference(qkv, **settings) * factor
+
+
+# --- cases
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_cases_are_the_levels_of_the_network(name):
+    config = HTNetConfig(image_size=CONFIGURATIONS[name].image_size)
+    cases = select_cases([name], {}, batch=7, dtype="bf16")
+    assert len(cases) == config.levels
+    for level, case in enumerate(cases):
+        assert case.name == f"{name}/{level}"
+        assert case.tokens_per_block == config.tokens_per_block
+        assert case.blocks_per_side == config.blocks_per_side[level]
+        assert case.height == case.width == config.image_size // config.patch_size // 2**level
+        assert (case.dim, case.heads) == (config.dim * 2**level, config.heads * 2**level)
+        assert case.head_dim == case.dim // case.heads
+
+
+def block_weights(case) -> dict[str, int]:
+    dim, inner = case.dim, case.inner
+    return {"norm": 2 * dim, "qkv": 3 * inner * dim, "out": inner * dim, "bias": dim}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("tokens", ["1", "2x3"])
+def test_least_traffic_is_every_tensor_once(tokens, dtype):
+    case = tiny_case(tokens=tokens, dtype=dtype)
+    size = torch.empty((), dtype=runner.DTYPES[dtype]).element_size()
+    inner = case.batch * case.height * case.width * case.heads * case.head_dim
+    one = case.tokens_per_block == 1
+    read, written = (inner, inner) if one else (3 * inner, inner)
+    assert case.bytes_moved("core", "forward") == (read + written) * size
+    read = inner if one else inner + 3 * inner  # of one token, the gradient alone decides
+    assert case.bytes_moved("core", "backward") == (read + 3 * inner) * size
+    maps = case.batch * case.height * case.width * case.dim
+    weights = block_weights(case)
+    used = sum(weights.values()) - (weights["qkv"] * 2 // 3 if one else 0)
+    assert case.bytes_moved("block", "forward") == (2 * maps + used) * size
+    assert case.bytes_moved("block", "backward") == (3 * maps + used + sum(weights.values())) * size
+    for operation in OPERATIONS:
+        both = sum(case.bytes_moved(operation, direction) for direction in ("forward", "backward"))
+        assert case.bytes_moved(operation, "both") == both
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_arithmetic_is_what_torch_counts_in_the_reference(operation):
+    case = tiny_case()
+    inputs, grad_out = runner._make_inputs(case, operation, CPU, seed=0)
+    forward = PROVIDERS["reference" if operation == "core" else "block-reference"].build(case)
+    with FlopCounterMode(display=False) as counted:
+        out = forward(*inputs)
+    assert counted.get_total_flops() == case.flops(operation, "forward")
+    with FlopCounterMode(display=False) as counted:
+        torch.autograd.grad(out, inputs, grad_out)
+    # the reference keeps its weights; a kernel that reads no more than it must computes the scores again
+    scores = 2 * case.batch * case.height * case.width * case.tokens_per_block * case.inner
+    assert counted.get_total_flops() + scores == case.flops(operation, "backward")
+
+
+def test_one_token_per_block_is_a_copy_and_its_block_two_projections():
+    (case,) = select_cases(["paper/0"], {}, batch=2, dtype="bf16")
+    assert [case.flops("core", direction) for direction in DIRECTIONS] == [0, 0, 0]
+    assert case.flops("block", "forward") == 2 * 2 * 16 * 2 * 256 * 255
+
+
+def test_the_floor_is_the_larger_of_traffic_and_arithmetic():
+    (fine,) = select_cases(["fine/0"], {}, batch=256, dtype="bf16")
+    # design figures: 31 us of traffic for the core, 45 us of arithmetic for the block
+    seconds, bound = fine.floor("core", "forward", bandwidth=4.3e12, rate=790e12)
+    assert (round(seconds * 1e6), bound) == (31, "traffic")
+    seconds, bound = fine.floor("block", "forward", bandwidth=4.3e12, rate=790e12)
+    assert (round(seconds * 1e6), bound) == (45, "arithmetic")
+    assert fine.floor_on(CARDS["h200"], "core", "forward")[0] < fine.floor_on(CARDS["h100"], "core", "forward")[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "overrides", "message"),
+    [
+        (["papr"], {}, "unknown case 'papr'; known: paper, fine, hd"),
+        (["fine/3"], {}, "unknown case 'fine/3'"),
+        (None, {"token": "4"}, "unknown key 'token'; known: batch, dtype, tokens"),
+        (None, {"tokens": "5"}, "tokens must be a square number"),
+        (None, {"tokens": "2x0"}, "tokens must be a whole number of at least 1, got '0'"),
+        (None, {"heads": "many"}, "heads must be a whole number of at least 1, got 'many'"),
+        (None, {"dtype": "fp8"}, "dtype must be one of bf16, fp16, fp32, got 'fp8'"),
+        (["fine"], {"tokens": "4"}, "tokens describe a case of their own"),
+    ],
+)
+def test_an_unknown_case_or_setting_names_the_known(names, overrides, message):
+    with pytest.raises(ValueError, match=message.replace("/", ".").split("; ")[0]) as raised:
+        select_cases(names, overrides, batch=1, dtype="bf16")
+    assert message in str(raised.value)
+
+
+# --- providers and the gate
+
+
+def test_every_provider_computes_attention_here_or_says_why_not():
+    providers = [provider for provider in PROVIDERS.values() if "compile" not in provider.name]
+    rows = measured(providers, directions=("forward", "backward", "both"))
+    ok = {row.provider for row in rows if row.status == "ok"}
+    expected = {"copy", "reference", "einsum", "sdpa", "sdpa-math", "sdpa-pad8", "sdpa-pad32"}
+    assert ok == expected | {"block-reference", "block-sdpa"}
+    skipped = {row.provider: row.reason for row in rows if row.status == "skipped"}
+    assert skipped["triton"] == skipped["flex"] == skipped["natten"] == "needs CUDA"
+    assert not [row for row in rows if row.status in ("failed", "refused")]
+    for row in rows:
+        if row.status == "ok":
+            assert row.n == 2
+            assert 0 < row.p20_us <= row.median_us <= row.p80_us
+            assert row.gb_s == pytest.approx(row.bytes / row.median_us / 1e3)
+            assert row.copy_percent == pytest.approx(100 * row.gb_s / row.copy_gb_s)
+
+
+@pytest.mark.slow
+def test_a_compiled_backward_pass_can_be_timed_again_and_again():
+    rows = measured(select_providers(["compile"]), directions=("backward",))
+    assert [row.status for row in rows] == ["ok", "ok"], rows[-1].reason
+
+
+def test_a_provider_that_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    cuda, (case,) = torch.device("cuda"), select_cases(["fine/0"], {}, batch=8, dtype="bf16")
+    assert PROVIDERS["flash-attn"].limit(case, cuda) == "flash_attn is not installed"
+    assert PROVIDERS["triton"].limit(case, cuda) == "triton is not installed"
+    assert PROVIDERS["sdpa-efficient"].limit(dataclasses.replace(case, batch=5000), cuda) == "more than 65,535 blocks"
+
+
+@pytest.mark.parametrize(
+    ("factor", "reason"),
+    [(1.001, "wrong: relative RMS error 0.001 of the output"), (float("nan"), "wrong: relative RMS error nan")],
+)
+def test_a_wrong_provider_is_not_timed(factor, reason):
+    row = measured([fake(lambda case: reference(case, factor))])[-1]
+    assert row.status == "refused"
+    assert row.reason.startswith(reason)
+    assert row.median_us is None
+    assert row.n == 0
+
+
+def test_a_provider_that_is_wrong_only_backward_is_not_timed():
+    def build(case):
+        right = reference(case)
+        # the value is right; its gradient is that of twice as much
+        return lambda qkv: 2 * right(qkv) - right(qkv).detach()
+
+    row = measured([fake(build)])[-1]
+    assert row.status == "refused"
+    assert "of the gradient of qkv" in row.reason
+
+
+def test_a_provider_that_breaks_is_a_row_and_the_others_are_measured():
+    def breaks(error):
+        def build(case):
+            raise error
+
+        return build
+
+    def later(case):
+        right, calls = reference(case), []
+
+        def run(qkv):
+            calls.append(1)
+            if len(calls) > 1:
+                raise RuntimeError("only once\nand more")
+            return right(qkv)
+
+        return run
+
+    providers = [
+        fake(breaks(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")), name="large"),
+        fake(lambda case: lambda qkv: qkv, name="shape"),
+        fake(later, name="later"),
+        fake(reference, name="good"),
+    ]
+    rows = {row.provider: row for row in measured(providers)}
+    assert (rows["large"].status, rows["large"].reason) == ("failed", "out of memory")
+    assert rows["shape"].reason.startswith("ValueError: returned shape") or "shape" in rows["shape"].reason
+    assert (rows["later"].status, rows["later"].reason) == ("failed", "RuntimeError: only once")
+    assert rows["later"].error_forward < 1e-6  # it passed the gate before
+    assert rows["good"].status == "ok"
+
+
+def test_after_the_time_limit_nothing_is_begun_and_every_row_says_so():
+    rows = measured(select_providers(["reference", "block-sdpa"]), seconds=0)
+    assert [(row.provider, row.status) for row in rows] == [("reference", "skipped"), ("block-sdpa", "skipped")]
+    assert all("time allowed" in row.reason for row in rows)
+
+
+def test_a_chain_moves_several_times_what_the_cache_holds():
+    assert timing.chain_length(1 << 40, CPU) == 1
+    assert timing.chain_length(64 << 20, CPU) == 2
+    assert timing.chain_length(1, CPU) == 4  # no longer than that on a CPU
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_ours_is_right_and_timed_eagerly_and_in_graphs():
+    case = tiny_case(dtype="bf16", batch=64)
+    providers = [provider for provider in PROVIDERS.values() if "compile" not in provider.name]
+    rows = measured(providers, case=case, directions=DIRECTIONS, device=torch.device("cuda"))
+    ours = [row for row in rows if row.provider in PROVIDERS and PROVIDERS[row.provider].ours]
+    assert {row.status for row in ours} == {"ok"}, [row.reason for row in ours]
+    assert {(row.provider, row.mode, row.graph) for row in ours if row.provider == "triton"} == {
+        ("triton", mode, graph) for mode in DIRECTIONS for graph in (False, True)
+    }
+
+
+# --- what is kept
+
+
+def test_results_are_appended_under_one_header_and_come_back(tmp_path):
+    path = tmp_path / "new" / "results.csv"
+    rows = measured(select_providers(["reference", "triton"]))
+    append_rows(path, rows)
+    before = path.read_bytes()
+    append_rows(path, rows)
+    assert path.read_bytes().startswith(before)
+    back = read_rows(path)
+    assert len(back) == 2 * len(rows)
+    assert path.read_text().count("median_us") == 1
+    for row, again in zip(rows, back[len(rows) :], strict=True):
+        assert dataclasses.replace(again, **{k: v for k, v in vars(row).items() if isinstance(v, float)}) == row
+        assert again.median_us == (None if row.median_us is None else pytest.approx(row.median_us, rel=1e-5))
+
+
+def test_a_file_with_other_columns_is_not_touched(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="holds other columns"):
+        append_rows(path, [])
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_rows_are_on_disk_before_the_next_is_measured(tmp_path):
+    path = tmp_path / "results.csv"
+
+    def rows():
+        (row,) = measured(select_providers(["triton"]), directions=())
+        yield row
+        assert len(read_rows(path)) == 1
+        yield row
+
+    append_rows(path, rows())
+    assert len(read_rows(path)) == 2
+
+
+def test_both_pictures_are_drawn_and_a_run_without_arithmetic_has_no_roofline(tmp_path):
+    rows = measured(select_providers(["reference", "sdpa", "block-sdpa"]), directions=("forward", "backward"))
+    written = write_pictures(rows, tmp_path / "pictures")
+    assert [path.name for path in written] == ["roofline.png", "bars.png"]
+    assert all(path.stat().st_size > 10_000 for path in written)
+    (copies,) = (measured(select_providers(["sdpa"]), case=tiny_case(tokens="1")),)
+    assert roofline(copies) is None
+    assert [path.name for path in write_pictures(copies, tmp_path / "one")] == ["bars.png"]
+    assert write_pictures([], tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+# --- gpu-check
+
+
+def test_a_step_that_fails_hangs_or_is_left_out_stops_no_other(tmp_path):
+    child = tmp_path / "child"
+    hangs = f"import subprocess, time; subprocess.Popen(['sleep', '60']); open({str(child)!r}, 'w'); time.sleep(60)"
+    said: list[str] = []
+    steps = [
+        gpu_check.Step(name="fails", arguments=("-c", "print('so far'); raise SystemExit(5)"), seconds=20),
+        gpu_check.Step(name="hangs", arguments=("-c", hangs), seconds=2),
+        gpu_check.Step(name="absent", arguments=("-c", ""), seconds=20, left_out="not installed: ray"),
+        gpu_check.Step(name="good", arguments=("-c", "import kernels.benchmarks; print('done')"), seconds=60),
+    ]
+    begin = time.monotonic()
+    outcomes = gpu_check.run_steps(steps, tmp_path, total=120, say=said.append)
+    assert time.monotonic() - begin < 60
+    expected = ["exit 5", "time limit of 2 s", "left out: not installed: ray", "ok"]
+    assert [outcome.how for outcome in outcomes] == expected
+    assert child.exists()
+    assert "so far" in (tmp_path / "fails.log").read_text()
+    assert [line.split()[0] for line in (tmp_path / "summary.txt").read_text().splitlines()] == [
+        step.name for step in steps
+    ]
+    assert any("done" in text for text in said)
+
+
+def test_steps_after_the_total_time_are_left_out(tmp_path):
+    steps = [gpu_check.Step(name="late", arguments=("-c", ""), seconds=20)]
+    (outcome,) = gpu_check.run_steps(steps, tmp_path, total=0.0, say=lambda _: None)
+    assert outcome.how == "left out: the time for all steps is over"
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_steps_know_the_options_of_the_programs_they_call(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(gpu_check, "_installed", lambda name: name not in ("ray", "deepspeed"))
+    steps = gpu_check.make_steps(tmp_path, quick=quick)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for step in steps:
+        if "launch.profile" in step.arguments:
+            options = parser.parse_args(step.arguments[2:])
+            pairs = dict(part.split("=") for text in options.overrides for part in text.split())
+            if not options.training:
+                names = options.cases.split(",") if options.cases else None
+                assert select_cases(names, pairs, batch=1, dtype="bf16")
+                assert select_providers(options.providers.split(",") if options.providers else None)
+    left_out = {step.name: step.left_out for step in steps if step.left_out}
+    assert left_out == dict.fromkeys(("fold-synth", "fold-prepare", "fold-sweep-torch"), "not installed: ray")
+
+
+def test_without_a_gpu_the_check_says_so(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    script = Path(gpu_check.__file__)
+    done = subprocess.run([sys.executable, script, "--out", tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no CUDA device is visible" in done.stdout
