@@ -1,0 +1,149 @@
+"""``htnet profile`` needs no data and no GPU, refuses what it does not know, and writes where it is told."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_kernels_benchmarks import measured
+
+from kernels.benchmarks.providers import PROVIDERS, select_providers
+from kernels.benchmarks.record import read_rows
+from launch import cli, profile
+from launch.benchmarks import end_to_end
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("--set", "tokens=4 head_dim=5 heads=2", "--set", "blocks_per_side=2", "--rounds", "2")
+ABSENT = ("pydantic", "ray", "deepspeed", "nvidia", "openpyxl", "cv2", "yaml", "pandas", "pyarrow", "jinja2")
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    code = cli.main(["profile", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_on_a_cpu_it_prints_rivals_and_static_figures_and_writes_both_pictures(tmp_path):
+    command = [sys.executable, "-m", "launch.cli", "profile", *TINY, "--out", str(tmp_path / "out")]
+    command += ["--providers", "triton,reference,sdpa,block-sdpa", "--modes", "forward,backward"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for expected in ("least traffic and arithmetic", "compiled for H200 SXM (sm_90)", "packed_backward", "needs CUDA"):
+        assert expected in done.stdout
+    assert "4x85" not in done.stdout
+    rows = read_rows(tmp_path / "out" / "local_attention.csv")
+    assert {(row.provider, row.mode) for row in rows if row.status == "ok"} >= {("sdpa", "backward")}
+    for name in ("roofline.png", "bars.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 10_000
+
+
+def test_a_second_run_adds_to_the_first(tmp_path, capsys):
+    arguments = (*TINY, "--providers", "reference", "--modes", "forward", "--out", tmp_path)
+    for runs in (1, 2):
+        code, out, _ = run(capsys, *arguments)
+        assert code == 0
+        assert f"written: {tmp_path / 'local_attention.csv'}" in out
+        assert [row.provider for row in read_rows(tmp_path / "local_attention.csv")] == ["copy", "reference"] * runs
+
+
+def test_without_out_nothing_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, *TINY, "--providers", "reference", "--modes", "forward")
+    assert code == 0
+    assert "reference" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_what_would_be_measured_and_why_not(tmp_path, capsys):
+    code, out, err = run(capsys, "--dry-run", "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert all(case in out for case in ("paper/0", "fine/1", "hd/2"))
+    assert all(name in out for name in PROVIDERS if name not in profile.SLOW_ON_CPU or torch.cuda.is_available())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cases", "papr"], "unknown case 'papr'; known: paper, fine, hd, and their levels as paper/0"),
+        (["--providers", "flsh"], "unknown provider 'flsh'; known: triton, reference, einsum, sdpa"),
+        (["--modes", "up"], "unknown mode 'up'; known: forward, backward, both"),
+        (["--card", "h300"], "unknown card 'h300'; known: a100, h100, h200, b200"),
+        (["--set", "tokens"], "--set tokens: expected key=value"),
+        (["--set", "token=4"], "unknown key 'token'; known: batch, dtype, tokens, heads, head_dim"),
+        (["--set", "tokens=4", "--cases", "fine"], "tokens describe a case of their own"),
+        (["--rounds", "0"], "--rounds must be positive, got 0"),
+        (["--time-limit", "-1"], "--time-limit must be positive, got -1"),
+        (["--end-to-end"], "--end-to-end appends to a CSV file: --out FILE.csv is needed"),
+        (["--training", "--set", "dim=4"], "--training takes no --set but tiny=1"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_known(capsys, arguments, message):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"htnet profile: {message}")
+    assert err.count("\n") == 1
+
+
+def test_results_of_other_columns_are_refused_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "local_attention.csv").write_text("a,b\n")
+    code, out, err = run(capsys, "--out", tmp_path)
+    assert (code, out) == (2, "")
+    assert "holds other columns than this program writes" in err
+
+
+def test_the_end_to_end_benchmark_gets_the_options_that_both_have(tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(end_to_end, "main", lambda arguments: seen.append(arguments) or 0)
+    out = tmp_path / "e.csv"
+    assert run(capsys, "--end-to-end", "--out", out, "--rounds", "3")[0] == 0
+    assert seen == [["--out", str(out), "--rounds", "3"]]
+    assert "would run" in run(capsys, "--end-to-end", "--out", out, "--dry-run")[1]
+    assert len(seen) == 1
+
+
+def test_epochs_of_training_are_timed_by_engine_and_precision(tmp_path, capsys):
+    code, out, _ = run(capsys, "--training", "--set", "tiny=1", "--rounds", "2", "--out", tmp_path)
+    assert code == 0, out
+    rows = list(csv.DictReader((tmp_path / "training_epochs.csv").open()))
+    assert {(row["network"], row["precision"]) for row in rows} == {
+        ("paper", "bf16"),
+        ("paper", "fp32"),
+        ("fine", "bf16"),
+    }
+    assert {row["status"] for row in rows} <= {"ok", "skipped"}
+    assert all(float(row["median_ms"]) > 0 for row in rows if row["status"] == "ok")
+
+
+def test_only_a_failure_of_ours_makes_a_run_partial():
+    (copy, rival) = measured(select_providers(["reference"]))
+    broken = dataclasses.replace(rival, status="failed", reason="x", median_us=None)
+    assert profile._exit_code([copy, rival]) == 0
+    assert profile._exit_code([copy, rival, broken]) == 0
+    assert profile._exit_code([copy, broken]) == 1  # nothing but the copy was timed
+    assert profile._exit_code([copy, rival, dataclasses.replace(broken, provider="block-triton")]) == 1
+
+
+def test_it_runs_where_the_packages_for_data_and_clusters_are_absent():
+    script = (
+        f"import sys; [sys.modules.__setitem__(name, None) for name in {ABSENT}]; "
+        "from launch.profile import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for arguments in (["--dry-run"], ["--training", "--set", "tiny=1", "--rounds", "1", "--time-limit", "0.001"]):
+        command = [sys.executable, "-c", script, *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert subprocess.run([sys.executable, "-c", script, "--cases", "x"], cwd=ROOT, capture_output=True).returncode == 2
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["profile", "--help"])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    assert all(option in out for option in ("--cases", "--providers", "--modes", "--set", "--card", "--end-to-end"))
