@@ -30,9 +30,9 @@ class Tolerance:
     backward: float
 
 
-# three times the largest error measured over the cases of tests/test_kernels_triton.py, interpreted, against float64 of
-# the same (rounded) input, the output first: float32 4.3e-7 and 5.1e-7 (tiles of 64; 1.9e-7 and 3.1e-7 with those now in
-# use), bfloat16 2.4e-3 and 2.6e-3, float16 3.0e-4 and 3.1e-4, both little more than rounding the result
+# three times the largest error measured over the cases of tests/test_kernels_triton.py, interpreted, against float64
+# of the same (rounded) input, the output first: float32 4.3e-7 and 5.1e-7 (tiles of 64; 1.9e-7 and 3.1e-7 with those
+# now in use), bfloat16 2.4e-3 and 2.6e-3, float16 3.0e-4 and 3.1e-4, both little more than rounding the result
 TOLERANCES: Final = {
     torch.float32: Tolerance(forward=1.3e-6, backward=1.5e-6),
     torch.bfloat16: Tolerance(forward=7.2e-3, backward=7.8e-3),

@@ -184,24 +184,13 @@ def _packed_weights(scores, TOKENS: tl.constexpr, TILE: tl.constexpr):
 def packed_forward(
     qkv,  # (B, H, W, 3*A*D), last dimension dense, else any strides
     out,  # (B, H, W, A*D), contiguous
-    stride_b,  # strides of qkv in units of VEC elements
-    stride_h,
-    stride_w,
+    stride_b, stride_h, stride_w,  # strides of qkv in units of VEC elements
     num_blocks,  # B * SIDE^2
     score_scale,  # scale * log2(e)
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    FIRST: tl.constexpr,
-    SECOND: tl.constexpr,
-    SIDE: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    TILE: tl.constexpr,
-    PACKED: tl.constexpr,
-    VEC: tl.constexpr,
-    WIDE: tl.constexpr,
-    DENSE: tl.constexpr,
-):
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, SIDE: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, TILE: tl.constexpr, PACKED: tl.constexpr, VEC: tl.constexpr,
+    WIDE: tl.constexpr, DENSE: tl.constexpr,
+):  # fmt: skip
     """Attention within blocks of at most TILE tokens.
 
     Grid: one dimension of cdiv(num_blocks, PACKED) * A programs, the head running fastest, so that neighbours read
@@ -233,29 +222,15 @@ def packed_backward(
     grad_out,  # (B, H, W, A*D), last dimension dense, else any strides
     qkv,  # (B, H, W, 3*A*D), last dimension dense, else any strides
     grad_qkv,  # (B, H, W, 3*A*D), contiguous
-    grad_stride_b,  # strides of grad_out in units of VEC elements
-    grad_stride_h,
-    grad_stride_w,
-    stride_b,  # strides of qkv in units of VEC elements
-    stride_h,
-    stride_w,
+    grad_stride_b, grad_stride_h, grad_stride_w,  # strides of grad_out in units of VEC elements
+    stride_b, stride_h, stride_w,  # strides of qkv in units of VEC elements
     num_blocks,  # B * SIDE^2
     scale,
     score_scale,  # scale * log2(e)
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    FIRST: tl.constexpr,
-    SECOND: tl.constexpr,
-    SIDE: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    TILE: tl.constexpr,
-    PACKED: tl.constexpr,
-    VEC: tl.constexpr,
-    WIDE: tl.constexpr,
-    DENSE: tl.constexpr,
-    GRAD_DENSE: tl.constexpr,
-):
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, SIDE: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, TILE: tl.constexpr, PACKED: tl.constexpr, VEC: tl.constexpr,
+    WIDE: tl.constexpr, DENSE: tl.constexpr, GRAD_DENSE: tl.constexpr,
+):  # fmt: skip
     """Gradients of :func:`packed_forward` from qkv and the upstream gradient alone.
 
     Grid and tiles are those of the forward. The weights are computed again, which costs two small products and saves
@@ -310,22 +285,12 @@ def tiled_forward(
     qkv,  # (B, H, W, 3*A*D), last dimension dense, else any strides
     out,  # (B, H, W, A*D), contiguous
     log_sums,  # (blocks, A, N) float32, contiguous: base-2 logarithm of the sum of exponentials of each query's scores
-    stride_b,  # strides of qkv in units of VEC elements
-    stride_h,
-    stride_w,
+    stride_b, stride_h, stride_w,  # strides of qkv in units of VEC elements
     score_scale,  # scale * log2(e)
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    FIRST: tl.constexpr,
-    SECOND: tl.constexpr,
-    SIDE: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    TILE: tl.constexpr,
-    VEC: tl.constexpr,
-    WIDE: tl.constexpr,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, SIDE: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, TILE: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr,
     DENSE: tl.constexpr,
-):
+):  # fmt: skip
     """Attention within blocks of more than TILE tokens: one pass over the keys with a running softmax.
 
     Grid: one dimension of blocks * cdiv(N, TILE) * A programs, the head running fastest, then the query tile, so that
@@ -410,27 +375,14 @@ def tiled_backward(
     out,  # (B, H, W, A*D), contiguous: what the forward returned
     log_sums,  # (blocks, A, N) float32, contiguous: what the forward left
     grad_qkv,  # (B, H, W, 3*A*D), contiguous
-    grad_stride_b,  # strides of grad_out in units of VEC elements
-    grad_stride_h,
-    grad_stride_w,
-    stride_b,  # strides of qkv in units of VEC elements
-    stride_h,
-    stride_w,
+    grad_stride_b, grad_stride_h, grad_stride_w,  # strides of grad_out in units of VEC elements
+    stride_b, stride_h, stride_w,  # strides of qkv in units of VEC elements
     scale,
     score_scale,  # scale * log2(e)
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    FIRST: tl.constexpr,
-    SECOND: tl.constexpr,
-    SIDE: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    TILE: tl.constexpr,
-    VEC: tl.constexpr,
-    WIDE: tl.constexpr,
-    DENSE: tl.constexpr,
-    GRAD_DENSE: tl.constexpr,
-):
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, SIDE: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, TILE: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr,
+    DENSE: tl.constexpr, GRAD_DENSE: tl.constexpr,
+):  # fmt: skip
     """Gradients of :func:`tiled_forward`.
 
     Grid as in the forward. The program of tile t computes dQ of its tokens as queries, in a loop over key tiles, then
