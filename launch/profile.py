@@ -190,7 +190,8 @@ def _compact(title: str, *columns: str, words: int = 1, caption: str = "") -> Ta
     table = Table(title=title, caption=caption or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.title_justify = table.caption_justify = "left"
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < words else "right")
+        left = place < words
+        table.add_column(column, justify="left" if left else "right", no_wrap=left and place < 2)
     return table
 
 
@@ -199,7 +200,7 @@ def _say_floors(cases: Sequence[Case], card_name: str, console: Console) -> None
     from kernels.benchmarks.cases import OPERATIONS
 
     card, first = CARDS[card_name], cases[0]
-    columns = [f"{what} {direction}" for what in ("MB", "GFLOP", "FLOP/B", "floor us") for direction in ("fwd", "bwd")]
+    columns = [f"{what} {direction}" for what in ("MB", "GFLOP", "floor us") for direction in ("fwd", "bwd")]
     table = _compact(
         f"least traffic and arithmetic, batch {first.batch}, {first.dtype}",
         *("case", "operation", "tokens", *columns),
@@ -212,7 +213,6 @@ def _say_floors(cases: Sequence[Case], card_name: str, console: Console) -> None
             flops = [case.flops(operation, way) for way in ("forward", "backward")]
             floors = [case.floor_on(card, operation, way) for way in ("forward", "backward")]
             cells = [value / 1e6 for value in moved] + [value / 1e9 for value in flops]
-            cells += [few / many for few, many in zip(flops, moved, strict=True)]
             least = [f"{_f(seconds * 1e6)} {bound[0].upper()}" for seconds, bound in floors]
             table.add_row(case.name, operation, str(case.tokens_per_block), *map(_f, cells), *least)
     console.print(table)
@@ -256,26 +256,37 @@ def _result_table(rows: Sequence[Row]) -> Table:
     first = rows[0]
     size = f"{first.batch} x {first.height} x {first.width}, {first.heads} heads of {first.head_dim}, {first.dtype}"
     timed = [row for row in rows if row.status == "ok"]
-    notes = [f"{row.provider} {row.mode}: {row.status}: {row.reason}" for row in rows if row.status != "ok"]
+    notes = _reasons(rows)
     if timed:
         rates = f"copy {_f(timed[0].copy_gb_s)} GB/s, matrix product {_f(timed[0].matrix_tflop_s)} TFLOP/s"
         notes = [f"{first.card}, torch {first.torch}, n = {timed[0].n}; measured here: {rates}", *notes]
+    unit, factor = ("ms", 1e3) if any((row.p80_us or 0.0) >= 1e4 for row in timed) else ("us", 1.0)
     table = _compact(
-        escape(f"{first.case}, {first.operation}: {size}, {first.tokens_per_block} tokens per block"),
-        *("provider", "mode", "us", "20 % .. 80 %", "of copy", "of matrix", "MiB", "error"),
+        escape(f"{first.case}, {first.operation}: {size}, tokens per block: {first.tokens_per_block}"),
+        *("provider", "mode", unit, "20 % .. 80 %", "of copy", "of matrix", "MiB", "error"),
         words=2,
         caption=escape("\n".join(notes)),
     )
     before = ""
     for row in timed:
         mode = f"{row.mode}{' graph' if row.graph else ''}"
+        middle, low, high = (_f((value or 0.0) / factor) for value in (row.median_us, row.p20_us, row.p80_us))
         shares = (_percent(row.copy_percent), _percent(row.matrix_percent))
         error = "" if row.error_forward is None else f"{max(row.error_forward, row.error_backward or 0.0):.0e}"
         name, error = ("", "") if row.provider == before else (row.provider, error)
-        spread = f"{_f(row.p20_us)} .. {_f(row.p80_us)}"
-        table.add_row(name, mode, _f(row.median_us), spread, *shares, _f(row.peak_mib), error)
+        table.add_row(name, mode, middle, f"{low} .. {high}", *shares, _f(row.peak_mib), error)
         before = row.provider
     return table
+
+
+def _reasons(rows: Sequence[Row]) -> list[str]:
+    """A line per reason for which something was not timed, with all that it holds for."""
+    held: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status != "ok":
+            mode = f" {row.mode}{' graph' if row.graph else ''}" if row.mode else ""
+            held.setdefault(f"{row.status}: {row.reason}", []).append(f"{row.provider}{mode}")
+    return [f"{reason}: {', '.join(names)}" for reason, names in held.items()]
 
 
 def _say_goals(rows: Sequence[Row], console: Console) -> None:

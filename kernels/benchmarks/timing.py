@@ -25,7 +25,7 @@ _MATRIX_SIDE: Final = {"cuda": 8192, "cpu": 1024}
 _CPU_CACHE: Final = 32 << 20
 _GPU_CACHE: Final = 64 << 20
 """Where torch does not tell."""
-_LONGEST_CHAIN: Final = {"cuda": 32, "cpu": 4}
+_LONGEST_CHAIN: Final = {"cuda": 32, "cpu": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
