@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from kernels.benchmarks.cases import Case
     from kernels.benchmarks.record import Row
+    from kernels.benchmarks.runner import Plan
 
 __all__ = ["add_arguments", "main", "profile"]
 
@@ -72,22 +73,45 @@ def profile(options: argparse.Namespace, console: Console) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.training:
         return _training(options, device, console)
-    try:
-        return _local_attention(options, device, console)
-    except ValueError as error:  # the benchmarks know no errors of ours
-        raise InputError(str(error)) from None
+    return _local_attention(options, device, console)
 
 
 def _local_attention(options: argparse.Namespace, device: torch.device, console: Console) -> int:
+    from kernels.benchmarks.record import append_rows
+    from kernels.benchmarks.runner import measure
+
+    path = None if options.out is None else options.out / RESULTS
+    try:  # the benchmarks know no errors of ours
+        plan, static = _plan(options, device)
+        if options.dry_run:
+            _say_plan(plan, console)
+            return EXIT_DONE
+        if path is not None:
+            append_rows(path, [])  # a file with other columns is refused before anything is measured
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    _say_floors(static, options.card, console)
+    if device.type == "cpu":
+        _say_kernels(static, options.card, console)
+    rows = _keep(_shown(measure(plan), console), path)
+    _say_goals(rows, console)
+    if path is not None:
+        _draw(rows, path, console)
+    return _exit_code(rows)
+
+
+def _plan(options: argparse.Namespace, device: torch.device) -> tuple[Plan, list[Case]]:
+    """What to measure here, and the cases as a card would get them; ValueError names what is wrong and the known."""
     from kernels.benchmarks.cards import CARDS
     from kernels.benchmarks.cases import DIRECTIONS, select_cases
     from kernels.benchmarks.providers import select_providers
-    from kernels.benchmarks.record import append_rows
-    from kernels.benchmarks.runner import Plan, measure
+    from kernels.benchmarks.runner import Plan
 
-    batch, dtype, rounds = DEFAULTS[device.type]
     names, overrides = _listed(options.cases), _pairs(options.overrides)
+    batch, dtype, rounds = DEFAULTS[device.type]
     cases = select_cases(names, overrides, batch=batch, dtype=dtype)
+    batch, dtype, _ = DEFAULTS["cuda"]
+    static = select_cases(names, overrides, batch=batch, dtype=dtype)
     providers = select_providers(_listed(options.providers))
     if device.type == "cpu" and options.providers is None:
         providers = [provider for provider in providers if provider.name not in SLOW_ON_CPU]
@@ -100,26 +124,9 @@ def _local_attention(options: argparse.Namespace, device: torch.device, console:
     for name, value in (("rounds", options.rounds), ("time-limit", options.time_limit)):
         if value is not None and not value > 0:
             raise ValueError(f"--{name} must be positive, got {value:g}")
-    if options.dry_run:
-        _say_plan(cases, providers, modes, device, console)
-        return EXIT_DONE
-    path = None if options.out is None else options.out / RESULTS
-    if path is not None:
-        append_rows(path, [])  # a file with other columns is refused before anything is measured
-    gpu_batch, gpu_dtype, _ = DEFAULTS["cuda"]
-    static = select_cases(names, overrides, batch=gpu_batch, dtype=gpu_dtype)
-    _say_floors(static, options.card, console)
-    if device.type == "cpu":
-        _say_kernels(static, options.card, console)
     rounds = rounds if options.rounds is None else options.rounds
-    plan = Plan(
-        cases=cases, providers=providers, directions=modes, device=device, rounds=rounds, seconds=options.time_limit
-    )
-    rows = _keep(_shown(measure(plan), console), path)
-    _say_goals(rows, console)
-    if path is not None:
-        _draw(rows, path, console)
-    return _exit_code(rows)
+    limits = {"rounds": rounds, "seconds": options.time_limit}
+    return Plan(cases=cases, providers=providers, directions=modes, device=device, **limits), static
 
 
 def _keep(rows: Iterable[Row], path: Path | None) -> list[Row]:
@@ -168,19 +175,17 @@ def _exit_code(rows: Sequence[Row]) -> int:
 # --- what is said on the terminal
 
 
-def _say_plan(
-    cases: Sequence[Case], providers: Sequence[Any], modes: Sequence[str], device: torch.device, console: Console
-) -> None:
+def _say_plan(plan: Plan, console: Console) -> None:
     columns = ("case", "dtype", "map", "blocks", "tokens per block", "heads", "head_dim", "dim")
-    shapes = _compact(f"cases, each {', '.join(modes)}, on the {device.type}", *columns, words=2)
-    for case in cases:
+    shapes = _compact(f"cases, each {', '.join(plan.directions)}, on the {plan.device.type}", *columns, words=2)
+    for case in plan.cases:
         size = f"{case.batch} x {case.height} x {case.width}"
         facts = (case.blocks, case.tokens_per_block, case.heads, case.head_dim, case.dim)
         shapes.add_row(case.name, case.dtype, size, *(f"{fact:,}" for fact in facts))
     console.print(shapes)
     ways = _compact("providers", "provider", "what", "here", words=3)
-    for provider in providers:
-        reasons = dict.fromkeys(provider.limit(case, device) or "runs" for case in cases)
+    for provider in plan.providers:
+        reasons = dict.fromkeys(provider.limit(case, plan.device) or "runs" for case in plan.cases)
         ways.add_row(provider.name, escape(provider.what), escape("; ".join(reasons)))
     console.print(ways)
 

@@ -97,18 +97,19 @@ def _roofs(panel: Axes, rows: Sequence[Row], unit: str, factor: float) -> None:
     style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
     panel.annotate(f"copy {_short(bandwidth)} GB/s", (here, here * slope), (-6, 6), ha="right", va="bottom", **style)
     panel.annotate(f"matrix product {_short(roof)} {unit}", (right, roof), (-4, 5), ha="right", **style)
-    panel.set_xlim(left / 2, right)
+    panel.set_xlim(left / 4, right)
     lowest = min((row.tflop_s or rate) * factor for row in rows)
     panel.set_ylim(min(lowest, left * slope) / 1.6, roof * 2)
     panel.grid(visible=True, which="major", linewidth=0.4, alpha=0.6)
 
 
 def _point(panel: Axes, row: Row, case: int, factor: float) -> None:
-    """A point; the cases of one intensity stand beside each other, a few per cent apart."""
+    """A point; the levels of a network, often of one intensity, stand beside each other, a few per cent apart."""
     assert row.tflop_s is not None
+    level = row.case.partition("/")[2]
     ours = row.provider in _OURS
     panel.plot(
-        row.flops / row.bytes * 1.07 ** (case % 3 - 1),
+        row.flops / row.bytes * 1.07 ** int(level or 0),
         row.tflop_s * factor,
         marker=_MARKERS[case % len(_MARKERS)],
         color=_colour(row.provider),
