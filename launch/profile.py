@@ -196,7 +196,7 @@ def _compact(title: str, *columns: str, words: int = 1, caption: str = "") -> Ta
     table.title_justify = table.caption_justify = "left"
     for place, column in enumerate(columns):
         left = place < words
-        table.add_column(column, justify="left" if left else "right", no_wrap=left and place < 2)
+        table.add_column(column, justify="left" if left else "right", no_wrap=place == 0 or (left and words == 2))
     return table
 
 

@@ -121,8 +121,9 @@ def _sdpa(backend: SDPBackend | None = None, multiple: int = 1) -> Callable[[Cas
 
 def _compiled(build: Callable[[Case], Forward]) -> Callable[[Case], Forward]:
     def compiled(case: Case) -> Forward:
-        # by default a compiled backward pass reuses what the forward pass kept, and can run only once
-        torch._functorch.config.donated_buffer = False
+        from torch._functorch import config
+
+        config.donated_buffer = False  # or a backward pass overwrites what the forward pass kept, and runs only once
         # one shape, whole graph: what torch.compile does best; a fallback to eager would be an error
         forward: Forward = torch.compile(build(case), fullgraph=True, dynamic=False)
         return forward
