@@ -1,8 +1,8 @@
 """The public operations: argument checks, exact short cuts, and the choice of a backend.
 
-A backend is an entry of ``_ATTENTION`` (the core on packed qkv) and ``_BLOCK`` (norm, projections and residual around
-it); every backend gets arguments that :mod:`kernels.local_attention.checks` has passed, and blocks of at least two
-tokens. What ``auto`` means is decided by :func:`_resolve` alone.
+A backend is an entry of ``_ATTENTION``; it gets arguments that :mod:`kernels.local_attention.checks` has passed, and
+blocks of at least two tokens. The block of norm, projections and residual around it is in
+:mod:`kernels.attention_block`. What ``auto`` means is decided by :func:`_resolve` alone.
 
 The Triton kernels are imported when they are first used: the package works without Triton, and whoever wants the
 interpreter sets TRITON_INTERPRET before that.
@@ -10,7 +10,6 @@ interpreter sets TRITON_INTERPRET before that.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -21,10 +20,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from kernels.local_attention.checks import check_attention, check_block, triton_limit
-from kernels.reference import local_attention_block_reference, local_attention_reference
+from kernels.local_attention.checks import check_attention, triton_limit
+from kernels.reference import local_attention_reference
 
-__all__ = ["BACKENDS", "Backend", "drop_heads", "local_attention", "local_attention_block"]
+__all__ = ["BACKENDS", "Backend", "drop_heads", "local_attention"]
 
 Backend = Literal["auto", "reference", "sdpa", "triton"]
 BACKENDS: Final[tuple[str, ...]] = get_args(Backend)
@@ -74,59 +73,6 @@ def local_attention(
     out = run(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p)
     # autocast narrows what sdpa computes
     return out.to(qkv.dtype).contiguous()
-
-
-def local_attention_block(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    qkv_weight: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    *,
-    num_heads: int,
-    blocks_per_side: int,
-    eps: float = 1e-5,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-    backend: str = "auto",
-) -> Tensor:
-    """``x + out_proj(local_attention(qkv_proj(layer_norm(x))))``, the attention half of a transformer layer.
-
-    Args:
-        x: (B, H, W, C), channels-last, any floating dtype; the weights have its dtype and device.
-        norm_weight: (C,), the gain of the layer norm over channels.
-        norm_bias: (C,), its bias.
-        qkv_weight: (3*A*D, C), rows in the order queries, keys, values.
-        out_weight: (C, A*D).
-        out_bias: (C,).
-        num_heads: A.
-        blocks_per_side: blocks along height and along width; must divide H and W.
-        eps: added to the variance in the layer norm.
-        scale, dropout_p, backend: as in :func:`local_attention`.
-
-    Returns:
-        (B, H, W, C) in the dtype of ``x``.
-
-    Raises:
-        ValueError: a shape, a setting, a device or the backend's name breaks a rule.
-        TypeError: a dtype differs from that of ``x``, or is not floating point, or a count is not an int.
-    """
-    weights = {
-        "norm_weight": norm_weight,
-        "norm_bias": norm_bias,
-        "qkv_weight": qkv_weight,
-        "out_weight": out_weight,
-        "out_bias": out_bias,
-    }
-    check_block(
-        x, weights, num_heads=num_heads, blocks_per_side=blocks_per_side, eps=eps, scale=scale, dropout_p=dropout_p
-    )
-    head_dim = qkv_weight.shape[0] // (3 * num_heads)
-    run = _BLOCK[_resolve(backend, x, num_heads, head_dim, blocks_per_side, dropout_p)]
-    return run(
-        x, **weights, num_heads=num_heads, blocks_per_side=blocks_per_side, eps=eps, scale=scale, dropout_p=dropout_p
-    )
 
 
 def drop_heads(value: Tensor, num_heads: int, dropout_p: float) -> Tensor:
@@ -209,40 +155,8 @@ def _sdpa(qkv: Tensor, *, num_heads: int, blocks_per_side: int, scale: float | N
     return out
 
 
-def _composed_block(
-    attend: Callable[..., Tensor],
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    qkv_weight: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    *,
-    num_heads: int,
-    blocks_per_side: int,
-    eps: float,
-    scale: float | None,
-    dropout_p: float,
-) -> Tensor:
-    """The block of torch's norm and linear maps around the core ``attend``."""
-    normed = F.layer_norm(x, (x.shape[-1],), norm_weight, norm_bias, eps)
-    if x.shape[1] == x.shape[2] == blocks_per_side:
-        # one token per block: queries and keys have no influence, so they are not computed
-        value = F.linear(normed, qkv_weight[2 * (qkv_weight.shape[0] // 3) :])
-        attended = drop_heads(value, num_heads, dropout_p) if dropout_p else value
-    else:
-        qkv = F.linear(normed, qkv_weight)
-        attended = attend(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p)
-    return x + F.linear(attended, out_weight, out_bias)
-
-
 _ATTENTION: Final[dict[str, Callable[..., Tensor]]] = {
     "reference": local_attention_reference,
     "sdpa": _sdpa,
     "triton": _triton,
-}
-_BLOCK: Final[dict[str, Callable[..., Tensor]]] = {
-    "reference": local_attention_block_reference,
-    "sdpa": functools.partial(_composed_block, _sdpa),
-    "triton": functools.partial(_composed_block, _triton),
 }
