@@ -23,6 +23,11 @@ __all__ = ["composed_reason", "fused_limit", "local_attention_block"]
 _FUSED_ARCHITECTURES: Final = (9, 10)
 """Major compute capabilities for which the fused kernel compiles without spills and within shared memory."""
 
+_MEASURED_AHEAD: Final[frozenset[int]] = frozenset()
+"""Major compute capabilities on which a measurement showed the fused kernel ahead. None yet: no GPU was at hand, and
+the estimates of the two overlap (kernels/README.md). A card joins when ``htnet profile`` says so, and the rules of
+:func:`composed_reason` about shapes then take effect."""
+
 
 def local_attention_block(
     x: Tensor,
@@ -53,7 +58,7 @@ def local_attention_block(
         blocks_per_side: blocks along height and along width; must divide H and W.
         eps: added to the variance in the layer norm.
         scale, dropout_p, backend: as in :func:`kernels.local_attention`.
-        fused: with the Triton backend, whether all is one kernel; by default where that is expected to be faster, which
+        fused: with the Triton backend, whether all is one kernel; by default where measured to be faster, which
             :func:`composed_reason` decides. The fused kernel keeps nothing but its arguments for the backward.
 
     Returns:
@@ -114,9 +119,9 @@ def fused_limit(x: Tensor, *, num_heads: int, head_dim: int, blocks_per_side: in
 
 
 def composed_reason(x: Tensor, *, num_heads: int, head_dim: int, blocks_per_side: int, trains: bool) -> str | None:
-    """Why the composed path is expected to be faster than the fused kernel; None where the fused one is.
+    """Why the composed path is preferred to the fused kernel; None where the fused one is.
 
-    Predicted from traffic, arithmetic and compiled code, for no GPU was at hand; kernels/README.md has the figures.
+    The rules about shapes are predicted from traffic, arithmetic and compiled code; kernels/README.md has the figures.
     Takes for granted that :func:`fused_limit` found nothing.
     """
     tokens, channels = x.shape[1] * x.shape[2] // blocks_per_side**2, x.shape[-1]
@@ -130,6 +135,8 @@ def composed_reason(x: Tensor, *, num_heads: int, head_dim: int, blocks_per_side
         return f"{channels} channels are no multiple of 8: loads are narrow"
     if math.prod(x.shape[:3]) < 128 * 132:
         return "fewer tiles of 128 tokens than an H100 or H200 has multiprocessors"
+    if torch.cuda.get_device_properties(x.device).major not in _MEASURED_AHEAD:
+        return "no measurement shows the fused kernel ahead on this card"
     return None
 
 
