@@ -1,9 +1,10 @@
 """What runs the optimizer steps of a fold: DeepSpeed, or plain PyTorch behind the same interface.
 
-Both keep fp32 weights (the masters) and run the forward and backward pass under autocast for bf16 and
-fp16, with the same fused Adam, so on one device they compute the same numbers and DeepSpeed's cost per
-step can be read off directly (docs/benchmarks). Weight decay reaches weight matrices only. Nothing is
-compiled at run time and no port is opened: the process group of a fold lives on an in-memory store.
+Both keep fp32 masters: in fp32 they are the weights, in bf16 the optimizer holds them beside the bf16 weights
+(:mod:`htnet.optimizer`), in fp16 they are the weights and the pass runs under autocast with a gradient scaler. With the
+same optimizer, the two engines compute the same numbers on one device, and DeepSpeed's cost per step can be read off
+directly (docs/benchmarks). Weight decay reaches weight matrices only. Nothing is compiled at run time and no port is
+opened: the process group of a fold lives on an in-memory store.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 
 from htnet.config import EngineConfig, TrainConfig
 from htnet.errors import InputError
+from htnet.optimizer import MasterAdam
 
-_AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST_DTYPES = {"fp16": torch.float16}
 
 
 class Engine(Protocol):
@@ -93,8 +95,8 @@ def create_engine(
     return kind(model.to(device), train, engine.precision, device=device, weights=weights)
 
 
-def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """Fused Adam or AdamW; decay for weight matrices, none for biases, norms and position embeddings."""
+def build_optimizer(model: nn.Module, train: TrainConfig, precision: str) -> torch.optim.Optimizer:
+    """Fused Adam or AdamW, for bf16 on masters; decay for weight matrices, none for biases, norms, position tables."""
     groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "weight_decay": 0.0}]
     if train.weight_decay > 0:
         exempt = set(model.no_weight_decay())  # type: ignore[operator] # every model of ours names them
@@ -103,12 +105,21 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimiz
             {"params": [p for name, p in named if name not in exempt], "weight_decay": train.weight_decay},
             {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
         ]
+    if precision == "bf16":
+        return MasterAdam(
+            groups,
+            lr=train.learning_rate,
+            betas=train.betas,
+            eps=train.eps,
+            decoupled=train.optimizer == "adamw",
+            clip_norm=train.clip_norm,
+        )
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=train.learning_rate, betas=train.betas, eps=train.eps, fused=True)
 
 
 class TorchEngine:
-    """Autocast, fused Adam and a gradient scaler for fp16, in plain PyTorch."""
+    """The step in plain PyTorch."""
 
     def __init__(
         self, model: nn.Module, train: TrainConfig, precision: str, *, device: torch.device, weights: Tensor | None
@@ -118,7 +129,9 @@ class TorchEngine:
         self._train = train
         self._dtype = _AUTOCAST_DTYPES.get(precision)
         self._weights = None if weights is None else weights.to(device)
-        self._optimizer = build_optimizer(model, train)
+        self._optimizer = build_optimizer(model, train, precision)
+        self._clip_norm = 0.0 if precision == "bf16" else train.clip_norm  # MasterAdam clips in fp32
+        narrow_weights(self._optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def train_step(self, images: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
@@ -128,9 +141,9 @@ class TorchEngine:
             logits = self.model(images)
         loss = cross_entropy(logits, labels, self._weights, self._train.label_smoothing)
         self._scaler.scale(loss).backward()
-        if self._train.clip_norm > 0:
+        if self._clip_norm > 0:
             self._scaler.unscale_(self._optimizer)
-            clip_gradients(self.model.parameters(), self._train.clip_norm)
+            clip_gradients(self.model.parameters(), self._clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
@@ -156,7 +169,7 @@ class TorchEngine:
 
 
 class DeepSpeedEngine:
-    """The same step run by ``deepspeed.initialize`` with our optimizer: ZeRO stage 0, torch autocast."""
+    """The same step run by ``deepspeed.initialize`` with our optimizer, ZeRO stage 0."""
 
     def __init__(
         self, model: nn.Module, train: TrainConfig, precision: str, *, device: torch.device, weights: Tensor | None
@@ -166,7 +179,7 @@ class DeepSpeedEngine:
         self._train = train
         self._dtype = _AUTOCAST_DTYPES.get(precision)
         self._weights = None if weights is None else weights.to(device)
-        self._optimizer = build_optimizer(model, train)
+        self._optimizer = build_optimizer(model, train, precision)
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._optimizer,
@@ -175,6 +188,7 @@ class DeepSpeedEngine:
         )
         # in a group of one there is nothing to reduce, but DeepSpeed would copy every gradient twice for it
         self._engine.enable_backward_allreduce = False
+        narrow_weights(self._optimizer)  # after DeepSpeed has looked: it takes bf16 weights with its own wrapper only
         self.model = self._engine.module
 
     def train_step(self, images: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
@@ -213,7 +227,7 @@ def deepspeed_config(train: TrainConfig, precision: str) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": train.batch_size,
         "gradient_accumulation_steps": 1,
         "zero_optimization": {"stage": 0},
-        "gradient_clipping": train.clip_norm,
+        "gradient_clipping": 0.0 if precision == "bf16" else train.clip_norm,  # MasterAdam clips in fp32
         "steps_per_print": 2**31 - 1,
     }
     if precision in _AUTOCAST_DTYPES:
@@ -267,6 +281,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> None
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.stack([gradient.norm() for gradient in gradients]).square().sum().sqrt()
     torch._foreach_mul_(gradients, (torch.full_like(norm, clip_norm) / (norm + 1e-6)).clamp(max=1.0))
+
+
+def narrow_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Round the weights to bf16 where the optimizer holds masters."""
+    if isinstance(optimizer, MasterAdam):
+        optimizer.narrow(torch.bfloat16)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -31,6 +31,7 @@ from htnet.engine import (
 )
 from htnet.errors import InputError
 from htnet.model import HTNet
+from htnet.optimizer import MasterAdam
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ENGINES = ["deepspeed", "torch"]
@@ -78,7 +79,6 @@ def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
 def assert_equal_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
     assert left.keys() == right.keys()
     for name, value in left.items():
-        assert value.dtype == torch.float32
         assert torch.equal(value, right[name]), name
 
 
@@ -139,7 +139,7 @@ def test_the_papers_optimizer_is_adam_without_decay(device):
     torch.manual_seed(0)
     ours, plain = (HTNet(TINY).to(device) for _ in range(2))
     plain.load_state_dict(ours.state_dict())
-    fused = build_optimizer(ours, PAPER)
+    fused = build_optimizer(ours, PAPER, "fp32")
     reference = torch.optim.Adam(plain.parameters(), lr=5e-5, weight_decay=0.0, fused=False, foreach=False)
     for _ in range(5):
         for left, right in zip(ours.parameters(), plain.parameters(), strict=True):
@@ -169,7 +169,7 @@ def test_the_papers_training_is_that_of_a_plain_loop(name):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_without_weight_decay_no_weight_decays(optimizer):
-    groups = build_optimizer(HTNet(TINY), TrainConfig(optimizer=optimizer)).param_groups
+    groups = build_optimizer(HTNet(TINY), TrainConfig(optimizer=optimizer), "fp32").param_groups
     assert [group["weight_decay"] for group in groups] == [0.0]
     assert sum(len(group["params"]) for group in groups) == len(list(HTNet(TINY).parameters()))
 
@@ -177,7 +177,9 @@ def test_without_weight_decay_no_weight_decays(optimizer):
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_weight_decay_reaches_the_matrices_and_nothing_else(optimizer):
     model = HTNet(TINY)
-    built = build_optimizer(model, TrainConfig(optimizer=optimizer, weight_decay=0.3, eps=1e-7, betas=(0.8, 0.9)))
+    built = build_optimizer(
+        model, TrainConfig(optimizer=optimizer, weight_decay=0.3, eps=1e-7, betas=(0.8, 0.9)), "fp32"
+    )
     decay = {id(p): group["weight_decay"] for group in built.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         matrix = name.endswith("weight") and "norm" not in name
@@ -420,3 +422,34 @@ def test_nothing_is_compiled_and_no_fixed_port_is_listened_on(tmp_path):
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     # gloo opens sockets of its own choice; a number fixed by us would make a second fold fail
     assert all(low <= port <= high for port in found["ports"])
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_masters_follow_torchs_adam_and_the_weights_are_their_rounding(decoupled):
+    torch.manual_seed(0)
+    start = torch.randn(3, 50)
+    exact, rounded = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    theirs = kind([{"params": [exact], "weight_decay": 0.1}], lr=0.01)
+    ours = MasterAdam(
+        [{"params": [rounded], "weight_decay": 0.1}], lr=0.01, betas=(0.9, 0.999), eps=1e-8, decoupled=decoupled
+    )
+    ours.narrow(torch.bfloat16)
+    for _ in range(5):
+        rounded.grad = torch.randn(3, 50).bfloat16()
+        exact.grad = rounded.grad.float()
+        theirs.step()
+        ours.step()
+    torch.testing.assert_close(ours.state[rounded]["master"], exact.data, rtol=1e-6, atol=1e-7)
+    assert torch.equal(rounded.data, ours.state[rounded]["master"].bfloat16())
+
+
+def test_masters_are_finer_than_the_weights_so_small_steps_are_not_lost():
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = MasterAdam([weight], lr=1e-4, betas=(0.9, 0.999), eps=1e-8, decoupled=False)
+    optimizer.narrow(torch.bfloat16)
+    for _ in range(100):
+        weight.grad = torch.ones(4, dtype=torch.bfloat16)
+        optimizer.step()
+    torch.testing.assert_close(weight.data.float(), torch.full((4,), 0.99), rtol=5e-3, atol=0)
+    assert weight.data[0] < 1  # a step of 1e-4 is less than half a unit in the last place of bf16 at 1

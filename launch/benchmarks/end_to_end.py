@@ -51,8 +51,6 @@ BATCH_SIZES: Final = (256, 180)
 LEARNING_RATE: Final = 5e-5
 TOLERANCES: Final = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference from upstream, relative to the largest value, by the last word of a provider's name."""
-_CHUNK: Final = 1 << 20
-"""Weights per call of the bf16 optimizer: its float32 gradient (4 MiB) stays in the cache."""
 
 State = Mapping[str, Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -90,59 +88,10 @@ class PlainLoop:
         return out
 
 
-class BFloat16Loop:
-    """A bfloat16 network whose float32 master weights are updated by torch's fused Adam, a chunk at a time.
-
-    A chunk's gradient is widened into a buffer that stays in the cache, and its new weights are rounded while they
-    are there: 28 bytes of memory traffic per weight, as much as the optimizer of a float32 network has.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.masters = [parameter.detach().flatten().float() for parameter in model.parameters()]
-        self.model = model.to(torch.bfloat16)
-        self.parameters = list(model.parameters())
-        self.moments = [(torch.zeros_like(master), torch.zeros_like(master)) for master in self.masters]
-        self.gradient = torch.empty(_CHUNK)
-        self.steps = 0
-
-    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        self.model.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(self.model(images).float(), labels)
-        loss.backward()
-        self._adam()
-        return loss.detach()
-
-    @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        out: Tensor = self.model(images).float()
-        return out
-
-    @torch.no_grad()
-    def _adam(self) -> None:
-        self.steps += 1
-        step = torch.tensor(float(self.steps))
-        for parameter, master, (first, second) in zip(self.parameters, self.masters, self.moments, strict=True):
-            assert parameter.grad is not None
-            pieces = (t.split(_CHUNK) for t in (parameter.flatten(), parameter.grad.flatten(), master, first, second))
-            for weight, narrow, wide, mean, square in zip(*pieces, strict=True):
-                gradient = self.gradient[: narrow.numel()].copy_(narrow)
-                torch._fused_adam_(
-                    [wide], [gradient], [mean], [square], [], [step],
-                    lr=LEARNING_RATE, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
-                )  # fmt: skip
-                weight.copy_(wide)
-
-
 def _upstream(config: HTNetConfig, state: State) -> Provider:
     model = UpstreamHTNet(config)
     model.load_state_dict(to_upstream(state))
     return PlainLoop(model, torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, foreach=False, fused=False))
-
-
-def _ours_bf16(config: HTNetConfig, state: State) -> Provider:
-    model = HTNet(config)
-    model.load_state_dict(state)
-    return BFloat16Loop(model)
 
 
 class EngineLoop:
@@ -179,7 +128,6 @@ PROVIDERS: Final[dict[str, Callable[[HTNetConfig, State], Provider]]] = {
     "torch engine, bf16": _engine("torch", "bf16"),
     "DeepSpeed engine, fp32": _engine("deepspeed", "fp32"),
     "DeepSpeed engine, bf16": _engine("deepspeed", "bf16"),
-    "bf16 weights with masters, bf16": _ours_bf16,
 }
 
 
