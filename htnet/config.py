@@ -225,7 +225,7 @@ class ScoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
-    """Where folds run. Nothing here changes a prediction, so it may differ when a run is resumed."""
+    """Where folds run. Nothing here changes a prediction, except that gpus_per_fold decides between CPU and GPU."""
 
     cpus_per_fold: float = 1.0
     """CPUs that Ray reserves for a fold; at least engine.threads is sensible."""

@@ -180,6 +180,10 @@ def config_hash(config: Config, store_digest: str) -> str:
     plain = to_plain(config)
     identity = {name: plain[name] for name in ("seed", "data", "model", "train", "engine")}
     identity["data"] = {key: value for key, value in plain["data"].items() if key not in ("store", "subjects")}
+    # a fold on a GPU rounds otherwise than one on a CPU; which of them "auto" takes depends on the GPUs it gets
+    engine = config.engine
+    on_gpu = engine.device == "cuda" or (engine.device == "auto" and config.resources.gpus_per_fold > 0)
+    identity["engine"] = plain["engine"] | {"device": "cuda" if on_gpu else "cpu"}
     identity["validation_subjects"] = plain["score"]["validation_subjects"]
     identity["store"] = store_digest
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -73,6 +73,7 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
     try:
         if spec.record_path.exists():
             return FoldOutcome(fold=spec.fold.subject, seconds=0.0)
+        os.environ.pop("HTNET_ATTENTION", None)  # the driver took it into the configuration; a node's own has no say
         configure_cpu(spec.config.engine.threads)
         _Progress(spec).write(0, force=True)  # from here on the watchdog knows that the fold has started
         training = FoldTraining(spec)

@@ -87,7 +87,10 @@ def check_run(path: Path, config: Config, store: Store) -> str:
     if before.get("config_hash") == identity or not any((*path.glob("folds/*.json"), *path.glob("checkpoints/*.pt"))):
         return identity
     changed = changed_keys(to_plain(load_config(path / "config.yaml")), to_plain(config))
-    relevant = [key for key in changed if key.split(".")[0] not in ("prepare", "resources")]
+    free = ("prepare", "data.store", "data.subjects", "score.bootstrap", "score.chance_trials")
+    relevant = [key for key in changed if not key.startswith(free) and key.partition(".")[0] != "resources"]
+    if before.get("store_digest") == store.digest and not relevant:
+        relevant = ["resources.gpus_per_fold"]  # CPU against GPU
     what = f"it differs in {', '.join(relevant)}" if relevant else f"the content of the store {store.path} differs"
     raise InputError(f"{path}: this run belongs to another configuration: {what}; choose another --out")
 

@@ -36,7 +36,7 @@ def ray_cluster(address: str | None, resources: ResourcesConfig) -> Iterator[Any
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address is None:
-        options |= {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
+        options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
     else:
         root = Path(__file__).resolve().parent.parent
         packages = [str(root / name) for name in ("htnet", "kernels", "dali_pipelines", "launch")]
@@ -47,6 +47,8 @@ def ray_cluster(address: str | None, resources: ResourcesConfig) -> Iterator[Any
         reason = " ".join(str(error).split())[:200]
         if address is None:
             raise StartError(f"Ray did not start on this machine: {reason}; try again when it is less busy") from error
+        if "token" in reason.lower():
+            reason += "; set RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN here"
         raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
     try:
         _check_fits(ray, resources)

@@ -18,7 +18,15 @@ from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store import Store, open_store
 from htnet.data.types import Fold
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
-from htnet.results import FoldRecord, predictions_csv, read_records, summarise, write_json_atomic, write_text_atomic
+from htnet.results import (
+    FoldRecord,
+    megc_log,
+    read_records,
+    summarise,
+    write_json_atomic,
+    write_predictions,
+    write_text_atomic,
+)
 from launch.fold_task import FoldOutcome, FoldSpec
 from launch.live import LiveBoard
 from launch.report import summary_table, write_report
@@ -53,26 +61,25 @@ def sweep(config: Config, out: Path, address: str | None, console: Console) -> i
     store = open_store(Path(config.data.store))
     folds = check_folds(config, store)
     with open_run(out, config, store) as run:
-        records = existing_records(run, folds)
+        records = existing_records(run)
+        total = len(records.keys() | {fold.subject for fold in folds})  # data.subjects may have been wider before
         todo = [fold for fold in folds if fold.subject not in records]
-        run.event("sweep_started", folds=len(folds), done=len(records))
+        run.event("sweep_started", folds=total, done=len(records))
         if records and todo:
             console.print(
-                f"{out}: {len(records)} of {len(folds)} folds are done already; going on with the rest",
+                f"{out}: {len(records)} of {total} folds are done already; going on with the rest",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
         failed, interrupted = _run_folds(config, run, todo, records, address, console)
         if interrupted:
-            records = existing_records(run, folds)  # a fold may have ended between the last look and the signal
-        finish_run(config, out, list(records.values()), folds_total=len(folds), failed=failed, console=console)
+            records = existing_records(run)  # a fold may have ended between the last look and the signal
+        finish_run(config, out, list(records.values()), folds_total=total, failed=failed, console=console)
         run.event("sweep_interrupted" if interrupted else "sweep_finished", done=len(records), failed=len(failed))
     if interrupted:
-        console.print(
-            f"Interrupted with {len(records)} of {len(folds)} folds done. The same command goes on from here."
-        )
-    return EXIT_DONE if len(records) == len(folds) else EXIT_PARTIAL
+        console.print(f"Interrupted with {len(records)} of {total} folds done. The same command goes on from here.")
+    return EXIT_DONE if all(fold.subject in records for fold in folds) else EXIT_PARTIAL
 
 
 def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
@@ -97,10 +104,9 @@ def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
     return folds
 
 
-def existing_records(run: RunFolder, folds: Sequence[Fold]) -> dict[str, FoldRecord]:
-    """Records of this run's folds, by subject; a record of another configuration is an error."""
-    wanted = {fold.subject for fold in folds}
-    records = {record.fold: record for record in read_records(run.folds) if record.fold in wanted}
+def existing_records(run: RunFolder) -> dict[str, FoldRecord]:
+    """The run's records, by subject; a record of another configuration is an error."""
+    records = {record.fold: record for record in read_records(run.folds)}
     for record in records.values():
         if record.config_hash != run.config_hash:
             raise InputError(
@@ -182,7 +188,8 @@ def finish_run(
         seed=config.seed,
     )
     write_json_atomic(out / "summary.json", summary)
-    write_text_atomic(out / "predictions.csv", predictions_csv(records))
+    write_predictions(out / "predictions.csv", records)
+    write_text_atomic(out / "megc_log.txt", megc_log(records))
     report = write_report(out)
     if records:
         console.print(summary_table(summary))
@@ -225,11 +232,11 @@ def rescore(run_dir: Path, console: Console) -> None:
 
 
 def _folds_announced(run_dir: Path) -> int:
-    """Folds that the run's last driver set out to finish, from ``events.jsonl``; 0 where it does not tell."""
+    """Most folds that a driver of the run set out to finish, from ``events.jsonl``; 0 where it does not tell."""
     count = 0
     with contextlib.suppress(OSError):
         for line in (run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError, KeyError):  # a kill may have cut a line short
                 event = json.loads(line)
-                count = int(event["folds"]) if event["event"] == "sweep_started" else count
+                count = max(count, int(event["folds"])) if event["event"] == "sweep_started" else count
     return count
