@@ -14,6 +14,7 @@ detours the kernel spills (kernels/README.md).
 # arguments of kernels are pointers and scalars of Triton, described beside them; an annotation other than constexpr
 # would be read as a type to cast to
 # and Triton unpacks no tuple within another, so that tuples grow by addition
+# Triton's compiler reads these functions: it takes no Python type hints for values and no unpacking in tuples
 # ruff: noqa: ANN001, ANN201, ANN202, RUF005
 
 from __future__ import annotations

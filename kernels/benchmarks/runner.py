@@ -112,7 +112,7 @@ def _measure_case(
     torch.compiler.reset()  # each case is a new shape for the same code; torch gives up after eight
     try:
         problem = None if clock.stopped() else _prepare(case, operation, where, plan.device)
-    except Exception as error:
+    except Exception as error:  # whatever fails is a row with its reason; the rest is measured
         problem = None
         clock.stop = _lost(plan.device)
         for provider in providers:
@@ -139,7 +139,7 @@ def _measure_provider(plan: Plan, problem: _Problem, provider: Provider, clock: 
         try:
             forward = provider.build(case)
             check = _check(forward, problem, poison=provider.ours and plan.device.type == "cuda")
-        except Exception as error:
+        except Exception as error:  # whatever fails is a row with its reason; the rest is measured
             clock.stop = _lost(plan.device)
             yield _row(where, case, provider, status="failed", reason=_sentence(error, said))
             return
@@ -161,7 +161,7 @@ def _time_modes(
                 continue
             try:
                 yield _timed(plan, problem, provider, forward, direction, graph, errors)
-            except Exception as error:
+            except Exception as error:  # whatever fails is a row with its reason; the rest is measured
                 clock.stop = _lost(plan.device)
                 reason = _sentence(error)
                 yield _row(where, case, provider, direction, graph, status="failed", reason=reason, **errors)
@@ -330,7 +330,7 @@ def _lost(device: torch.device) -> str:
     try:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-    except Exception as error:
+    except Exception as error:  # whatever fails is a row with its reason; the rest is measured
         return f"not begun: the device was lost before ({_sentence(error)})"
     return ""
 

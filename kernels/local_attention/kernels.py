@@ -16,6 +16,7 @@ No inter-program communication, no atomics: the same input gives the same bits.
 
 # arguments of kernels are pointers and scalars of Triton, described beside them; an annotation other than constexpr
 # would be read as a type to cast to
+# Triton's compiler reads these functions: it takes no Python type hints for values
 # ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
