@@ -17,6 +17,9 @@ DEV = [
     "scikit-learn>=1.8",
     "types-PyYAML",
     "types-openpyxl",
+    # the truth of TV-L1 in tests and benchmarks; DualTVL1 is in the contrib build of OpenCV, which replaces the plain one
+    "scikit-image>=0.25",
+    "xlwt>=1.3",
 ]
 
 setup(
@@ -47,6 +50,7 @@ setup(
         "safetensors>=0.6",
         "torch>=2.11",
         "triton>=3.6,<3.10; platform_system == 'Linux'",
+        "xlrd>=2.0",
     ],
     # DALI's wheels for different CUDA releases own the same files: choose one, never both.
     # `nvidia-dali` without a suffix is a placeholder package.

