@@ -97,10 +97,10 @@ def create_engine(
 
 def build_optimizer(model: nn.Module, train: TrainConfig, precision: str) -> torch.optim.Optimizer:
     """Fused Adam or AdamW, for bf16 on masters; decay for weight matrices, none for biases, norms, position tables."""
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters()), "weight_decay": 0.0}]
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [p for _, p in named], "weight_decay": 0.0}]
     if train.weight_decay > 0:
         exempt = set(model.no_weight_decay())  # type: ignore[operator] # every model of ours names them
-        named = list(model.named_parameters())
         groups = [
             {"params": [p for name, p in named if name not in exempt], "weight_decay": train.weight_decay},
             {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},

@@ -15,14 +15,16 @@ block, A heads, D head_dim. ``head_dim = dim // heads`` is rounded down, so A*D 
 the paper's configuration).
 
 In the paper's configuration N is 1: a token attends to itself alone, its attention weight is exactly 1, and queries
-and keys influence nothing. They are then not computed; their weights stay in the state dict with gradient zero.
+and keys influence nothing. They are then neither computed nor trained; their weights stay in the state dict
+(:class:`ValueProjection`).
 """
 
 from __future__ import annotations
 
 import math
 import os
-from typing import Final
+from itertools import product
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +67,45 @@ class PatchEmbedding(nn.Linear):
         return super().forward(patches.to(self.weight.dtype))
 
 
+class ValueProjection(nn.Module):
+    """What is left of the packed projection where a block is one token: the values, (..., C) -> (..., A*D).
+
+    ``value`` (A*D, C) is trained. ``query_key`` (2*A*D, C) is frozen: upstream's queries and keys get gradient zero
+    here, and to leave them out spares a step the filling of that gradient and the optimizer's pass over them. Weight
+    decay, which would shrink upstream's, does not reach them, so they keep their initial or loaded values.
+
+    The state dict holds one ``weight`` (3*A*D, C), queries, keys, values, as that of a linear layer; unlike a linear
+    layer's it is a copy, in the dtype of ``value``. Parameters start as those of that linear layer.
+    """
+
+    def __init__(self, dim: int, inner_dim: int) -> None:
+        super().__init__()
+        whole = nn.Linear(dim, 3 * inner_dim, bias=False).weight.detach()
+        self.query_key = nn.Parameter(whole[: 2 * inner_dim].clone(), requires_grad=False)
+        self.value = nn.Parameter(whole[2 * inner_dim :].clone())
+        self.register_state_dict_post_hook(_pack)  # type: ignore[no-untyped-call] # torch's
+        self.register_load_state_dict_pre_hook(_unpack)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.value)
+
+
+def _pack(module: ValueProjection, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    query_key, value = (state.pop(prefix + name) for name in ("query_key", "value"))
+    state[prefix + "weight"] = torch.cat((query_key.to(value.dtype), value))  # an optimizer may have narrowed one
+
+
+def _unpack(module: ValueProjection, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    whole = state.pop(prefix + "weight", None)
+    if whole is not None:
+        rows = len(module.query_key)
+        state[prefix + "query_key"], state[prefix + "value"] = whole[:rows], whole[rows:]
+
+
 class LocalAttention(nn.Module):
     """Multi-head attention inside each block, with its projections; (B, H, W, C) -> (B, H, W, C).
 
-    ``qkv.weight`` is (3*A*D, C), rows in the order queries, keys, values.
+    ``qkv.weight`` in the state dict is (3*A*D, C), rows in the order queries, keys, values.
     """
 
     def __init__(
@@ -81,14 +118,16 @@ class LocalAttention(nn.Module):
         self.tokens_per_block = tokens_per_block
         self.dropout = dropout
         self.backend = backend
-        self.qkv = nn.Linear(dim, 3 * inner_dim, bias=False)
+        self.qkv = (
+            ValueProjection(dim, inner_dim) if tokens_per_block == 1 else nn.Linear(dim, 3 * inner_dim, bias=False)
+        )
         self.out = nn.Linear(inner_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         dropout_p = self.dropout if self.training else 0.0
         if self.tokens_per_block == 1:
-            # one key: its attention weight is exactly 1, so only the values count
-            attended = F.linear(x, self.qkv.weight[2 * self.out.in_features :])
+            # one key: its attention weight is exactly 1, so the values are the result
+            attended = self.qkv(x)
             if dropout_p:
                 attended = drop_heads(attended, self.heads, dropout_p)
         else:
@@ -190,14 +229,40 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _conv_2x2(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """:func:`_conv` for a 2x2 map, as one matrix product per output position.
+    """:func:`_conv` for a 2x2 map, as one matrix product: 20 of the 36 products of a convolution are with padding."""
+    taps: Tensor = _Taps.apply(weight)  # type: ignore[no-untyped-call] # torch's
+    return F.linear(x.flatten(1), taps, bias.repeat(4)).view(len(x), 2, 2, -1)
 
-    20 of the 36 products of such a convolution are with padding; leaving them out is 3 to 4 times as fast on a CPU.
+
+class _Taps(torch.autograd.Function):
+    """The matrix of a 3x3 convolution with padding 1 of a 2x2 map: (C', 3, 3, C) -> (4*C', 4*C).
+
+    Left to itself, autograd would make a gradient of the whole weight for each output position, zeros included, and
+    add the four.
     """
-    samples, _, _, channels = x.shape
-    flat = x.reshape(samples, 4 * channels)
-    taps = [weight[:, 1 - i : 3 - i, 1 - j : 3 - j].reshape(-1, 4 * channels) for i in (0, 1) for j in (0, 1)]
-    return torch.stack([F.linear(flat, tap, bias) for tap in taps], dim=1).view(samples, 2, 2, -1)
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor) -> Tensor:
+        out_dim, _, _, dim = weight.shape
+        taps = weight.new_empty(2, 2, out_dim, 2, 2, dim)
+        for i, j in product((0, 1), repeat=2):
+            taps[i, j] = weight[:, 1 - i : 3 - i, 1 - j : 3 - j]
+        return taps.view(4 * out_dim, 4 * dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        out_dim, _, _, dim = ctx.shape
+        taps = gradient.reshape(2, 2, out_dim, 2, 2, dim)
+        weight = gradient.new_zeros(ctx.shape)
+        for i, j in product((0, 1), repeat=2):
+            weight[:, 1 - i : 3 - i, 1 - j : 3 - j] += taps[i, j]
+        return weight
 
 
 class NestedLevel(nn.Module):

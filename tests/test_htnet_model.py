@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from htnet import HTNet, HTNetConfig
 from htnet.checkpoint import from_upstream
-from htnet.model import BlockAggregation, LocalAttention, attention_backend
+from htnet.model import BlockAggregation, LocalAttention, _conv, _conv_2x2, attention_backend
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = ("seq1", "seq4", "seq16_oddheads")
@@ -50,10 +50,23 @@ def golden_config(golden: dict[str, np.ndarray], backend: str = "auto") -> HTNet
     )
 
 
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference relative to the largest value; differences up to the floor of 1e-7 count as none."""
+def relative_error(actual: torch.Tensor | None, expected: torch.Tensor | None) -> float:
+    """Largest difference relative to the largest value; differences up to the floor of 1e-7 count as none.
+
+    None is the gradient of what is not trained, and is like None alone.
+    """
+    if actual is None or expected is None:
+        return 0.0 if actual is expected else float("inf")
     worst = (actual.double() - expected.double()).abs().max().item()
     return 0.0 if worst <= 1e-7 else worst / max(expected.double().abs().max().item(), 1e-30)
+
+
+def gradients(model: HTNet) -> dict[str, torch.Tensor]:
+    """Gradients by the names of the state dict, which packs parameters; zero for what is not trained."""
+    holder = HTNet(model.config)
+    for slot, parameter in zip(holder.parameters(), model.parameters(), strict=True):
+        slot.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return holder.state_dict()
 
 
 @pytest.fixture(params=CASES)
@@ -73,7 +86,7 @@ def test_logits_and_every_gradient_are_those_of_the_public_implementation(golden
     assert relative_error(logits, torch.from_numpy(golden["logits"])) < 1e-5
     F.cross_entropy(logits, torch.from_numpy(golden["labels"])).backward()
     expected = weights(golden, "grad/")
-    actual = {name: parameter.grad for name, parameter in golden_model.named_parameters()}
+    actual = gradients(golden_model)
     assert actual.keys() == expected.keys()
     # what follows the last position embedding ignores a constant added to all channels, so its gradient is zero and
     # both networks hold rounding noise only
@@ -100,21 +113,52 @@ def test_five_steps_of_adam_lead_where_the_public_implementation_gets(golden, go
 def test_with_one_token_per_block_queries_and_keys_get_zero_gradients_and_never_change():
     torch.manual_seed(0)
     model = HTNet(TINY_SHORT_CUT)
-    attention = model.levels[0].layers[0].attention
-    before, inner = attention.qkv.weight.detach().clone(), attention.out.in_features
-    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    key, untrained = "levels.0.layers.0.attention.qkv.weight", 2 * 12
+    before = model.state_dict()[key]
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     F.cross_entropy(model(torch.rand(4, 3, 8, 8)), torch.tensor([0, 1, 2, 0])).backward()
     adam.step()
-    assert torch.equal(attention.qkv.weight.grad[: 2 * inner], torch.zeros(2 * inner, 12))
-    assert torch.equal(attention.qkv.weight[: 2 * inner], before[: 2 * inner])
-    assert not torch.equal(attention.qkv.weight[2 * inner :], before[2 * inner :])
+    after = model.state_dict()[key]
+    assert torch.equal(gradients(model)[key][:untrained], torch.zeros(untrained, 12))
+    assert torch.equal(after[:untrained], before[:untrained])
+    assert (after[untrained:] != before[untrained:]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_untrained_queries_and_keys_are_saved_and_loaded_in_one_matrix_with_the_values(dtype):
+    tokens_of_one = HTNet(TINY_SHORT_CUT).to(dtype)
+    state = tokens_of_one.state_dict()
+    several = HTNet(HTNetConfig(**{**TINY_SHORT_CUT.__dict__, "image_size": 16})).state_dict()
+    shapes = {name: value.shape for name, value in several.items() if "pos_emb" not in name}
+    assert {name: value.shape for name, value in state.items() if "pos_emb" not in name} == shapes
+    assert {value.dtype for value in state.values()} == {dtype}
+    other = HTNet(TINY_SHORT_CUT).to(dtype)
+    other.load_state_dict(state, strict=True)
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in tokens_of_one.parameters()]
+    key = "levels.1.layers.0.attention.qkv.weight"
+    with pytest.raises(RuntimeError, match=r"size mismatch for levels\.1\.layers\.0\.attention\.qkv\.value"):
+        other.load_state_dict(state | {key: state[key][:-1]})
+    with pytest.raises(RuntimeError, match=r"Missing key.*levels\.1\.layers\.0\.attention\.qkv"):
+        other.load_state_dict({name: value for name, value in state.items() if name != key})
+
+
+def test_blocks_of_one_token_start_with_the_weights_of_larger_ones():
+    states = []
+    for tokens in (1, 4):
+        torch.manual_seed(0)
+        states.append(LocalAttention(20, 3, 4, tokens, dropout=0.0, backend="auto").state_dict())
+    one, four = states
+    assert list(one) == list(four)
+    assert all(torch.equal(one[name], four[name]) for name in four)
 
 
 def test_the_short_cut_for_one_token_per_block_equals_the_general_way():
     torch.manual_seed(0)
     attention = LocalAttention(20, 3, blocks_per_side=4, tokens_per_block=1, dropout=0.0, backend="reference").double()
     x = torch.randn(2, 4, 4, 20, dtype=torch.float64)
-    query, key, value = attention.qkv(x).view(-1, 1, 3, 3, 6).permute(2, 0, 3, 1, 4)
+    qkv = F.linear(x, attention.state_dict()["qkv.weight"])
+    query, key, value = qkv.view(-1, 1, 3, 3, 6).permute(2, 0, 3, 1, 4)
     general = F.scaled_dot_product_attention(query, key, value).reshape(2, 4, 4, 18)
     torch.testing.assert_close(attention(x), attention.out(general), rtol=1e-13, atol=1e-13)
 
@@ -128,15 +172,60 @@ def test_aggregation_is_convolution_then_norm_then_pool_for_maps_of_any_size(sid
     y = F.layer_norm(y.permute(0, 2, 3, 1), (12,)).permute(0, 3, 1, 2)
     expected = F.max_pool2d(y, 3, 2, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(aggregation(x), expected)
-    (ours,) = torch.autograd.grad(aggregation(x).square().sum(), x)
-    (theirs,) = torch.autograd.grad(expected.square().sum(), x)
+    inputs = (x, aggregation.weight, aggregation.bias)
+    weight = torch.randn_like(expected)
+    ours = torch.autograd.grad((aggregation(x) * weight).sum(), inputs)
+    theirs = torch.autograd.grad((expected * weight).sum(), inputs)
     torch.testing.assert_close(ours, theirs)
 
 
-def test_the_default_network_has_the_papers_139_582_982_parameters():
+@pytest.fixture
+def small_map():
+    """A 2x2 map with weight and bias, float64: what :func:`_conv_2x2` takes."""
+    torch.manual_seed(0)
+    shapes = ((3, 2, 2, 2), (4, 3, 3, 2), (4,))
+    return tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+
+
+def test_the_convolution_of_a_2x2_map_has_true_first_and_second_derivatives(small_map):
+    torch.testing.assert_close(_conv_2x2(*small_map), _conv(*small_map))
+    assert torch.autograd.gradcheck(_conv_2x2, small_map, fast_mode=True)
+    assert torch.autograd.gradgradcheck(_conv_2x2, small_map, fast_mode=True)
+
+
+def test_the_convolution_of_a_2x2_map_has_gradients_for_each_sample_as_functorch_takes_them(small_map):
+    x, *parameters = (tensor.detach() for tensor in small_map)
+
+    def loss(parameters, sample):
+        return _conv_2x2(sample[None], *parameters).sin().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for index, sample in enumerate(x):
+        expected = torch.func.grad(lambda p, s=sample: _conv(s[None], *p).sin().sum())(parameters)
+        torch.testing.assert_close([whole[index] for whole in found], expected)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.bfloat16), pytest.param("cuda", torch.float16, marks=pytest.mark.gpu)]
+)
+def test_the_convolution_of_a_2x2_map_follows_autocast(small_map, device, dtype):
+    tensors = [tensor.detach().float().to(device).requires_grad_() for tensor in small_map]
+    with torch.autocast(device, dtype):
+        out = _conv_2x2(*tensors)
+    assert out.dtype == dtype
+    expected = torch.autograd.grad(_conv(*tensors).sum(), tensors)
+    actual = torch.autograd.grad(out.float().sum(), tensors)
+    assert {gradient.dtype for gradient in actual} == {torch.float32}
+    torch.testing.assert_close(actual, expected, rtol=2e-2, atol=5e-2)
+
+
+def test_the_default_network_has_the_papers_139_582_982_parameters_of_which_queries_and_keys_are_not_trained():
     with torch.device("meta"):
         model = HTNet(HTNetConfig())
     assert sum(parameter.numel() for parameter in model.parameters()) == 139_582_982
+    queries_and_keys = 2 * (2 * 255 * 256 + 2 * 510 * 512 + 10 * 1020 * 1024)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert trained == 139_582_982 - queries_and_keys
 
 
 def test_linear_layers_start_as_torch_initialises_the_1x1_convolutions_of_upstream():
@@ -165,9 +254,10 @@ def test_recomputing_activations_changes_no_gradient(config):
     torch.manual_seed(0)
     model = HTNet(config)
     x = torch.rand(2, 3, config.image_size, config.image_size)
-    expected = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    expected = torch.autograd.grad(model(x).sum(), trained)
     model.set_grad_checkpointing()
-    actual = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    actual = torch.autograd.grad(model(x).sum(), trained)
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
