@@ -2,9 +2,10 @@
 
 from nvidia.dali import __version__ as DALI_VERSION
 
-from dali_pipelines.flow import Batch, FlowStream, fit_transform, load_set, self_test
+from dali_pipelines.batch import Batch
 from dali_pipelines.graph import FlowTransform
-from dali_pipelines.sampler import EpochSampler
+from dali_pipelines.sampler import EpochSampler, balance_groups
+from dali_pipelines.stream import FlowStream, fit_transform, load_set, self_test
 
 __all__ = [
     "DALI_VERSION",
@@ -12,6 +13,7 @@ __all__ = [
     "EpochSampler",
     "FlowStream",
     "FlowTransform",
+    "balance_groups",
     "fit_transform",
     "load_set",
     "self_test",

@@ -1,4 +1,4 @@
-"""The flow path as a DALI graph: bytes -> flow image -> regions -> mosaic -> normalised tensor.
+"""The graph of a sample: bytes -> flow image -> changes -> regions -> mosaic -> normalised tensor.
 
 Plain functions from graph node to graph node; one graph serves CPU and GPU. The parameters are
 constants of the graph (a Python ``if`` here is evaluated once, when the pipeline is built).
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali import math as dali_math
 
+from dali_pipelines.augment import change_image
+from htnet.config import AugmentConfig
+
 # smaller than any span of a float16 flow image that is not constant; keeps 0 / 0 out of a constant one
 _TINY = np.float32(1e-20)
 
@@ -23,22 +26,34 @@ class FlowTransform:
     """What happens to a flow image on its way to the network.
 
     ``mean`` and ``std`` are per channel (flow_u, flow_v, strain), of the mosaic before normalisation.
-    ``resize`` is off where every flow image already has the mosaic's side.
     """
 
     mosaic_size: int
     minmax: bool
-    resize: bool
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
-def decode(flow_bytes: Any, device: str) -> Any:
-    """``flow.npy`` bytes -> (F, F, 3) float32 on the device; a stored array needs no picture decoder."""
-    image = fn.decoders.numpy(flow_bytes)
-    if device == "gpu":
-        image = image.gpu()  # half-precision over the bus, widened on the device
-    return fn.cast(image, dtype=types.FLOAT)
+@dataclass(frozen=True, kw_only=True)
+class ChangeNodes:
+    """Graph nodes of :class:`dali_pipelines.augment.Change`; only those that the configuration asks for are used."""
+
+    starts: Any
+    side: Any
+    angle: Any = None
+    mirrored: Any = None
+    matrix: Any = None
+    kept: Any = None
+
+
+def decode(flow_bytes: Any) -> Any:
+    """``flow.npy`` bytes -> (F, F, 3) float16; a stored array needs no picture decoder."""
+    return fn.reshape(fn.decoders.numpy(flow_bytes), layout="HWC")
+
+
+def to_device(image: Any, device: str) -> Any:
+    """float16 -> float32 on the device; half-precision goes over the bus."""
+    return fn.cast(image.gpu() if device == "gpu" else image, dtype=types.FLOAT)
 
 
 def scale_minmax(image: Any) -> Any:
@@ -48,13 +63,19 @@ def scale_minmax(image: Any) -> Any:
     return (image - low) * (np.float32(255.0) / dali_math.max(span, _TINY))
 
 
-def assemble_mosaic(image: Any, starts: Any, side: Any) -> Any:
-    """(F, F, 3) and four (row, column) starts, (4, 2) int32 -> mosaic (2 * side, 2 * side, 3).
+def cut_region(image: Any, start: Any, side: Any) -> Any:
+    """(F, F, 3) -> (side, side, 3) at ``start`` (row, column); both (2,) int32."""
+    return fn.slice(image, start=start, shape=side, axes=[0, 1])
 
-    ``side`` is (2,) int32, a region's extent.
-    """
-    parts = [fn.slice(image, start=starts[k], shape=side, axes=[0, 1]) for k in range(4)]
-    eyes, lips = fn.cat(parts[0], parts[1], axis=1), fn.cat(parts[2], parts[3], axis=1)
+
+def drop_region(region: Any, kept: Any, mean: NDArray[np.float32]) -> Any:
+    """A region as it is where ``kept`` is 1; where it is 0, the training mean, which standardising makes 0."""
+    return (region - types.Constant(mean)) * kept + types.Constant(mean)
+
+
+def join_regions(regions: list[Any]) -> Any:
+    """Left eye, right eye, left lip, right lip, (S/2, S/2, 3) each -> mosaic (S, S, 3)."""
+    eyes, lips = fn.cat(regions[0], regions[1], axis=1), fn.cat(regions[2], regions[3], axis=1)
     return fn.cat(eyes, lips, axis=0)
 
 
@@ -64,12 +85,22 @@ def normalise(mosaic: Any, mean: NDArray[np.float32], std: NDArray[np.float32]) 
     return fn.transpose(scaled, perm=[2, 0, 1])
 
 
-def flow_to_input(flow_bytes: Any, starts: Any, side: Any, *, transform: FlowTransform, device: str) -> Any:
-    """The whole path of one sample; (3, S, S) float32 on the device."""
-    image = decode(flow_bytes, device)
+def image_to_input(
+    image: Any, nodes: ChangeNodes, *, transform: FlowTransform, augment: AugmentConfig, resize: bool
+) -> Any:
+    """A flow image (F, F, 3) float32 to the network's input, (3, S, S) float32, on the image's device.
+
+    ``resize`` is off where every region has the side of half a mosaic already. Regions are resized one by one, so that
+    they do not blend into each other.
+    """
+    mean, std = np.asarray(transform.mean, np.float32), np.asarray(transform.std, np.float32)
+    image = change_image(image, nodes.angle, nodes.mirrored, nodes.matrix, augment)
     if transform.minmax:
         image = scale_minmax(image)
-    mosaic = assemble_mosaic(image, starts, side)
-    if transform.resize:
-        mosaic = fn.resize(mosaic, size=[transform.mosaic_size] * 2, interp_type=types.INTERP_LINEAR, antialias=True)
-    return normalise(mosaic, np.asarray(transform.mean, np.float32), np.asarray(transform.std, np.float32))
+    regions = [cut_region(image, nodes.starts[k], nodes.side) for k in range(4)]
+    if resize:
+        size = [transform.mosaic_size // 2] * 2
+        regions = [fn.resize(part, size=size, interp_type=types.INTERP_LINEAR, antialias=True) for part in regions]
+    if augment.drop_region.probability > 0:
+        regions = [drop_region(part, nodes.kept[k], mean) for k, part in enumerate(regions)]
+    return normalise(join_regions(regions), mean, std)

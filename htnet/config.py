@@ -144,6 +144,139 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlipConfig:
+    """Mirror the face left to right: flow_u changes its sign, left and right regions change places."""
+
+    probability: float = 0.0
+    """Share of the samples that are mirrored."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        _check_share("probability", self.probability)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotateConfig:
+    """Turn the face in the picture plane; the flow vectors turn with it."""
+
+    degrees: float = 0.0
+    """Largest angle; uniform between minus and plus this."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.degrees <= 45.0:
+            raise ValueError(f"degrees must be in [0, 45], got {self.degrees}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JitterConfig:
+    """Cut each region a little beside its landmark, as an unsure landmark detector would."""
+
+    shift: float = 0.0
+    """Largest shift of a region along each axis, as a share of the flow image's side."""
+    scale: float = 0.0
+    """Largest change of the regions' side, as a share of it; the four regions of a sample share it."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "scale"):
+            if not 0.0 <= getattr(self, name) <= 0.25:
+                raise ValueError(f"{name} must be in [0, 0.25], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagnifyConfig:
+    """Multiply flow_u, flow_v and the strain by one factor: the same expression, weaker or stronger."""
+
+    low: float = 1.0
+    """Least factor."""
+    high: float = 1.0
+    """Largest factor; factors are uniform in their logarithm."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.low <= self.high:
+            raise ValueError(f"low and high must be 0 < low <= high, got {self.low} and {self.high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropRegionConfig:
+    """Set regions to no motion, so that no single part of the face decides."""
+
+    probability: float = 0.0
+    """Share of the regions that are dropped; one region of a sample always stays."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        _check_share("probability", self.probability)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """Combine each sample of a batch with another of it, pictures and labels alike."""
+
+    kind: Literal["none", "mixup", "cutmix"] = "none"
+    """mixup (Zhang et al., 2018) averages the two mosaics; cutmix (Yun et al., 2019) swaps whole regions."""
+    alpha: float = 0.2
+    """Both parameters of the Beta distribution that the first sample's share is drawn from."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0:
+            raise ValueError(f"alpha must be positive, got {self.alpha}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotometricConfig:
+    """Change the light of onset and apex alike before the flow is computed; for data.input frames."""
+
+    brightness: float = 0.0
+    """Largest change of the grey values, as a share of their range; uniform between minus and plus this."""
+    contrast: float = 0.0
+    """Largest change of the contrast, as a share of it; uniform between minus and plus this."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of training samples; all off by default. What they draw depends on seed, step and sample alone."""
+
+    flip: FlipConfig = field(default_factory=FlipConfig)
+    """Mirroring."""
+    rotate: RotateConfig = field(default_factory=RotateConfig)
+    """Rotation."""
+    jitter: JitterConfig = field(default_factory=JitterConfig)
+    """Landmark jitter."""
+    magnify: MagnifyConfig = field(default_factory=MagnifyConfig)
+    """Flow magnification."""
+    drop_region: DropRegionConfig = field(default_factory=DropRegionConfig)
+    """Region dropout."""
+    photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
+    """Light."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Mixup or cutmix."""
+
+    __pydantic_config__ = _STRICT
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What a fold reads from the store and how a mosaic is made of it."""
 
@@ -161,8 +294,34 @@ class DataConfig:
     """Subtract the mean and divide by the standard deviation of the fold's training mosaics, per channel."""
     shuffle: bool = True
     """A new seeded order of the training samples each epoch; the paper's code keeps the file order."""
+    balance: Literal["none", "class", "dataset"] = "none"
+    """Show every class, or every dataset, equally often; an epoch keeps its length. Needs shuffle."""
+    input: Literal["flow", "frames"] = "flow"
+    """flow reads the stored flow images; frames computes TV-L1 flow from the stored onset and apex at every epoch."""
+    cache_mb: int = 2048
+    """Decoded samples stay on the fold's device up to this many MiB; a larger set is read again each epoch."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of the training samples."""
 
     __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if self.cache_mb < 0:
+            raise ValueError(f"cache_mb must not be negative, got {self.cache_mb}")
+        if self.balance != "none" and not self.shuffle:
+            raise ValueError(f"balance={self.balance} needs shuffle=true: a balanced epoch has no file order")
+        augment = self.augment
+        if self.scaling == "minmax" and augment.magnify != MagnifyConfig():
+            raise ValueError(
+                "augment.magnify needs scaling=stored: minmax stretches every flow image to 0..255, magnified or not"
+            )
+        if self.crop == "upstream" and (augment.flip != FlipConfig() or augment.rotate != RotateConfig()):
+            raise ValueError(
+                "augment.flip and augment.rotate need crop=anatomical: the upstream rule swaps x and y, so that a "
+                "mirrored or turned face is not cut at the same parts"
+            )
+        if self.input == "flow" and augment.photometric != PhotometricConfig():
+            raise ValueError("augment.photometric needs input=frames: a stored flow image has no light to change")
 
 
 @dataclass(frozen=True, kw_only=True)

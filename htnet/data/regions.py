@@ -26,13 +26,15 @@ MOSAIC_REGIONS = tuple(LANDMARK_NAMES.index(name) for name in ("left_eye", "righ
 """Landmark indices of the mosaic's regions, row by row: eyes above, lips below; the nose is left out."""
 
 
-def region_starts(landmarks: Landmarks, flow_size: int, rule: CropRule) -> NDArray[np.int32]:
+def region_starts(
+    landmarks: Landmarks | NDArray[np.float64], flow_size: int, rule: CropRule, half: int | None = None
+) -> NDArray[np.int32]:
     """First row and column of the four mosaic regions, (4, 2) int32.
 
-    Landmarks are in pixels of a square flow image of side ``flow_size``; they are clamped to
-    [flow_size // 4, flow_size - flow_size // 4] and truncated to whole pixels, as upstream does at 28 px.
+    Landmarks are in pixels of a square flow image of side ``flow_size``; they are clamped such that a region of side
+    ``2 * half`` (None: half of the image's) lies inside, and truncated to whole pixels, as upstream does at 28 px.
     """
-    half = flow_size // 4
+    half = flow_size // 4 if half is None else half
     points = np.asarray(landmarks, dtype=np.float64)[list(MOSAIC_REGIONS)]
     centres = np.clip(points, half, flow_size - half).astype(np.int32)
     rows_columns = centres if rule == "upstream" else centres[:, ::-1]
