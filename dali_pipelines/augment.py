@@ -144,13 +144,18 @@ def map_vectors(image: Any, matrix: Any) -> Any:
     return fn.coord_transform(image, M=matrix)
 
 
-def change_image(image: Any, angle: Any, mirrored: Any, matrix: Any, config: AugmentConfig) -> Any:
-    """All changes of a flow image that the configuration asks for; what it does not ask for costs nothing."""
+def needed(config: AugmentConfig) -> tuple[str, ...]:
+    """The fields of :class:`Change` that a graph of this configuration uses."""
     turns, mirrors = config.rotate.degrees > 0, config.flip.probability > 0
-    if turns:
+    matrix = turns or mirrors or (config.magnify.low, config.magnify.high) != (1.0, 1.0)
+    wanted = {"angle": turns, "mirrored": mirrors, "matrix": matrix, "kept": config.drop_region.probability > 0}
+    return ("starts", "side", *(name for name, wants in wanted.items() if wants))
+
+
+def change_image(image: Any, angle: Any, mirrored: Any, matrix: Any) -> Any:
+    """All changes of a flow image whose arguments are there; what is not asked for costs nothing."""
+    if angle is not None:
         image = turn(image, angle)
-    if mirrors:
+    if mirrored is not None:
         image = mirror(image, mirrored)
-    if turns or mirrors or (config.magnify.low, config.magnify.high) != (1.0, 1.0):
-        image = map_vectors(image, matrix)
-    return image
+    return image if matrix is None else map_vectors(image, matrix)

@@ -15,7 +15,6 @@ from nvidia.dali import fn, types
 from nvidia.dali import math as dali_math
 
 from dali_pipelines.augment import change_image
-from htnet.config import AugmentConfig
 
 # smaller than any span of a float16 flow image that is not constant; keeps 0 / 0 out of a constant one
 _TINY = np.float32(1e-20)
@@ -36,7 +35,7 @@ class FlowTransform:
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeNodes:
-    """Graph nodes of :class:`dali_pipelines.augment.Change`; only those that the configuration asks for are used."""
+    """Graph nodes of :class:`dali_pipelines.augment.Change`; None: not asked for."""
 
     starts: Any
     side: Any
@@ -85,22 +84,20 @@ def normalise(mosaic: Any, mean: NDArray[np.float32], std: NDArray[np.float32]) 
     return fn.transpose(scaled, perm=[2, 0, 1])
 
 
-def image_to_input(
-    image: Any, nodes: ChangeNodes, *, transform: FlowTransform, augment: AugmentConfig, resize: bool
-) -> Any:
+def image_to_input(image: Any, nodes: ChangeNodes, *, transform: FlowTransform, resize: bool) -> Any:
     """A flow image (F, F, 3) float32 to the network's input, (3, S, S) float32, on the image's device.
 
     ``resize`` is off where every region has the side of half a mosaic already. Regions are resized one by one, so that
     they do not blend into each other.
     """
     mean, std = np.asarray(transform.mean, np.float32), np.asarray(transform.std, np.float32)
-    image = change_image(image, nodes.angle, nodes.mirrored, nodes.matrix, augment)
+    image = change_image(image, nodes.angle, nodes.mirrored, nodes.matrix)
     if transform.minmax:
         image = scale_minmax(image)
     regions = [cut_region(image, nodes.starts[k], nodes.side) for k in range(4)]
     if resize:
         size = [transform.mosaic_size // 2] * 2
         regions = [fn.resize(part, size=size, interp_type=types.INTERP_LINEAR, antialias=True) for part in regions]
-    if augment.drop_region.probability > 0:
+    if nodes.kept is not None:
         regions = [drop_region(part, nodes.kept[k], mean) for k, part in enumerate(regions)]
     return normalise(join_regions(regions), mean, std)

@@ -104,7 +104,7 @@ class EpochSampler:
         pieces = []
         for index, members in enumerate(self._members):
             # shares of one epoch add up to its length, and what is left over goes to each group in turn
-            start, end = (-(-(len(self.rows) * e + index) // parts) for e in (epoch, epoch + 1))
+            start, end = ((len(self.rows) * e + index) // parts for e in (epoch, epoch + 1))
             cycles = range(start // len(members), -(-end // len(members)))
             stream = [np.random.default_rng([self.seed, index, cycle]).permutation(members) for cycle in cycles]
             first = start - cycles.start * len(members)

@@ -18,12 +18,20 @@ Reader = Callable[[int], NDArray[Any]]
 
 
 class ChangeSource:
-    """The arguments of a step's samples: where regions lie and what is changed, and the manifest's rows."""
+    """The arguments of a step's samples, those fields of Change that ``names`` names, and the manifest's rows."""
 
     def __init__(
-        self, store: Store, sampler: EpochSampler, *, crop: CropRule, augment: AugmentConfig, first_step: int
+        self,
+        store: Store,
+        sampler: EpochSampler,
+        *,
+        crop: CropRule,
+        augment: AugmentConfig,
+        first_step: int,
+        names: Sequence[str],
     ) -> None:
         self._sampler, self._crop, self._augment, self._first = sampler, crop, augment, first_step
+        self._names = names
         self._samples = {row: store.rows[row].sample for row in set(sampler.rows)}
 
     def __call__(self, info: Any) -> tuple[list[Any], ...]:
@@ -35,8 +43,7 @@ class ChangeSource:
         for index, row in enumerate(rows):
             sample = self._samples[row]
             changes.append(plan_change(self._augment, draws, index, sample=sample, rule=self._crop))
-        names = ("angle", "mirrored", "matrix", "starts", "side", "kept")
-        columns = ([getattr(change, name) for change in changes] for name in names)
+        columns = ([getattr(change, name) for change in changes] for name in self._names)
         return (*columns, [np.array([row], np.int64) for row in rows])
 
 

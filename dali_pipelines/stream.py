@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from torch.utils.dlpack import from_dlpack
 
+from dali_pipelines.augment import needed
 from dali_pipelines.batch import Batch
 from dali_pipelines.graph import ChangeNodes, FlowTransform, decode, image_to_input, to_device
 from dali_pipelines.mix import mix_batch
@@ -36,7 +37,7 @@ _CHANGES: dict[str, tuple[Any, int]] = {
     "side": (types.INT32, 1),
     "kept": (types.FLOAT, 1),
 }
-"""What :class:`ChangeSource` gives: DALI type and number of dimensions; :class:`PlainSource` gives starts and side."""
+"""Fields of a change: DALI type and number of dimensions."""
 
 
 class FlowStream:
@@ -159,7 +160,6 @@ def build_pipeline(
     """The DALI pipeline that gives (images, rows) of the steps from ``first_step`` on."""
     on_gpu = device.type == "cuda"
     augment = data.augment
-    changed = changes_pixels(augment)
     sides = {store.rows[row].sample.flow_size // 4 * 4 for row in set(sampler.rows)}
     resize = sides != {transform.mosaic_size} or augment.jitter.scale > 0
     pipeline = Pipeline(
@@ -178,15 +178,15 @@ def build_pipeline(
             **({"ndim": 1} if encoded else {"layout": "HWC"}),
         )
         image = to_device(decode(image) if encoded else image, "gpu" if on_gpu else "cpu")
-        if changed:
-            nodes, rows = _change_nodes(
-                ChangeSource(store, sampler, crop=data.crop, augment=augment, first_step=first_step), tuple(_CHANGES)
-            )
-        else:
-            nodes, rows = _change_nodes(
-                PlainSource(store, sampler, crop=data.crop, first_step=first_step), ("starts", "side")
-            )
-        images = image_to_input(image, nodes, transform=transform, augment=augment, resize=resize)
+        names = needed(augment)
+        plan: dict[str, Any] = {"crop": data.crop, "first_step": first_step}
+        source = (
+            ChangeSource(store, sampler, augment=augment, names=names, **plan)
+            if changes_pixels(augment)
+            else PlainSource(store, sampler, **plan)
+        )
+        nodes, rows = _change_nodes(source, names)
+        images = image_to_input(image, nodes, transform=transform, resize=resize)
         pipeline.set_outputs(images, rows)
     pipeline.build()
     return pipeline

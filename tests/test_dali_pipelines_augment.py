@@ -1,0 +1,301 @@
+"""Augmentations leave a flow image a flow image: each against a plain numpy or OpenCV statement, and against a law."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import random_samples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dali_pipelines import EpochSampler, FlowStream, FlowTransform, fit_transform
+from dali_pipelines.augment import (
+    draw,
+    kept_regions,
+    mirrored_starts,
+    plan_change,
+    turned_points,
+    vector_matrix,
+)
+from dali_pipelines.batch import Batch
+from dali_pipelines.mix import mix_batch
+from htnet.config import (
+    AugmentConfig,
+    DataConfig,
+    DropRegionConfig,
+    FlipConfig,
+    JitterConfig,
+    MagnifyConfig,
+    MixConfig,
+    RotateConfig,
+)
+from htnet.data.flow import optical_strain
+from htnet.data.regions import mosaic, region_starts
+from htnet.data.store import Store, write_store
+
+CPU = torch.device("cpu")
+RAW = FlowTransform(mosaic_size=28, minmax=False)
+STORED = DataConfig(scaling="stored", standardise=False)
+
+
+@pytest.fixture(scope="module")
+def smooth_store(tmp_path_factory) -> Store:
+    """Twelve smooth flow images, whose interpolation has small errors."""
+    blurred = (
+        replace(item, flow_image=(20 * cv2.GaussianBlur(item.flow_image.astype(np.float32), (0, 0), 3)).astype("f2"))
+        for item in islice(random_samples(), 12)
+    )
+    return write_store(tmp_path_factory.mktemp("smooth") / "store", blurred, {})
+
+
+def batch_of(store: Store, *, seed: int = 3, steps: int = 1, transform=RAW, **augment) -> Batch:
+    data = replace(STORED, augment=AugmentConfig(**augment))
+    sampler = EpochSampler(rows=tuple(range(len(store.rows))), batch_size=64, seed=seed, shuffle=False)
+    stream = FlowStream(store, sampler, data=data, transform=transform, device=CPU, threads=1, num_classes=3)
+    return [stream.next() for _ in range(steps)][-1]
+
+
+def as_mosaic(batch: Batch, index: int) -> np.ndarray:
+    return batch.images[index].numpy().transpose(1, 2, 0)
+
+
+def raw(store: Store, row: int) -> np.ndarray:
+    return store.read_flow(row).astype(np.float32)
+
+
+def test_a_flip_mirrors_the_mosaic_and_turns_u_round(smooth_store):
+    flipped = batch_of(smooth_store, flip=FlipConfig(probability=1.0))
+    for row, sample in enumerate(smooth_store.samples):
+        plain = mosaic(raw(smooth_store, row), sample.landmarks, "anatomical")
+        assert np.array_equal(as_mosaic(flipped, row), plain[:, ::-1] * np.float32([-1, 1, 1]))
+
+
+def test_half_of_the_coins_flip_and_the_others_leave_the_sample_as_it_is(smooth_store):
+    plain, some = batch_of(smooth_store), batch_of(smooth_store, flip=FlipConfig(probability=0.5))
+    same = [torch.equal(plain.images[i], some.images[i]) for i in range(12)]
+    assert 0 < sum(same) < 12
+
+
+@given(
+    rows=st.lists(st.integers(0, 14), min_size=4, max_size=4),
+    columns=st.lists(st.integers(0, 14), min_size=4, max_size=4),
+)
+def test_mirroring_regions_twice_is_the_identity(rows, columns):
+    starts = np.stack([rows, columns], axis=1).astype(np.int32)
+    assert np.array_equal(mirrored_starts(mirrored_starts(starts, 14, 28), 14, 28), starts)
+
+
+@settings(max_examples=50)
+@given(degrees=st.floats(-45, 45), mirrored=st.booleans(), factor=st.floats(0.2, 5))
+def test_the_vector_matrix_keeps_strain_and_lengths_up_to_the_factor(degrees, mirrored, factor):
+    matrix = vector_matrix(degrees, mirrored, factor)
+    vectors = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
+    mapped = vectors @ matrix.T
+    np.testing.assert_allclose(np.hypot(*mapped[:, :2].T), factor * np.hypot(*vectors[:, :2].T), rtol=2e-5)
+    np.testing.assert_allclose(mapped[:, 2], factor * vectors[:, 2], rtol=1e-5)
+
+
+def test_turning_by_zero_is_the_identity(smooth_store):
+    still = np.eye(3, dtype=np.float32)
+    assert np.array_equal(vector_matrix(0.0, False, 1.0), still)
+    points = np.random.default_rng(1).uniform(0, 27, (5, 2))
+    assert np.array_equal(turned_points(points, 0.0, 28), points)
+    almost = batch_of(smooth_store, rotate=RotateConfig(degrees=1e-9))
+    torch.testing.assert_close(almost.images, batch_of(smooth_store).images, rtol=1e-5, atol=1e-4)
+
+
+def turned_by_opencv(image: np.ndarray, degrees: float) -> np.ndarray:
+    """Picture and vectors turned counter-clockwise about the centre, plainly."""
+    centre = (image.shape[0] - 1) / 2
+    matrix = cv2.getRotationMatrix2D((centre, centre), degrees, 1.0)
+    moved = cv2.warpAffine(image, matrix, image.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    # OpenCV's matrix maps points (x, y), and vectors are differences of points
+    moved[..., :2] = moved[..., :2] @ matrix[:, :2].T.astype(np.float32)
+    return moved
+
+
+def test_rotation_is_opencvs_with_the_vectors_turned_along(smooth_store):
+    config = RotateConfig(degrees=20.0)
+    batch = batch_of(smooth_store, rotate=config)
+    draws = draw(3, 0, len(smooth_store.rows))
+    for row, sample in enumerate(smooth_store.samples):
+        change = plan_change(AugmentConfig(rotate=config), draws, row, sample=sample, rule="anatomical")
+        degrees = 20.0 * (2 * draws.rotate[row, 0] - 1)
+        points = turned_points(np.asarray(sample.landmarks), degrees, 28)
+        assert np.array_equal(change.starts, region_starts(points, 28, "anatomical"))
+        wanted = mosaic(turned_by_opencv(raw(smooth_store, row), degrees), points, "anatomical")
+        # OpenCV's linear interpolation has 1/32 pixel steps
+        assert np.abs(as_mosaic(batch, row) - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+def test_the_strain_of_a_turned_field_is_the_turned_strain():
+    y, x = np.mgrid[0:64, 0:64].astype(np.float32) - 31.5
+    field = np.dstack([np.exp(-((x - 4) ** 2 + y**2) / 200), 0.5 * np.exp(-(x**2 + (y + 6) ** 2) / 150)])
+    image = np.dstack([field, optical_strain(field)]).astype(np.float32)
+    turned = turned_by_opencv(image, 25.0)
+    inner = slice(14, 50)
+    again = optical_strain(np.ascontiguousarray(turned[..., :2]))[inner, inner]
+    assert np.abs(again - turned[inner, inner, 2]).max() < 0.05 * image[..., 2].max()
+
+
+def test_points_turn_with_the_picture():
+    image = np.zeros((41, 41, 3), np.float32)
+    image[10, 30] = 1.0
+    turned = turned_by_opencv(image, 30.0)
+    row, column = np.unravel_index(np.argmax(turned[..., 2]), (41, 41))
+    x, y = turned_points(np.array([[30.0, 10.0]]), 30.0, 41)[0]
+    assert abs(x - column) < 1
+    assert abs(y - row) < 1
+
+
+def test_magnification_multiplies_flow_and_strain_alike(smooth_store):
+    plain = batch_of(smooth_store).images
+    strong = batch_of(smooth_store, magnify=MagnifyConfig(low=0.5, high=3.0)).images
+    factors = [(strong[i] / plain[i])[plain[i].abs() > 0.1] for i in range(12)]
+    for values in factors:
+        torch.testing.assert_close(values, values.mean().expand_as(values), rtol=1e-4, atol=0)
+    means = [float(values.mean()) for values in factors]
+    assert 0.5 <= min(means) < 1.0 < max(means) <= 3.0
+
+
+def test_landmark_jitter_cuts_beside_the_landmark_but_inside_the_picture(smooth_store):
+    config = AugmentConfig(jitter=JitterConfig(shift=0.2, scale=0.2))
+    draws = draw(0, 5, len(smooth_store.rows))
+    seen = set()
+    for row, sample in enumerate(smooth_store.samples):
+        change = plan_change(config, draws, row, sample=sample, rule="anatomical")
+        assert (change.starts >= 0).all()
+        assert (change.starts + change.side <= 28).all()
+        seen.add(int(change.side[0]))
+    assert len(seen) > 2
+    batch = batch_of(smooth_store, jitter=config.jitter)
+    assert batch.images.shape == (12, 3, 28, 28)
+    assert not torch.equal(batch.images, batch_of(smooth_store).images)
+
+
+@given(numbers=st.lists(st.floats(0, 1, exclude_max=True), min_size=4, max_size=4), probability=st.floats(0, 1))
+def test_one_region_always_stays(numbers, probability):
+    kept = kept_regions(np.array(numbers), probability)
+    assert kept.sum() >= 1
+    assert set(kept) <= {0.0, 1.0}
+
+
+def test_a_dropped_region_is_the_training_mean(smooth_store):
+    transform = fit_transform(smooth_store, range(12), data=replace(STORED, standardise=True), mosaic_size=28)
+    batch = batch_of(smooth_store, transform=transform, drop_region=DropRegionConfig(probability=0.5))
+    plain = batch_of(smooth_store, transform=transform)
+    dropped = 0
+    for image, before in zip(batch.images, plain.images, strict=True):
+        for y in (0, 14):
+            for x in (0, 14):
+                part = image[:, y : y + 14, x : x + 14]
+                if part.abs().max() < 1e-5:
+                    dropped += 1
+                else:
+                    torch.testing.assert_close(part, before[:, y : y + 14, x : x + 14], rtol=1e-4, atol=1e-4)
+    assert 10 < dropped < 40
+
+
+EVERYTHING = AugmentConfig(
+    flip=FlipConfig(probability=0.5),
+    rotate=RotateConfig(degrees=8.0),
+    jitter=JitterConfig(shift=0.05, scale=0.1),
+    magnify=MagnifyConfig(low=0.8, high=1.25),
+    drop_region=DropRegionConfig(probability=0.1),
+    mix=MixConfig(kind="mixup"),
+)
+
+
+def make_stream(store: Store, *, batch_size=5, threads=1, state=None, cache_mb=2048, augment=EVERYTHING, **changes):
+    options = {"rows": tuple(range(len(store.rows))), "batch_size": batch_size, "seed": 9, "shuffle": True}
+    return FlowStream(
+        store,
+        EpochSampler(**(options | changes)),
+        data=replace(STORED, augment=augment, cache_mb=cache_mb),
+        transform=RAW,
+        device=CPU,
+        threads=threads,
+        num_classes=3,
+        state=state,
+    )
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("images", "labels", "rows"))
+
+
+@pytest.mark.parametrize("augment", [EVERYTHING, AugmentConfig(), AugmentConfig(mix=MixConfig(kind="cutmix"))])
+def test_neither_threads_nor_cache_nor_an_interruption_changes_a_batch(smooth_store, augment):
+    stream = make_stream(smooth_store, augment=augment)
+    undisturbed = [stream.next() for _ in range(7)]
+    for options in ({"threads": 2}, {"cache_mb": 0}):
+        other = make_stream(smooth_store, augment=augment, **options)
+        assert all(same(other.next(), batch) for batch in undisturbed)
+    walking = make_stream(smooth_store, augment=augment)
+    for step in range(4):
+        # a step in the middle of an epoch, continued with another cache
+        resumed = make_stream(smooth_store, augment=augment, state=walking.state(), cache_mb=0)
+        assert all(same(resumed.next(), batch) for batch in undisturbed[step:])
+        walking.next()
+
+
+def test_epochs_and_seeds_draw_differently(smooth_store):
+    first = make_stream(smooth_store, batch_size=12)
+    assert not torch.equal(first.next().images.sum(0), first.next().images.sum(0))
+    other = make_stream(smooth_store, batch_size=12, seed=10)
+    assert not torch.equal(make_stream(smooth_store, batch_size=12).next().images, other.next().images)
+
+
+def test_a_rank_gets_its_part_of_the_very_batch_that_one_process_would_get(smooth_store):
+    augment = replace(EVERYTHING, mix=MixConfig())
+    whole = make_stream(smooth_store, batch_size=6, augment=augment)
+    parts = [make_stream(smooth_store, batch_size=6, augment=augment, rank=rank, ranks=2) for rank in (0, 1)]
+    for _ in range(4):
+        batch = whole.next()
+        for rank, part in enumerate(parts):
+            mine = part.next()
+            assert torch.equal(mine.rows, batch.rows[rank::2])
+            assert torch.equal(mine.images, batch.images[rank::2])
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_labels_say_what_the_picture_holds(kind):
+    # sample i is a picture of the number i with label i % 3, so that the shares can be read off the pixels
+    images = torch.arange(6.0)[:, None, None, None].expand(6, 3, 8, 8)
+    labels = torch.arange(6) % 3
+    plain = Batch(images=images, labels=labels, rows=torch.arange(6))
+    batch = mix_batch(plain, MixConfig(kind=kind, alpha=1.0), num_classes=3, seed=1, step=2)
+    assert batch.labels.shape == (6, 3)
+    torch.testing.assert_close(batch.labels.sum(1), torch.ones(6))
+    if kind == "cutmix":
+        assert set(batch.images.unique().tolist()) <= set(range(6))
+        for image, target in zip(batch.images[:, 0], batch.labels, strict=True):
+            share = torch.stack([((image.long() % 3) == c).float().mean() for c in range(3)])
+            torch.testing.assert_close(share, target)
+    else:
+        for index, target in enumerate(batch.labels):
+            value = batch.images[index, 0, 0, 0]
+            own = target[labels[index]]
+            assert own > 0
+            assert 0 <= value <= 5
+    assert not same(batch, mix_batch(plain, MixConfig(kind=kind, alpha=1.0), num_classes=3, seed=1, step=3))
+    assert same(batch, mix_batch(plain, MixConfig(kind=kind, alpha=1.0), num_classes=3, seed=1, step=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augment": AugmentConfig(magnify=MagnifyConfig(high=2.0))}, r"augment\.magnify needs scaling=stored"),
+        ({"augment": AugmentConfig(flip=FlipConfig(probability=0.5)), "crop": "upstream"}, "need crop=anatomical"),
+        ({"balance": "class", "shuffle": False}, "balance=class needs shuffle=true"),
+        ({"cache_mb": -1}, "cache_mb must not be negative, got -1"),
+    ],
+)
+def test_settings_that_would_do_nothing_or_the_wrong_thing_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**changes)
