@@ -179,7 +179,9 @@ def config_hash(config: Config, store_digest: str) -> str:
     """Identity of a run: the settings that can change a prediction, and the content of the store."""
     plain = to_plain(config)
     identity = {name: plain[name] for name in ("seed", "data", "model", "train", "engine")}
-    identity["data"] = {key: value for key, value in plain["data"].items() if key not in ("store", "subjects", "cache_mb")}
+    identity["data"] = {
+        key: value for key, value in plain["data"].items() if key not in ("store", "subjects", "cache_mb")
+    }
     # a fold on a GPU rounds otherwise than one on a CPU; which of them "auto" takes depends on the GPUs it gets
     engine = config.engine
     on_gpu = engine.device == "cuda" or (engine.device == "auto" and config.resources.gpus_per_fold > 0)

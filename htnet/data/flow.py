@@ -1,26 +1,29 @@
-"""Optical flow between the onset and the apex frame, its strain, and the flow image that is stored."""
+"""Optical flow between onset and apex, and the flow image (flow_u, flow_v, strain) that is made of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-FlowMethod = Literal["farneback", "dis"]
+from htnet.data.strain import StrainKind, optical_strain
+from htnet.data.tvl1 import TVL1, tvl1
+
+FlowMethod = Literal["tvl1", "dis", "farneback"]
 Gray = NDArray[np.uint8]
 Flow = NDArray[np.float32]
-_Scalar = TypeVar("_Scalar", bound=np.generic)
-
-WORKING_SIZE = 256
-"""Largest side in pixels at which flow is computed; see :func:`flow_image`."""
 
 _FARNEBACK: Mapping[str, Any] = MappingProxyType(
     {"pyr_scale": 0.5, "levels": 3, "winsize": 17, "iterations": 5, "poly_n": 5, "poly_sigma": 1.1}
 )
+_TVL1 = TVL1()
 _FADE, _MARGIN = 16, 32
 _DIS: Mapping[str, Any] = MappingProxyType(
     {"finest_scale": 0, "patch_size": 8, "patch_stride": 3, "gradient_descent_iterations": 25}
@@ -29,13 +32,13 @@ _DIS: Mapping[str, Any] = MappingProxyType(
 
 
 def flow_parameters(method: str) -> dict[str, object]:
-    """How flow of a method is made, for ``store.json``: parameters of the method, strain, working size."""
-    values = _DIS if method == "dis" else _FARNEBACK
-    return {"method": method, **values, "strain": "central differences", "working_size": WORKING_SIZE}
+    """How flow of a method is made, for ``store.json``: the method and its parameters."""
+    values = {"tvl1": asdict(_TVL1), "dis": _DIS, "farneback": _FARNEBACK}[method]
+    return {"method": method, **values}
 
 
 def optical_flow(onset: Gray, apex: Gray, method: str) -> Flow:
-    """Dense optical flow from onset to apex.
+    """Dense optical flow from onset to apex by OpenCV, one pair at a time; :mod:`htnet.data.tvl1` is the third method.
 
     ``farneback`` (Farneback, SCIA 2003): three pyramid levels cover the few pixels that a micro-expression
     moves; the Gaussian window of 17 pixels and the polynomials of 5 pixels with sigma 1.1 (OpenCV's own pair)
@@ -101,55 +104,69 @@ def _dis(onset: Gray, apex: Gray) -> Flow:
 _METHODS: dict[str, Callable[[Gray, Gray], Flow]] = {"farneback": _farneback, "dis": _dis}
 
 
-def optical_strain(flow: Flow) -> NDArray[np.float32]:
-    """Magnitude of optical strain, ``sqrt(ux^2 + vy^2 + (uy + vx)^2 / 2)`` (STSTNet, arXiv 1902.03634, eq. 5-7).
+def flow_tensor(
+    onset: Tensor, apex: Tensor, *, method: FlowMethod, size: int, strain: StrainKind = "central"
+) -> Tensor:
+    """Flow images of a batch of face crops, on their device.
 
-    Derivatives are central differences over two pixels inside and one-sided at the border
-    (``numpy.gradient``): they belong to the pixel itself, where forward or backward ones lie half a pixel off.
-
-    Args:
-        flow: (H, W, 2) float, pixels, H and W at least 2.
-
-    Returns:
-        (H, W) float32, pixels per pixel, so it does not change when the flow image is scaled; never negative.
-    """
-    u_y, u_x = np.gradient(flow[..., 0])
-    v_y, v_x = np.gradient(flow[..., 1])
-    strain: NDArray[np.float32] = np.sqrt(u_x**2 + v_y**2 + 0.5 * (u_y + v_x) ** 2).astype(np.float32)
-    return strain
-
-
-def flow_image(onset: Gray, apex: Gray, method: str, size: int) -> NDArray[np.float16]:
-    """Flow image of a face crop.
-
-    Flow and strain are computed on the crop at its own resolution, reduced to :data:`WORKING_SIZE` where it
-    is larger: on 28 pixels a motion of two source pixels is half a pixel and the texture that shows it is gone,
-    while above 256 pixels a face holds little but sensor noise and the time grows. Then the three channels are
-    averaged over areas down to ``size``, strain after it was taken from the fine flow, as in the paper's data.
+    Flow and strain are computed at the crops' size: on 28 pixels a motion of two source pixels is half a pixel and the
+    texture that shows it is gone. Then the three channels are averaged over areas down to ``size``, strain after it was
+    taken from the fine flow, as in the paper's data. A pair's result does not depend on what else is in the batch.
 
     Args:
-        onset: (S, S) uint8 grey face crop.
-        apex: (S, S) uint8 grey face crop, the same square of the apex frame.
-        method: as in :func:`optical_flow`.
-        size: side F of the flow image in pixels.
+        onset: (B, S, S) grey values 0..255.
+        apex: (B, S, S), the same squares of the apex frames.
+        method: ``tvl1`` runs on the device; ``dis`` and ``farneback`` are OpenCV's, on the CPU.
+        size: side F of the flow images, at most S.
+        strain: kind of derivatives, :mod:`htnet.data.strain`.
 
     Returns:
-        (F, F, 3) float16: flow_u and flow_v in pixels of the F-sized crop, strain in pixels per pixel.
+        (B, F, F, 3) float32: flow_u and flow_v in pixels of the F-sized crop, strain in pixels per pixel.
 
     Raises:
-        ValueError: a crop that is not square; as :func:`optical_flow`.
+        ValueError: crops that are not square or smaller than ``size``, an unknown method or strain.
     """
-    if onset.ndim != 2 or onset.shape[0] != onset.shape[1]:
-        raise ValueError(f"a face crop must be square, got {onset.shape}")
-    work = max(size, min(onset.shape[0], WORKING_SIZE))
-    flow = optical_flow(_resized(onset, work), _resized(apex, work), method)
-    fine = np.dstack([flow * np.float32(size / work), optical_strain(flow)])
-    return _resized(fine, size).astype(np.float16)
+    if onset.dim() != 3 or onset.shape[1] != onset.shape[2] or onset.shape[1] < size:
+        raise ValueError(f"face crops must be (B, S, S) with S at least {size}, got {tuple(onset.shape)}")
+    if method == "tvl1":
+        flow = tvl1(onset, apex, _TVL1)
+    else:
+        pairs = zip(_as_gray(onset), _as_gray(apex), strict=True)
+        fields = np.stack([optical_flow(first, second, method) for first, second in pairs])
+        flow = torch.from_numpy(fields).permute(0, 3, 1, 2).contiguous().to(onset.device)
+    work = onset.shape[1]
+    fine = torch.cat([flow * (size / work), optical_strain(flow, strain).unsqueeze(1)], dim=1)
+    return area_averaged(fine, size).permute(0, 2, 3, 1).contiguous()
 
 
-def _resized(picture: NDArray[_Scalar], side: int) -> NDArray[_Scalar]:
-    now = picture.shape[0]
-    if now == side:
-        return picture
-    kind = cv2.INTER_AREA if side < now else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(picture, (side, side), interpolation=kind), picture.dtype)
+def flow_images(
+    onsets: Gray, apexes: Gray, *, method: FlowMethod, size: int, strain: StrainKind, device: torch.device
+) -> NDArray[np.float16]:
+    """:func:`flow_tensor` of (B, S, S) uint8 arrays on a device, as it is stored: (B, F, F, 3) float16."""
+    pair = (torch.from_numpy(np.ascontiguousarray(crops)).to(device) for crops in (onsets, apexes))
+    images: NDArray[np.float16] = flow_tensor(*pair, method=method, size=size, strain=strain).half().cpu().numpy()
+    return images
+
+
+def _as_gray(crops: Tensor) -> Gray:
+    return np.asarray(crops.round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+
+
+def area_averaged(planes: Tensor, size: int) -> Tensor:
+    """(B, C, S, S) -> (B, C, size, size): each new pixel is the mean over the area that it covers."""
+    side = planes.shape[-1]
+    if side == size:
+        return planes
+    edges = torch.arange(size + 1, dtype=torch.float64) * side / size
+    first = edges[:-1].floor().long()
+    reach = int((edges[1:].ceil().long() - first).max())
+    for axis in (2, 3):
+        total = torch.zeros_like(planes.narrow(axis, 0, size))
+        for tap in range(reach):
+            place = first + tap
+            covered = torch.minimum(place + 1.0, edges[1:]) - torch.maximum(place.double(), edges[:-1])
+            weight = (covered.clamp(min=0) * size / side).to(planes)
+            taken = planes.index_select(axis, place.clamp(max=side - 1).to(planes.device))
+            total.addcmul_(taken, weight.view(-1, 1) if axis == 2 else weight)
+        planes = total
+    return planes

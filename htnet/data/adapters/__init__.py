@@ -17,6 +17,7 @@ def build_adapter(source: SourceConfig, prepare: PrepareConfig) -> Adapter:
     if source.adapter == "htnet_release":
         return HTNetRelease(root=root, landmarks=landmarks)
     from htnet.data.adapters.casme2 import Casme2
+    from htnet.data.adapters.clips import FlowOptions
     from htnet.data.adapters.samm import Samm
     from htnet.data.adapters.smic import Smic
 
@@ -24,8 +25,12 @@ def build_adapter(source: SourceConfig, prepare: PrepareConfig) -> Adapter:
     adapter: Adapter = kinds[source.adapter](
         root=root,
         landmarks=landmarks,
-        flow_method=prepare.flow_method,
-        flow_size=prepare.flow_size,
-        keep_frames=prepare.keep_frames,
+        flow=FlowOptions(
+            method=prepare.flow_method,
+            size=prepare.flow_size,
+            working_size=prepare.working_size,
+            strain=prepare.strain,
+            keep_frames=prepare.keep_frames,
+        ),
     )
     return adapter

@@ -53,9 +53,7 @@ class Casme2:
 
     root: Path
     landmarks: Path | None = None
-    flow_method: str = "farneback"
-    flow_size: int = 28
-    keep_frames: bool = False
+    flow: FlowOptions
     skipped: list[tuple[str, str]] = field(default_factory=list, init=False, compare=False, repr=False)
 
     @property
@@ -65,17 +63,13 @@ class Casme2:
     def describe(self) -> dict[str, object]:
         """How the samples are made, for ``store.json``."""
         apex = f"annotated; where it is not: {SPOTTING}"
-        return describe("casme2", find_workbook(self.root, WORKBOOKS), self._landmarks, self._flow, apex)
+        return describe("casme2", find_workbook(self.root, WORKBOOKS), self._landmarks, self.flow, apex)
 
     def samples(self) -> Iterator[PreparedSample]:
         """Yield the samples in the workbook's order; :class:`InputError` on bad input."""
         rows = read_rows(find_workbook(self.root, WORKBOOKS), COLUMNS)
         table = read_landmarks(self._landmarks)
-        yield from prepare_clips(self.root, self._clips(rows), table, self._flow)
-
-    @property
-    def _flow(self) -> FlowOptions:
-        return FlowOptions(method=self.flow_method, size=self.flow_size, keep_frames=self.keep_frames)
+        yield from prepare_clips(self.root, self._clips(rows), table, self.flow)
 
     def _clips(self, rows: tuple[Row, ...]) -> Iterator[Clip]:
         self.skipped.clear()

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from htnet.data.adapters.frames import frame_path, list_frames, read_frame, to_gray
-from htnet.data.flow import flow_image, flow_parameters
+from htnet.data.flow import FlowMethod, flow_images, flow_parameters
 from htnet.data.landmarks import CROP_RATIO, FaceCrop, LandmarkTable, face_crop
 from htnet.data.prepared import PreparedSample
+from htnet.data.strain import StrainKind
 from htnet.data.types import Emotion, Sample, SampleId
 from htnet.errors import InputError
 
@@ -49,8 +52,10 @@ class Clip:
 class FlowOptions:
     """How flow images are made; fields as in :class:`htnet.config.PrepareConfig`."""
 
-    method: str
+    method: FlowMethod
     size: int
+    working_size: int
+    strain: StrainKind
     keep_frames: bool
 
 
@@ -66,7 +71,12 @@ def describe(adapter: str, annotation: Path, landmarks: Path, flow: FlowOptions,
         "label_scheme": LABEL_SCHEME,
         "apex": apex,
         "face_crop": f"square of {CROP_RATIO} times the larger of eye distance and eye-mouth distance",
-        "flow": {**flow_parameters(flow.method), "size": flow.size},
+        "flow": {
+            **flow_parameters(flow.method),
+            "size": flow.size,
+            "working_size": flow.working_size,
+            "strain": flow.strain,
+        },
     }
 
 
@@ -137,7 +147,8 @@ def prepare_clip(clip: Clip, table: LandmarkTable, flow: FlowOptions) -> Prepare
         sizes = f"{first.shape[:2]}, got {second.shape[:2]}"
         raise InputError(f"{frames[apex]}: must be as large as frame {onset}, {sizes}")
     pair = crop.cut(first), crop.cut(second)
-    image = flow_image(to_gray(pair[0]), to_gray(pair[1]), flow.method, flow.size)
+    grays = (_resized(to_gray(picture), flow.working_size)[None] for picture in pair)
+    image = flow_images(*grays, method=flow.method, size=flow.size, strain=flow.strain, device=torch.device("cpu"))[0]
     sample = Sample(
         id=clip.id,
         label=int(clip.label),
@@ -190,6 +201,12 @@ def find_apex(frames: Mapping[int, Path], onset: int, offset: int, crop: FaceCro
 def _smooth(crop: FaceCrop, path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     gray = crop.cut(to_gray(read_frame(path))).astype(np.float32)
     return np.asarray(cv2.GaussianBlur(gray, (0, 0), 1.0), np.float32)
+
+
+def _resized(gray: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A square crop at the size at which flow is computed."""
+    how = cv2.INTER_AREA if gray.shape[0] > side else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(gray, (side, side), interpolation=how), np.uint8)
 
 
 def _jpeg(picture: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:

@@ -1,0 +1,284 @@
+"""TV-L1 optical flow, batched over pairs of pictures, on CPU and GPU.
+
+Minimises ``sum |grad u| + lambda |I1(x + u) - I0(x)|`` by the duality scheme of Zach, Pock and Bischof ("A Duality
+Based Approach for Realtime TV-L1 Optical Flow", DAGM 2007) with the pyramid, warps and parameters of Sanchez,
+Meinhardt-Llopis and Facciolo ("TV-L1 Optical Flow Estimation", IPOL 3, 2013), the implementation behind the flow that
+the HTNet authors ship, and median filtering between warps (Wedel et al., "An Improved Algorithm for TV-L1 Optical
+Flow", 2009), which removes outliers that the data term leaves.
+
+Every pair is on its own: it stops by its own rule, and its result does not depend on what else is in the batch, bit
+for bit. Only elementwise operations and sums in a fixed order are used, no convolution that chooses its algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["TVL1", "tvl1"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TVL1:
+    """Parameters; lengths in pixels, grey values 0..255."""
+
+    tau: float = 0.25
+    """Step of the dual variables; at most 0.25 for the scheme to converge (Chambolle 2004; IPOL)."""
+    attachment: float = 0.15
+    """lambda, the weight of the data term (IPOL's default)."""
+    tightness: float = 0.3
+    """theta, how closely the two halves of the split energy are coupled (IPOL's default)."""
+    coarsest: int = 16
+    """Least side of a pyramid level; levels halve (IPOL: zoom factor 0.5, levels down to 16 pixels)."""
+    warps: int = 5
+    """Linearisations of the data term per level (IPOL's default)."""
+    iterations: int = 100
+    """Most steps of the scheme per warp (IPOL: 300; later ones change nothing here)."""
+    tolerance: float = 0.01
+    """A pair stops when the root mean square change of its flow in one step falls below this (IPOL's epsilon)."""
+    check_every: int = 5
+    """Steps between two looks at the change; each look makes a GPU wait."""
+    median: int = 3
+    """Side of the median filter after each warp, 1 (none), 3 or 5."""
+    blur: float = 0.8
+    """Standard deviation of the Gaussian that both pictures are smoothed with (IPOL)."""
+
+    def __post_init__(self) -> None:
+        if self.median not in (1, 3, 5):
+            raise ValueError(f"median must be 1, 3 or 5, got {self.median}")
+        if not 0 < self.tau <= 0.25:
+            raise ValueError(f"tau must be in (0, 0.25], got {self.tau}")
+        for name in ("attachment", "tightness", "coarsest", "warps", "iterations", "check_every"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+_CHUNK_PIXELS = 1 << 17
+"""Pixels of the finest level that are worked on at once on a CPU: 20 planes of them stay in the second-level cache."""
+
+
+@torch.no_grad()
+def tvl1(onset: Tensor, apex: Tensor, parameters: TVL1 | None = None) -> Tensor:
+    """Optical flow of pairs.
+
+    Args:
+        onset: (B, H, W) grey values 0..255, any real dtype; H and W at least 8.
+        apex: the same shape and device.
+        parameters: None for the defaults.
+
+    Returns:
+        (B, 2, H, W) float32 pixels: flow_u to the right, flow_v down; onset at p is found at p + flow in apex.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    if onset.dim() != 3 or onset.shape != apex.shape or min(onset.shape[1:]) < 8:
+        raise ValueError(
+            f"onset and apex must be (B, H, W) of one shape, H and W at least 8, got {tuple(onset.shape)} and "
+            f"{tuple(apex.shape)}"
+        )
+    parameters = TVL1() if parameters is None else parameters
+    first, second = onset.float(), apex.float()
+    if onset.device.type != "cpu":
+        return _flow_of_chunk(first, second, parameters)
+    size = max(1, _CHUNK_PIXELS // (onset.shape[1] * onset.shape[2]))
+    chunks = list(zip(first.split(size), second.split(size), strict=True))
+    return torch.cat(_on_threads(lambda pair: _flow_of_chunk(*pair, parameters), chunks))
+
+
+def _on_threads(work: Callable[[tuple[Tensor, Tensor]], Tensor], chunks: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """A chunk per thread: torch's own threads share each of thousands of small operations, which gains a tenth."""
+    threads = min(torch.get_num_threads(), len(chunks))
+    if threads == 1:
+        return [work(chunk) for chunk in chunks]
+    wanted = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(torch.no_grad()(work), chunks))
+    finally:
+        torch.set_num_threads(wanted)  # the workers' setting is new threads' default as well
+
+
+def _flow_of_chunk(onset: Tensor, apex: Tensor, p: TVL1) -> Tensor:
+    levels = [(blurred(onset, p.blur), blurred(apex, p.blur))]
+    while min(levels[-1][0].shape[1:]) // 2 >= p.coarsest:
+        half = [-(-side // 2) for side in levels[-1][0].shape[1:]]
+        levels.append((resized(levels[-1][0], half), resized(levels[-1][1], half)))
+    flow = onset.new_zeros(len(onset), 2, *levels[-1][0].shape[1:])
+    for first, second in reversed(levels):
+        flow = _enlarged(flow, first.shape[1:])
+        dual = flow.new_zeros(2, *flow.shape)
+        for _ in range(p.warps):
+            flow = _solve(first, warped(second, flow), flow, dual, p)
+            flow = median_filtered(flow, p.median)
+    return flow
+
+
+def _solve(onset: Tensor, apex: Tensor, flow: Tensor, dual: Tensor, p: TVL1) -> Tensor:
+    """The scheme for one linearisation: ``apex`` is warped by ``flow``; ``dual`` (2, B, 2, H, W) goes on in place.
+
+    Pairs that have converged are put aside, so that they cost nothing and change no more.
+    """
+    state = _State(onset, apex, flow, dual, p)
+    found, waiting = torch.empty_like(flow), torch.arange(len(flow), device=flow.device)
+    for done in range(p.check_every, p.iterations + p.check_every, p.check_every):
+        for _ in range(p.check_every - 1):
+            state.step()
+        before = state.flow.clone()
+        state.step()
+        # two sums in a fixed order: the mean of a pair is the same in every batch
+        change = (state.flow - before).square_().sum(-1).sum((1, 2))
+        moving = change >= p.tolerance**2 * before[0, 0].numel()
+        stop = ~moving if done < p.iterations else torch.ones_like(moving)
+        if stop.any():
+            found[waiting[stop]] = state.flow[stop]
+            dual[:, waiting[stop]] = torch.stack([state.dual_x[stop], state.dual_y[stop]])
+            if stop.all():
+                break
+            waiting = waiting[moving]
+            state.keep(moving)
+    return found
+
+
+class _State:
+    """The planes of the pairs that still move, and the buffers of a step."""
+
+    def __init__(self, onset: Tensor, apex: Tensor, flow: Tensor, dual: Tensor, p: TVL1) -> None:
+        self.p = p
+        self.flow = flow.clone()
+        self.dual_x, self.dual_y = dual[0].clone(), dual[1].clone()
+        self.gradient = central_gradient(apex)
+        # rho(u) = apex + gradient . (u - flow) - onset
+        self.constant = apex - onset - (self.gradient * flow).sum(1)
+        self.inverse = -1.0 / self.gradient.square().sum(1).clamp_(min=1e-10)
+        self._make_buffers()
+
+    def _make_buffers(self) -> None:
+        self.rho, self.length = torch.empty_like(self.constant), torch.empty_like(self.flow)
+        # what the forward differences do not reach stays zero
+        self.right, self.down = torch.zeros_like(self.flow), torch.zeros_like(self.flow)
+
+    def keep(self, chosen: Tensor) -> None:
+        """Go on with the chosen pairs, (B,) bool."""
+        for name in ("flow", "dual_x", "dual_y", "gradient", "constant", "inverse"):
+            setattr(self, name, getattr(self, name)[chosen])
+        self._make_buffers()
+
+    def step(self) -> None:
+        """One step: threshold (IPOL eq. 13), divergence (eq. 14), projection (eq. 15)."""
+        p, u = self.p, self.flow
+        bound, ratio = p.attachment * p.tightness, p.tau / p.tightness
+        torch.addcmul(self.constant, self.gradient[:, 0], u[:, 0], out=self.rho)
+        self.rho.addcmul_(self.gradient[:, 1], u[:, 1]).mul_(self.inverse).clamp_(-bound, bound)
+        u.addcmul_(self.gradient, self.rho.unsqueeze(1))
+        for dual, axis in ((self.dual_x, 3), (self.dual_y, 2)):
+            u.add_(dual, alpha=p.tightness)
+            side = u.shape[axis] - 1
+            u.narrow(axis, 1, side).sub_(dual.narrow(axis, 0, side), alpha=p.tightness)
+        for difference, axis in ((self.right, 3), (self.down, 2)):
+            side = u.shape[axis] - 1
+            torch.sub(u.narrow(axis, 1, side), u.narrow(axis, 0, side), out=difference.narrow(axis, 0, side))
+        torch.mul(self.right, self.right, out=self.length)
+        self.length.addcmul_(self.down, self.down).sqrt_().mul_(ratio).add_(1.0)
+        self.dual_x.add_(self.right, alpha=ratio).div_(self.length)
+        self.dual_y.add_(self.down, alpha=ratio).div_(self.length)
+
+
+def central_gradient(image: Tensor) -> Tensor:
+    """(B, H, W) -> (B, 2, H, W), derivatives to x and y; one-sided at the border."""
+    y, x = torch.gradient(image, dim=(1, 2))
+    return torch.stack([x, y], dim=1)
+
+
+def blurred(image: Tensor, sigma: float) -> Tensor:
+    """(B, H, W) smoothed by a Gaussian cut off at three sigma; the border is repeated."""
+    if sigma <= 0:
+        return image
+    reach = max(1, round(3 * sigma))
+    place = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (place / sigma) ** 2)
+    taps = (weights / weights.sum()).tolist()
+    for axis in (1, 2):
+        pad = (reach, reach, 0, 0) if axis == 2 else (0, 0, reach, reach)
+        wide, side = F.pad(image.unsqueeze(1), pad, mode="replicate").squeeze(1), image.shape[axis]
+        image = torch.zeros_like(image)
+        for index, tap in enumerate(taps):
+            image.add_(wide.narrow(axis, index, side), alpha=tap)
+    return image
+
+
+def resized(image: Tensor, size: list[int]) -> Tensor:
+    """(B, H, W) -> (B, *size), averaging over the pixels that become one."""
+    return F.interpolate(image.unsqueeze(1), size, mode="bilinear", antialias=True, align_corners=False).squeeze(1)
+
+
+def _enlarged(flow: Tensor, size: torch.Size) -> Tensor:
+    """(B, 2, h, w) -> (B, 2, *size), in pixels of the new size."""
+    if flow.shape[2:] == size:
+        return flow
+    scale = flow.new_tensor([size[1] / flow.shape[3], size[0] / flow.shape[2]]).view(1, 2, 1, 1)
+    return F.interpolate(flow, tuple(size), mode="bilinear", align_corners=False) * scale
+
+
+def warped(image: Tensor, flow: Tensor) -> Tensor:
+    """``image(p + flow(p))``, cubic convolution (Keys 1981), the border repeated; exact where the flow is whole.
+
+    Gathered tap by tap: ``grid_sample`` rounds its normalised coordinates, so that two equal pictures would not stay
+    equal under a flow of zero.
+    """
+    batch, height, width = image.shape
+    y = torch.arange(height, device=image.device, dtype=image.dtype).view(1, height, 1)
+    x = torch.arange(width, device=image.device, dtype=image.dtype).view(1, 1, width)
+    flat = image.reshape(batch, -1)
+    columns, rows = _taps(x + flow[:, 0], width), _taps(y + flow[:, 1], height)
+    result = torch.zeros_like(image)
+    for row, row_weight in rows:
+        line = torch.zeros_like(image)
+        for column, weight in columns:
+            index = (row * width + column).view(batch, -1)
+            line.addcmul_(flat.gather(1, index).view_as(image), weight)
+        result.addcmul_(line, row_weight)
+    return result
+
+
+def _taps(place: Tensor, side: int) -> list[tuple[Tensor, Tensor]]:
+    """Four (index, weight) of cubic convolution with a = -0.5 at ``place``, each of its shape."""
+    place = place.clamp(0, side - 1)
+    base = place.floor()
+    t = place - base
+    first = base.long()
+    weights = (
+        ((-0.5 * t + 1.0) * t - 0.5) * t,
+        (1.5 * t - 2.5) * t * t + 1.0,
+        ((-1.5 * t + 2.0) * t + 0.5) * t,
+        (0.5 * t - 0.5) * t * t,
+    )
+    return [
+        ((first + offset).clamp_(0, side - 1), weight) for offset, weight in zip(range(-1, 3), weights, strict=True)
+    ]
+
+
+_NETWORK_9 = tuple(
+    (int(low), int(high)) for low, high in "12 45 78 01 34 67 12 45 78 03 58 47 36 14 25 47 42 64 42".split()
+)
+"""Exchanges that leave the median of nine at place 4 (Smith, "Implementing median filters in XC4000E FPGAs", 1996)."""
+
+
+def median_filtered(planes: Tensor, side: int) -> Tensor:
+    """(B, 2, H, W), each plane filtered by the median over ``side`` x ``side`` pixels, the border repeated."""
+    if side == 1:
+        return planes
+    reach = side // 2
+    wide = F.pad(planes, (reach,) * 4, mode="replicate")
+    height, width = planes.shape[2:]
+    taps = [wide[..., i : i + height, j : j + width] for i in range(side) for j in range(side)]
+    if side != 3:
+        return torch.stack(taps).median(dim=0).values
+    for low, high in _NETWORK_9:
+        taps[low], taps[high] = torch.minimum(taps[low], taps[high]), torch.maximum(taps[low], taps[high])
+    return taps[4]
