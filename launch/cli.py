@@ -115,6 +115,9 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser("prepare", help="raw dataset folders to a store")
     _add_config(parser)
     parser.add_argument("--out", type=Path, help="the store to write (default: data.store of the configuration)")
+    parser.add_argument("--list", action="store_true", help="print what the sources hold, and what is left out why")
+    parser.add_argument("--strict", action="store_true", help="stop at the first clip that cannot be used")
+    parser.add_argument("--address", help="a Ray cluster's address; without it, this machine")
     parser.set_defaults(command=_prepare)
 
 
@@ -124,14 +127,15 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     if options.print_config:
         print(dump_config(config), end="")
         return EXIT_DONE
-    from launch.prepare import plan, prepare
+    from launch.prepare import dry_run, list_sources, prepare
 
+    if options.list:
+        return list_sources(config, console)
     if options.dry_run:
-        for line in plan(config, out):
+        for line in dry_run(config, out):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return EXIT_DONE
-    prepare(config, out, console)
-    return EXIT_DONE
+    return prepare(config, out, console, strict=options.strict, address=options.address)
 
 
 def _add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,55 +1,164 @@
-"""``htnet prepare``: raw dataset folders to a store."""
+"""``htnet prepare``: raw dataset folders to a store, a Ray task per subject."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections import Counter
-from collections.abc import Iterator
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from htnet.config import Config, PrepareConfig, SourceConfig
+from htnet.config import Config, PrepareConfig, ResourcesConfig, SourceConfig
 from htnet.config_io import changed_keys, to_plain
-from htnet.data.adapters import build_adapter
-from htnet.data.prepared import Adapter, PreparedSample
-from htnet.data.store import Store, open_store, remove_leftovers, write_store
-from htnet.data.types import Emotion
-from htnet.errors import InputError
+from htnet.data.adapters import DATASETS, build_adapter
+from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
+from htnet.data.adapters.htnet_release import LANDMARKS as RELEASE_LANDMARKS
+from htnet.data.extraction import ExtractionSettings, check_landmarks, subject_table
+from htnet.data.labels import LabelScheme, check_official_list, load_scheme
+from htnet.data.landmarks import LandmarkTable, read_landmarks
+from htnet.data.store import Staging, Store, open_store, remove_leftovers, staging
+from htnet.data.types import SampleId
+from htnet.errors import EXIT_DONE, EXIT_PARTIAL, HTNetError, InputError
+from launch.prepare_report import Progress, print_list, print_store, say, write_report
+from launch.prepare_task import SubjectOutcome, SubjectTask, prepare_subject
+from launch.scheduler import ray_cluster
+
+LANDMARKS_FILE = "landmarks.csv"
+"""Landmark table of a dataset folder where none is named."""
+_SHOWN_DIFFERENCES = 5
 
 
-def prepare(config: Config, out: Path, console: Console) -> Store:
-    """Make the store that ``config.prepare`` describes, or keep the one that was made so already."""
-    adapters = _adapters(config.prepare)
-    recipe = _recipe(config.prepare, adapters)
-    store = _made_before(out, recipe)
-    remove_leftovers(out)
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the sources hold, before any picture is decoded."""
+
+    scheme: LabelScheme
+    subjects: dict[tuple[str, str], list[Clip | FlowPicture]]
+    tables: dict[SampleId, LandmarkTable]
+    left_out: tuple[LeftOut, ...]
+    recipe: dict[str, Any]
+
+    @property
+    def clips(self) -> int:
+        """Clips that are to become samples."""
+        return sum(len(entries) for entries in self.subjects.values())
+
+
+def prepare(config: Config, out: Path, console: Console, *, strict: bool = False, address: str | None = None) -> int:
+    """Make the store that ``config.prepare`` describes, or keep the one that was made so already; the exit code."""
+    plan = make_plan(config.prepare)
+    store = _made_before(out, plan.recipe)
     if store is not None:
-        _say(console, _up_to_date(store))
-        return store
-    store = write_store(out, _all_samples(adapters), recipe)
-    _print_counts(store, adapters, console)
-    return store
+        remove_leftovers(out)
+        say(console, _up_to_date(store))
+        return EXIT_DONE
+    failed = next((item for item in plan.left_out if item.failed), None)
+    if strict and failed is not None:
+        raise InputError(f"{failed.place}: {failed.reason}")
+    start = time.monotonic()
+    with staging(out, plan.recipe) as stage:
+        _make_subjects(config.prepare, plan, stage, console, strict=strict, address=address)
+        parts = stage.done()
+        left_out = [*plan.left_out, *_left_out_of(parts)]
+        store = stage.finish([(item.clip, item.rule, item.reason, item.place) for item in left_out])
+    report = write_report(out, parts, seconds=time.monotonic() - start)
+    print_store(store, left_out, console)
+    say(console, f"how long it took: {report}")
+    return EXIT_PARTIAL if any(item.failed for item in left_out) else EXIT_DONE
 
 
-def plan(config: Config, out: Path) -> list[str]:
+def list_sources(config: Config, console: Console) -> int:
+    """``--list``: what the sources hold and what is left out why; no picture is decoded and nothing written."""
+    plan = make_plan(config.prepare, check_list=False)
+    entries = [entry for entries in plan.subjects.values() for entry in entries]
+    print_list(plan.scheme, entries, plan.left_out, console)
+    if config.prepare.official_list is not None:
+        differences = _differences(Path(config.prepare.official_list), plan)
+        for line in differences:
+            say(console, f"official list: {line}")
+        say(console, f"official list: {len(differences)} differences" if differences else "official list: agrees")
+    return EXIT_DONE
+
+
+def dry_run(config: Config, out: Path) -> list[str]:
     """What :func:`prepare` would do, a line per source and one for the store; no picture is decoded."""
-    adapters = _adapters(config.prepare)
-    recipe = _recipe(config.prepare, adapters)
-    store = _made_before(out, recipe)
+    plan = make_plan(config.prepare)
+    store = _made_before(out, plan.recipe)
     sources = [
         f"{source.adapter}: {source.root}: {json.dumps(facts)}"
-        for source, facts in zip(config.prepare.sources, recipe["sources"], strict=True)
+        for source, facts in zip(config.prepare.sources, plan.recipe["sources"], strict=True)
     ]
-    return [*sources, f"would write {out}" if store is None else _up_to_date(store)]
+    return [*sources, f"would write {out}: {plan.clips} clips" if store is None else _up_to_date(store)]
 
 
-def _recipe(prepare: PrepareConfig, adapters: list[Adapter]) -> dict[str, Any]:
-    settings = {key: value for key, value in to_plain(prepare).items() if key != "sources"}
-    return {"sources": [_plain(adapter.describe()) for adapter in adapters], "prepare": settings}
+def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
+    """Read every annotation; :class:`InputError` for what is wrong with one, or for a clip in two sources."""
+    if not prepare.sources:
+        raise InputError("prepare.sources: at least one source is needed, got none")
+    scheme = load_scheme(
+        prepare.label_scheme, [name for source in prepare.sources for name in DATASETS[source.adapter]]
+    )
+    subjects: dict[tuple[str, str], list[Clip | FlowPicture]] = defaultdict(list)
+    tables: dict[SampleId, LandmarkTable] = {}
+    places: dict[SampleId, str] = {}
+    left_out: list[LeftOut] = []
+    facts = []
+    for source in prepare.sources:
+        adapter = build_adapter(source, scheme)
+        table = _landmarks(source)
+        facts.append({**adapter.describe(), "landmarks_sha256": table.sha256})
+        taken: list[Clip | FlowPicture] = []
+        for entry in adapter.entries():
+            if isinstance(entry, LeftOut):
+                left_out.append(entry)
+                continue
+            if entry.id in places:
+                raise InputError(f"{entry.place}: clip {entry.id} is in two sources: also {places[entry.id]}")
+            places[entry.id], tables[entry.id] = entry.place, table
+            subjects[entry.id.dataset, entry.id.subject].append(entry)
+            taken.append(entry)
+        check_landmarks(table, taken)
+    settings = _settings(prepare, strict=False).recipe()
+    recipe = {"sources": facts, "label_scheme": scheme.name, "classes": list(scheme.classes), **settings}
+    plan = Plan(
+        scheme=scheme,
+        subjects=dict(sorted(subjects.items())),
+        tables=tables,
+        left_out=tuple(left_out),
+        recipe=json.loads(json.dumps(recipe, default=str)),
+    )
+    if check_list and prepare.official_list is not None:
+        _refuse_differences(Path(prepare.official_list), plan)
+    return plan
+
+
+def _landmarks(source: SourceConfig) -> LandmarkTable:
+    usual = RELEASE_LANDMARKS if source.adapter == "htnet_release" else LANDMARKS_FILE
+    return read_landmarks(Path(source.root) / usual if source.landmarks is None else Path(source.landmarks))
+
+
+def _settings(prepare: PrepareConfig, *, strict: bool) -> ExtractionSettings:
+    plain = to_plain(prepare)
+    names = {field.name for field in dataclasses.fields(ExtractionSettings)}
+    values = {name: value for name, value in plain.items() if name in names and name != "device"}
+    on_gpu = prepare.device == "cuda" or (prepare.device == "auto" and prepare.gpus_per_task > 0)
+    return ExtractionSettings(**values, device="cuda" if on_gpu else "cpu", strict=strict)
+
+
+def _differences(path: Path, plan: Plan) -> list[str]:
+    return check_official_list(path, {e.id: e.label for entries in plan.subjects.values() for e in entries})
+
+
+def _refuse_differences(path: Path, plan: Plan) -> None:
+    lines = _differences(path, plan)
+    if lines:
+        shown = "; ".join(lines[:_SHOWN_DIFFERENCES])
+        raise InputError(f"{path}: {len(lines)} differences between the official list and the sources: {shown}")
 
 
 def _made_before(out: Path, recipe: dict[str, Any]) -> Store | None:
@@ -70,45 +179,54 @@ def _up_to_date(store: Store) -> str:
     return f"{store.path} is up to date: {len(store.rows)} samples"
 
 
-def _adapters(prepare: PrepareConfig) -> list[Adapter]:
-    if not prepare.sources:
-        raise InputError("prepare.sources: at least one source is needed, got none")
-    return [_adapter(source, prepare) for source in prepare.sources]
+def _make_subjects(
+    prepare: PrepareConfig, plan: Plan, stage: Staging, console: Console, *, strict: bool, address: str | None
+) -> None:
+    """Run the tasks of the subjects that are not done yet."""
+    done = stage.done()
+    tasks = [
+        SubjectTask(
+            dataset=dataset,
+            subject=subject,
+            entries=tuple(entries),
+            landmarks=subject_table({entry.id: plan.tables[entry.id] for entry in entries}),
+            settings=_settings(prepare, strict=strict),
+            folder=stage.folder.resolve(),
+        )
+        for (dataset, subject), entries in plan.subjects.items()
+        if (dataset, subject) not in done
+    ]
+    if not tasks:
+        return
+    resources = ResourcesConfig(cpus_per_fold=float(prepare.threads), gpus_per_fold=prepare.gpus_per_task)
+    finished = plan.clips - sum(len(task.entries) for task in tasks)
+    with ray_cluster(address, resources) as ray, Progress(console, total=plan.clips, done=finished) as progress:
+        for task, outcome in _run(ray, tasks, resources):
+            if outcome.refused is not None:
+                raise InputError(outcome.refused)
+            if outcome.broken is not None:
+                raise HTNetError(f"{task.dataset}/{task.subject}: {outcome.broken}")
+            progress.advance(f"{task.dataset}/{task.subject}", outcome)
 
 
-def _adapter(source: SourceConfig, prepare: PrepareConfig) -> Adapter:
-    root = Path(source.root)
-    if not root.is_dir():
-        raise InputError(f"prepare.sources: {root}: no such folder (adapter {source.adapter})")
-    return build_adapter(source, prepare)
+def _run(
+    ray: Any, tasks: Sequence[SubjectTask], resources: ResourcesConfig
+) -> Iterator[tuple[SubjectTask, SubjectOutcome]]:
+    """Outcomes as they come. Ray starts a task again whose worker died; its shard is written whole or not at all."""
+    remote = ray.remote(
+        num_cpus=resources.cpus_per_fold, num_gpus=resources.gpus_per_fold, max_retries=resources.retries, max_calls=0
+    )(prepare_subject)
+    flights = {remote.remote(task): task for task in tasks}
+    while flights:
+        ready, _ = ray.wait(list(flights), num_returns=1)
+        for reference in ready:
+            task = flights.pop(reference)
+            try:
+                yield task, ray.get(reference)
+            except ray.exceptions.RayError as error:
+                reason = " ".join(str(error).split())
+                raise HTNetError(f"{task.dataset}/{task.subject}: its worker died again and again: {reason}") from None
 
 
-def _all_samples(adapters: list[Adapter]) -> Iterator[PreparedSample]:
-    for adapter in adapters:
-        yield from adapter.samples()
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back, so that recipes compare equal after a round trip."""
-    return json.loads(json.dumps(value, default=str, sort_keys=True))
-
-
-def _print_counts(store: Store, adapters: list[Adapter], console: Console) -> None:
-    table = Table(title=Text(str(store.path)))
-    for column in ("dataset", "subjects", "samples", *(emotion.name.lower() for emotion in Emotion)):
-        table.add_column(column, justify="left" if column == "dataset" else "right")
-    datasets = list(dict.fromkeys(sample.id.dataset for sample in store.samples))
-    for name in (*datasets, "all"):
-        chosen = [sample for sample in store.samples if name in (sample.id.dataset, "all")]
-        classes = Counter(sample.label for sample in chosen)
-        subjects = len({sample.subject for sample in chosen})
-        table.add_row(Text(name), str(subjects), str(len(chosen)), *(str(classes[label]) for label in Emotion))
-    console.print(table)
-    for adapter in adapters:
-        for clip, reason in getattr(adapter, "skipped", ()):
-            _say(console, f"left out: {clip}: {reason}")
-
-
-def _say(console: Console, line: str) -> None:
-    """A line as it is: names of folders and clips are no markup, and are not broken to fit the terminal."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def _left_out_of(parts: dict[tuple[str, str], dict[str, Any]]) -> list[LeftOut]:
+    return [LeftOut(**item) for _, part in sorted(parts.items()) for item in part["left_out"]]

@@ -13,6 +13,7 @@ An integer coordinate is the centre of a pixel, as in OpenCV.
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class LandmarkTable:
     path: Path
     points: Mapping[SampleId, Landmarks]
     flow_size: int | None
+    sha256: str = ""
+    """Of the file."""
 
     def of(self, sample: SampleId) -> Landmarks:
         """Landmarks of a clip; :class:`InputError` names the clip and the table where there are none."""
@@ -68,7 +71,7 @@ def read_landmarks(path: Path) -> LandmarkTable:
             a coordinate that is not a finite number; the message names file, row, column, value and rule.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such landmark table")
+        raise InputError(f"{path}: no such landmark table (columns: dataset, subject, clip, left_eye_x, ...)")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file)
@@ -79,7 +82,8 @@ def read_landmarks(path: Path) -> LandmarkTable:
             points = dict(_unique(path, _parse(path, rows, len(header), place, columns)))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a CSV in UTF-8 ({error})") from error
-    return LandmarkTable(path=path, points=points, flow_size=UPSTREAM_SIZE if upstream else None)
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    return LandmarkTable(path=path, points=points, flow_size=UPSTREAM_SIZE if upstream else None, sha256=checksum)
 
 
 def _places(path: Path, header: Sequence[str], needed: Sequence[str]) -> dict[str, int]:

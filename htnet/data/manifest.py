@@ -64,7 +64,7 @@ def file_stem(name: str) -> str:
 
 def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
     """Write the rows as Parquet; the same rows give the same bytes."""
-    table = pa.Table.from_pylist([_to_record(row) for row in rows], schema=SCHEMA)
+    table = pa.Table.from_pylist([to_record(row) for row in rows], schema=SCHEMA)
     pq.write_table(table, path, compression="zstd", version="2.6")
 
 
@@ -81,7 +81,7 @@ def read_manifest(path: Path) -> tuple[ManifestRow, ...]:
     if missing:
         raise InputError(f"{path}: missing column(s) {', '.join(missing)}")
     try:
-        return tuple(_from_record(record, path) for record in table.to_pylist())
+        return tuple(from_record(record, path) for record in table.to_pylist())
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: holds a row that is no sample: {error}") from None
 
@@ -90,12 +90,13 @@ def manifest_digest(rows: Sequence[ManifestRow]) -> str:
     """Identity of a store's content: every sample's id, label, landmarks and checksums, in order."""
     digest = hashlib.sha256()
     for row in rows:
-        record = _to_record(row)
+        record = to_record(row)
         digest.update(repr([record[name] for name in SCHEMA.names]).encode())
     return digest.hexdigest()
 
 
-def _to_record(row: ManifestRow) -> dict[str, Any]:
+def to_record(row: ManifestRow) -> dict[str, Any]:
+    """A row as plain values, by the names of :data:`SCHEMA`."""
     sample = row.sample
     members = {name: vars(row.members[name]) if name in row.members else None for name in MEMBERS}
     return {
@@ -115,7 +116,8 @@ def _to_record(row: ManifestRow) -> dict[str, Any]:
     }
 
 
-def _from_record(record: dict[str, Any], path: Path) -> ManifestRow:
+def from_record(record: dict[str, Any], path: Path) -> ManifestRow:
+    """The row of plain values; ``path`` is named in the error where a shard leads out of the store."""
     points = record["landmarks"]
     landmarks: Landmarks = tuple(zip(points[0::2], points[1::2], strict=True))
     shard = str(record["shard"])

@@ -1,17 +1,19 @@
 """The prepared store: one tar per subject, a manifest with byte ranges, a record of how it was made.
 
-A store appears whole or not at all: it is written to ``.<name>.partial`` beside its final place,
-synced, and renamed; ``.<name>.lock`` keeps a second writer out. What a killed writer leaves of the two
-is removed by the next one. Two stores made from the same input are byte-identical. Format::
+A store appears whole or not at all: it is written to ``.<name>.partial`` beside its final place, a subject at a time,
+synced, and renamed; ``.<name>.lock`` keeps a second writer out. A writer that follows a killed one goes on with the
+subjects that are whole. Two stores made from the same input are byte-identical. Format::
 
     STORE/store.json          format version, recipe, digest, size of every shard
     STORE/manifest.parquet    htnet.data.manifest
+    STORE/left_out.csv        clips that are no samples: clip, rule, reason, place
     STORE/shards/<dataset>/<subject>.tar    WebDataset-style members <clip>.flow.npy, <clip>.json, ...
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import hashlib
 import io
@@ -19,6 +21,7 @@ import json
 import os
 import shutil
 import tarfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,12 +37,14 @@ from htnet.data.manifest import (
     ByteRange,
     ManifestRow,
     file_stem,
+    from_record,
     manifest_digest,
     read_manifest,
+    to_record,
     write_manifest,
 )
 from htnet.data.prepared import PreparedSample
-from htnet.data.types import Sample
+from htnet.data.types import Emotion, Sample
 from htnet.errors import InputError
 
 FORMAT_VERSION = 1
@@ -53,6 +58,11 @@ class Store:
     rows: tuple[ManifestRow, ...]
     digest: str
     recipe: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels; of stores that do not say, the three of the MEGC2019 composite."""
+        return tuple(self.recipe.get("classes", (emotion.name.lower() for emotion in Emotion)))
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
@@ -131,6 +141,112 @@ def _read_record(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
+class Staging:
+    """A store in the making, ``.<name>.partial`` beside its final place.
+
+    A subject is written whole by :func:`write_part`, in any process and order; what is written stays over an
+    interruption, and :meth:`done` tells the next run. :meth:`finish` makes the store of it.
+    """
+
+    def __init__(self, path: Path, partial: Path, recipe: Mapping[str, Any]) -> None:
+        self._path, self.folder, self._recipe = path, partial, recipe
+
+    def done(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Part records by (dataset, subject): rows, left_out, seconds."""
+        found = {}
+        for path in sorted((self.folder / "parts").glob("*.json")):
+            part = json.loads(path.read_text(encoding="utf-8"))
+            found[part["dataset"], part["subject"]] = part
+        return found
+
+    def discard(self) -> None:
+        """Remove everything; nothing is left behind."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def finish(self, left_out: Sequence[Sequence[str]] = ()) -> Store:
+        """Write the manifest, ``left_out.csv`` (clip, rule, reason, place) and the record, and rename."""
+        parts = [part for _, part in sorted(self.done().items())]
+        rows = [from_record(record, self._path) for part in parts for record in part["rows"]]
+        if not rows:
+            raise InputError(f"{self._path}: the sources hold no sample; a store needs at least one")
+        write_manifest(self.folder / "manifest.parquet", rows)
+        with (self.folder / "left_out.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("clip", "rule", "reason", "place"))
+            writer.writerows(left_out)
+        _write_record(self.folder, rows, self._recipe)
+        shutil.rmtree(self.folder / "parts")
+        (self.folder / "recipe.json").unlink()
+        _sync_tree(self.folder)
+        self.folder.rename(self._path)
+        # some network file systems cannot sync a folder
+        with contextlib.suppress(OSError):
+            _sync(self._path.parent)
+        return open_store(self._path)
+
+
+@contextmanager
+def staging(path: Path, recipe: Mapping[str, Any]) -> Iterator[Staging]:
+    """The store in the making at ``path``; what an interrupted run of the same recipe wrote is kept, all else removed.
+
+    Raises:
+        InputError: ``path`` is taken or cannot be written to, or another process writes there.
+    """
+    partial, lock = _beside(path)
+    text = json.dumps(dict(recipe), sort_keys=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(lock):
+            if os.path.lexists(path):
+                raise InputError(f"{path}: is there already; remove it or choose another --out")
+            if not _same_text(partial / "recipe.json", text):
+                shutil.rmtree(partial, ignore_errors=True)
+                (partial / "parts").mkdir(parents=True)
+                _write_atomically(partial / "recipe.json", text.encode())
+            yield Staging(path, partial, recipe)
+    except OSError as error:  # no right to write, a full disk, a name that the file system cannot hold
+        raise InputError(f"{path}: the store cannot be written: {error}") from None
+
+
+def _same_text(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def write_part(
+    folder: Path,
+    dataset: str,
+    subject: str,
+    items: Sequence[PreparedSample],
+    left_out: Sequence[Mapping[str, Any]] = (),
+    seconds: Mapping[str, float] | None = None,
+) -> None:
+    """Write a subject's shard and its part record into the folder of a :class:`Staging`; each whole or not at all.
+
+    Raises:
+        InputError: a clip given twice, a flow image that is not finite or of another shape.
+    """
+    seen: set[str] = set()
+    for item in items:
+        if item.sample.id.clip in seen:
+            raise InputError(f"{item.sample.id}: duplicate clip: it is listed twice")
+        seen.add(item.sample.id.clip)
+        _check_image(item)
+    name = f"shards/{file_stem(dataset)}/{file_stem(subject)}.tar"
+    rows = _write_shard(folder, name, items) if items else []
+    part = {
+        "dataset": dataset,
+        "subject": subject,
+        "rows": [to_record(row) for row in rows],
+        "left_out": list(left_out),
+        "seconds": dict(seconds or {}),
+    }
+    target = folder / "parts" / f"{file_stem(dataset)}__{file_stem(subject)}.json"
+    _write_atomically(target, json.dumps(part).encode())
+
+
 def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[str, Any]) -> Store:
     """Write a store from samples in any order.
 
@@ -142,21 +258,15 @@ def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[s
     """
     collected: dict[tuple[str, str], list[PreparedSample]] = {}
     for item in samples:
-        siblings = collected.setdefault((item.sample.id.dataset, item.sample.id.subject), [])
-        if any(other.sample.id.clip == item.sample.id.clip for other in siblings):
-            raise InputError(f"{item.sample.id}: duplicate clip: it is listed twice")
-        _check_image(item)
-        siblings.append(item)
-    if not collected:
-        raise InputError(f"{path}: the sources hold no sample; a store needs at least one")
-    with _partial_folder(path) as partial:
-        rows: list[ManifestRow] = []
-        for (dataset, subject), items in sorted(collected.items()):
-            name = f"shards/{file_stem(dataset)}/{file_stem(subject)}.tar"
-            rows.extend(_write_shard(partial, name, items))
-        write_manifest(partial / "manifest.parquet", rows)
-        _write_record(partial, rows, recipe)
-    return open_store(path)
+        collected.setdefault((item.sample.id.dataset, item.sample.id.subject), []).append(item)
+    with staging(path, recipe) as stage:
+        try:
+            for (dataset, subject), items in sorted(collected.items()):
+                write_part(stage.folder, dataset, subject, items)
+            return stage.finish()
+        except BaseException:
+            stage.discard()
+            raise
 
 
 def _check_image(item: PreparedSample) -> None:
@@ -171,7 +281,7 @@ def _check_image(item: PreparedSample) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a killed writer of ``path`` left beside it, unless a writer is at work; never raises."""
+    """Remove what a killed writer of a finished ``path`` left beside it, unless a writer is at work; never raises."""
     partial, lock = _beside(path)
     if partial.exists() or lock.exists():
         with contextlib.suppress(InputError, OSError), _locked(lock):
@@ -180,30 +290,6 @@ def remove_leftovers(path: Path) -> None:
 
 def _beside(path: Path) -> tuple[Path, Path]:
     return path.parent / f".{path.name}.partial", path.parent / f".{path.name}.lock"
-
-
-@contextmanager
-def _partial_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes ``path`` when the block ends; leftovers of a killed run are replaced."""
-    partial, lock = _beside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(lock):
-            if os.path.lexists(path):
-                raise InputError(f"{path}: is there already; remove it or choose another --out")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            try:
-                yield partial
-                _sync_tree(partial)
-                partial.rename(path)
-                # some network file systems cannot sync a folder
-                with contextlib.suppress(OSError):
-                    _sync(path.parent)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:  # no right to write, a full disk, a name that the file system cannot hold
-        raise InputError(f"{path}: the store cannot be written: {error}") from None
 
 
 @contextmanager
@@ -224,21 +310,33 @@ def _locked(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def _write_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
 def _write_shard(root: Path, name: str, items: Sequence[PreparedSample]) -> list[ManifestRow]:
     target = root / name
     target.parent.mkdir(parents=True, exist_ok=True)
     checksums: dict[str, str] = {}
-    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as tar:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for item in items:
             for member, data in _members(item):
                 info = tarfile.TarInfo(f"{file_stem(item.sample.id.clip)}.{member}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
                 checksums[info.name] = hashlib.sha256(data).hexdigest()
-    with tarfile.open(target, "r:") as tar:
+    buffer.seek(0)
+    with tarfile.open(fileobj=buffer, mode="r:") as tar:
         ranges = {
             info.name: ByteRange(start=info.offset_data, bytes=info.size, sha256=checksums[info.name]) for info in tar
         }
+    _write_atomically(target, buffer.getvalue())
     return [
         ManifestRow(
             sample=item.sample,
@@ -255,7 +353,7 @@ def _members(item: PreparedSample) -> Iterator[tuple[str, bytes]]:
     yield "flow.npy", buffer.getvalue()
     yield from item.frames
     facts = {"dataset": item.sample.id.dataset, "subject": item.sample.id.subject, "clip": item.sample.id.clip}
-    yield "json", json.dumps({**facts, "label": item.sample.label}, sort_keys=True).encode()
+    yield "json", json.dumps({**facts, "label": item.sample.label, **item.sources}, sort_keys=True).encode()
 
 
 def _write_record(root: Path, rows: Sequence[ManifestRow], recipe: Mapping[str, Any]) -> None:

@@ -263,8 +263,9 @@ def _taps(place: Tensor, side: int) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-_NETWORK_9 = tuple(
-    (int(low), int(high)) for low, high in "12 45 78 01 34 67 12 45 78 03 58 47 36 14 25 47 42 64 42".split()
+_NETWORK_9 = (
+    *((1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3)),  # sort threes, then columns
+    *((5, 8), (4, 7), (3, 6), (1, 4), (2, 5), (4, 7), (4, 2), (6, 4), (4, 2)),
 )
 """Exchanges that leave the median of nine at place 4 (Smith, "Implementing median filters in XC4000E FPGAs", 1996)."""
 

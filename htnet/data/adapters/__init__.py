@@ -5,32 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from htnet.config import PrepareConfig, SourceConfig
+from htnet.config import SourceConfig
+from htnet.data.adapters.base import Adapter
+from htnet.data.adapters.casme import Casme
+from htnet.data.adapters.casme2 import Casme2
+from htnet.data.adapters.casme3 import Casme3A, Casme3C
+from htnet.data.adapters.fourdme import FourDME
+from htnet.data.adapters.generic_csv import GenericCsv
 from htnet.data.adapters.htnet_release import HTNetRelease
-from htnet.data.prepared import Adapter
+from htnet.data.adapters.mmew import Mmew
+from htnet.data.adapters.samm import Samm
+from htnet.data.adapters.smic import Smic
+from htnet.data.labels import LabelScheme
+from htnet.errors import InputError
+
+__all__ = ["ADAPTERS", "DATASETS", "build_adapter"]
+
+ADAPTERS: dict[str, Any] = {
+    kind.adapter: kind for kind in (Casme2, Samm, Smic, Casme, Casme3A, Casme3C, Mmew, FourDME, GenericCsv)
+} | {"htnet_release": HTNetRelease}
+"""Adapters by the name that ``prepare.sources.N.adapter`` takes."""
+
+_OTHER_NAMES = {
+    "htnet_release": ("casme2", "samm", "smic"),
+    "casme3_a": ("casme3",),
+    "casme3_c": ("casme3c",),
+    "csv": ("*",),
+}
+DATASETS: dict[str, tuple[str, ...]] = {name: _OTHER_NAMES.get(name, (name,)) for name in ADAPTERS}
+"""Datasets of an adapter, as its samples name them; the list of one's own (csv) names them in its rows."""
 
 
-def build_adapter(source: SourceConfig, prepare: PrepareConfig) -> Adapter:
-    """The adapter that a source names."""
+def build_adapter(source: SourceConfig, scheme: LabelScheme) -> Adapter:
+    """The adapter that a source names; :class:`InputError` where its folder is missing."""
     root = Path(source.root)
-    landmarks = None if source.landmarks is None else Path(source.landmarks)
-    if source.adapter == "htnet_release":
-        return HTNetRelease(root=root, landmarks=landmarks)
-    from htnet.data.adapters.casme2 import Casme2
-    from htnet.data.adapters.clips import FlowOptions
-    from htnet.data.adapters.samm import Samm
-    from htnet.data.adapters.smic import Smic
-
-    kinds: dict[str, Any] = {"casme2": Casme2, "samm": Samm, "smic": Smic}
-    adapter: Adapter = kinds[source.adapter](
-        root=root,
-        landmarks=landmarks,
-        flow=FlowOptions(
-            method=prepare.flow_method,
-            size=prepare.flow_size,
-            working_size=prepare.working_size,
-            strain=prepare.strain,
-            keep_frames=prepare.keep_frames,
-        ),
-    )
+    if not root.is_dir():
+        raise InputError(f"prepare.sources: {root}: no such folder (adapter {source.adapter})")
+    annotations = None if source.annotations is None else Path(source.annotations)
+    adapter: Adapter = ADAPTERS[source.adapter](root=root, annotations=annotations, scheme=scheme)
     return adapter

@@ -6,14 +6,38 @@ sample are made of it there (:mod:`htnet.data.extraction`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from htnet.data.types import Landmarks, SampleId
+from htnet.data.adapters.workbook import Row, find_workbook, read_rows
+from htnet.data.frames import VIDEO_SUFFIXES
+from htnet.data.labels import LabelScheme
+from htnet.data.types import SampleId
+from htnet.errors import InputError
 
-__all__ = ["Adapter", "Clip", "FlowPicture", "LeftOut"]
+# Rules by which an annotation is read otherwise than it stands (notes of a clip that stays) ...
+APEX_NOT_CODED = "apex_not_coded"
+"""The apex is blank or no number (CASME II writes "/"): it is found."""
+APEX_AT_ONSET = "apex_at_onset"
+"""The apex is the onset, so nothing would have moved (55 rows of CAS(ME)^3 part A): it is found."""
+APEX_OUTSIDE = "apex_outside_interval"
+"""The apex lies before the onset or after the offset (SAMM 028_4_1, 032_3_1): it is found in the interval."""
+OFFSET_UNUSABLE = "offset_before_onset"
+"""The offset is not after the onset, but the apex is: the offset is left open."""
+# ... and rules by which a clip is left out.
+OUTSIDE_SCHEME = "label_scheme"
+"""The label scheme has no class for the emotion."""
+OFF_THE_LIST = "official_list"
+"""The label scheme's official list leaves the clip out."""
+NEGATIVE_DURATION = "negative_duration"
+"""Neither the apex nor the offset is after the onset."""
+MISSING_FRAMES = "missing_frames"
+"""The folder or video of the clip is not there; a failure."""
+MACRO = "macro_expression"
+"""The row is no micro-expression."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +60,7 @@ class Clip:
     apex: int | None = None
     offset: int | None = None
     notes: tuple[str, ...] = ()
-    """Names of the rules by which the annotation was read differently from what it says, such as apex_not_coded."""
+    """Rules by which the annotation was read otherwise than it stands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +72,6 @@ class FlowPicture:
     label: int
     emotion: str
     place: str
-    landmarks: Landmarks
-    """In pixels of the picture."""
-    flow_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +89,169 @@ class LeftOut:
     failed: bool = False
 
 
+Entry = Clip | FlowPicture | LeftOut
+
+
 class Adapter(Protocol):
     """A dataset as its owners ship it. Built from ``root``, ``annotations`` (None: by the usual names), ``scheme``."""
 
-    dataset: str
+    @property
+    def root(self) -> Path: ...
 
     def describe(self) -> dict[str, object]:
-        """What identifies the input, for ``store.json``: adapter, annotation file and its checksum, notes on rules."""
+        """What identifies the input, for ``store.json``: adapter, annotation file and its checksum."""
         ...
 
-    def entries(self) -> Iterator[Clip | FlowPicture | LeftOut]:
+    def entries(self) -> Iterator[Entry]:
         """Every annotated clip once, in a fixed order.
 
         Raises:
             htnet.errors.InputError: an annotation that cannot be read; names file, sheet, row, column, value, rule.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Onset, apex and offset as far as they can be used, and the rules that were needed."""
+
+    onset: int | None = None
+    apex: int | None = None
+    offset: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_interval(row: Row, onset: str, apex: str | None, offset: str) -> Interval | str:
+    """The interval in the named columns of a row, or the reason why there is none."""
+    first, last = row.integer(onset), row.integer(offset)
+    if apex is None:
+        return Interval(onset=first, offset=last) if last > first else _no_duration(first, None, last)
+    peak = int(text) if (text := row.optional(apex)).isdecimal() else None
+    if last <= first:
+        if peak is None or peak <= first:
+            return _no_duration(first, peak, last)
+        return Interval(onset=first, apex=peak, notes=(OFFSET_UNUSABLE,))
+    if peak is None:
+        return Interval(onset=first, offset=last, notes=(APEX_NOT_CODED,))
+    if not first < peak <= last:
+        return Interval(onset=first, offset=last, notes=(APEX_AT_ONSET if peak == first else APEX_OUTSIDE,))
+    return Interval(onset=first, apex=peak, offset=last)
+
+
+def _no_duration(onset: int, apex: int | None, offset: int) -> str:
+    return f"neither apex nor offset is after the onset: onset {onset}, apex {apex}, offset {offset}"
+
+
+class DuplicateGuard:
+    """Refuses a clip that an annotation names twice."""
+
+    def __init__(self) -> None:
+        self._seen: dict[SampleId, str] = {}
+
+    def add(self, sample: SampleId, place: str) -> None:
+        """Take note of a clip and where it stands; :class:`InputError` if it stood elsewhere before."""
+        if sample in self._seen:
+            raise InputError(f"{place}: clip {sample} is there already, {self._seen[sample]}")
+        self._seen[sample] = place
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkbookDataset:
+    """A dataset with one annotation table, a row per clip. A subclass says what a row means."""
+
+    root: Path
+    scheme: LabelScheme
+    annotations: Path | None = None
+
+    adapter: ClassVar[str]
+    workbooks: ClassVar[tuple[str, ...]]
+    """Names under which the owners ship the table, the preferred one first."""
+    columns: ClassVar[tuple[str, ...]]
+    """What is read, as :func:`htnet.data.adapters.workbook.read_rows` takes it."""
+    sheet: ClassVar[str | None] = None
+    fps: ClassVar[float | None] = None
+
+    @property
+    def workbook(self) -> Path:
+        """The annotation table; :class:`InputError` where there is none."""
+        return find_workbook(self.root, self.workbooks, self.annotations)
+
+    def describe(self) -> dict[str, object]:
+        """What identifies the input."""
+        path = self.workbook
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        return {"adapter": self.adapter, "annotation": path.name, "annotation_sha256": checksum}
+
+    def entries(self) -> Iterator[Entry]:
+        """Every row in the table's order; :class:`InputError` on a table that cannot be read."""
+        guard = DuplicateGuard()
+        for row in self.rows():
+            sample = self.sample_of(row)
+            guard.add(sample, row.place(self._key))
+            yield self.entry(row, sample)
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of the annotation table."""
+        return read_rows(self.workbook, self.columns, sheet=self.sheet)
+
+    @property
+    def _key(self) -> str:
+        return self.columns[1].split("|")[0]
+
+    def entry(self, row: Row, sample: SampleId) -> Entry:
+        """What a row becomes."""
+        emotion, place = self.emotion_of(row)
+        label = self.scheme.label(sample, emotion, place)
+        where = row.place(self._key)
+        if isinstance(label, str):
+            rule = OFF_THE_LIST if sample in self.scheme.left_out else OUTSIDE_SCHEME
+            return LeftOut(clip=str(sample), rule=rule, reason=label, place=where)
+        interval = self.interval_of(row)
+        if isinstance(interval, str):
+            return LeftOut(clip=str(sample), rule=NEGATIVE_DURATION, reason=interval, place=where)
+        frames = first_there(self.frames_of(row, sample))
+        if isinstance(frames, str):
+            return LeftOut(clip=str(sample), rule=MISSING_FRAMES, reason=frames, place=where, failed=True)
+        facts = {"onset": interval.onset, "apex": interval.apex, "offset": interval.offset}
+        return Clip(
+            id=sample, frames=frames, label=label, emotion=emotion, place=where, fps=self.fps, notes=interval.notes,
+            **facts,
+        )  # fmt: skip
+
+    def sample_of(self, row: Row) -> SampleId:
+        """Identity of the row's clip."""
+        raise NotImplementedError
+
+    def emotion_of(self, row: Row) -> tuple[str, str]:
+        """The row's emotion, and where it stands."""
+        raise NotImplementedError
+
+    def interval_of(self, row: Row) -> Interval | str:
+        """The row's interval, or why it has none."""
+        raise NotImplementedError
+
+    def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
+        """Where the clip's frames may lie, the preferred place first; folders or videos, in any case of letters."""
+        raise NotImplementedError
+
+
+def first_there(candidates: Iterable[Path]) -> Path | str:
+    """The first candidate that exists, in any case of letters, or a sentence that names them all."""
+    tried = []
+    for path in candidates:
+        found = _any_case(path)
+        if found is not None and (found.is_dir() or found.suffix.lower() in VIDEO_SUFFIXES):
+            return found
+        tried.append(str(path))
+    return f"no such folder of frames: {' or '.join(tried)}"
+
+
+def _any_case(path: Path) -> Path | None:
+    """The path as the disk spells it; datasets say spNO in one place and spNo in another."""
+    if path.exists():
+        return path
+    parent = path.parent if path.parent.exists() else (_any_case(path.parent) if path.parent != path else None)
+    if parent is None or not parent.is_dir():
+        return None
+    matches = sorted(entry for entry in parent.iterdir() if entry.name.lower() == path.name.lower())
+    return matches[0] if matches else None

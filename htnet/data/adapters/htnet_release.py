@@ -10,8 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +18,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.landmarks import LandmarkTable, read_landmarks
-from htnet.data.prepared import PreparedSample
-from htnet.data.types import Emotion, Sample, SampleId
+from htnet.data.adapters.base import FlowPicture
+from htnet.data.frames import is_whole
+from htnet.data.labels import LabelScheme
+from htnet.data.types import Emotion, SampleId
 from htnet.errors import InputError
 
 LABELS = "combined_3_class2_for_optical_flow.csv"
@@ -33,67 +32,53 @@ _COLUMNS = ("dataset", "sub", "filename_o", "label")
 
 @dataclass(frozen=True, kw_only=True)
 class HTNetRelease:
-    """Adapter of the published composite; ``landmarks`` defaults to ``landmarks_5pt.csv`` in ``root``."""
+    """Adapter of the published composite. Its labels are those of the scheme megc2019_3class, and no other."""
 
     root: Path
-    landmarks: Path | None = None
+    scheme: LabelScheme
+    annotations: Path | None = None
 
     @property
-    def _landmarks_path(self) -> Path:
-        return self.landmarks if self.landmarks is not None else self.root / LANDMARKS
+    def labels(self) -> Path:
+        """The label list."""
+        return self.root / (self.annotations or LABELS)
 
     def describe(self) -> dict[str, object]:
-        """How the flow was made, and what identifies the input: checksums of labels, landmarks and pictures."""
+        """What identifies the input: checksums of labels and pictures, and how the flow was made."""
         pictures = hashlib.sha256()
         for path in self._pictures().values():
             pictures.update(_read(path))
         return {
             "adapter": "htnet_release",
-            "labels_sha256": hashlib.sha256(_read(self.root / LABELS)).hexdigest(),
-            "landmarks_sha256": hashlib.sha256(_read(self._landmarks_path)).hexdigest(),
+            "annotation": self.labels.name,
+            "annotation_sha256": hashlib.sha256(_read(self.labels)).hexdigest(),
             "pictures_sha256": pictures.hexdigest(),
             "flow": {"method": "TV-L1 by the dataset's authors", "scaling": "min-max per channel to 0..255"},
         }
 
-    def samples(self) -> Iterator[PreparedSample]:
+    def entries(self) -> Iterator[FlowPicture]:
         """Every row of the label list, in its order; InputError names file and row of what cannot be used."""
-        table = self._landmarks()
-        pictures = self._pictures()
-        for _, sample_id, label in _read_labels(self.root / LABELS):
-            image = read_flow_picture(pictures[sample_id])
-            if image.shape[0] != table.flow_size:
-                raise InputError(
-                    f"{pictures[sample_id]}: a picture of {image.shape[0]} pixels, but the landmarks in {table.path} "
-                    f"are in pixels of a picture of {table.flow_size}"
-                )
-            yield PreparedSample(
-                sample=Sample(
-                    id=sample_id,
-                    label=label,
-                    emotion=Emotion(label).name.lower(),
-                    landmarks=table.of(sample_id),
-                    flow_size=image.shape[0],
-                ),
-                flow_image=image,
-            )
-
-    def _landmarks(self) -> LandmarkTable:
-        table = read_landmarks(self._landmarks_path)
-        if table.flow_size is None:
+        names = tuple(emotion.name.lower() for emotion in Emotion)
+        if self.scheme.classes != names:
             raise InputError(
-                f"{table.path}: landmarks in pixels of a frame, but the release holds no frames: columns such as "
-                "left_eye_x_upstream28, in pixels of the flow picture, are needed"
+                f"{self.labels}: the release knows {', '.join(names)} only, label scheme {self.scheme.name} has "
+                f"{', '.join(self.scheme.classes)}"
             )
-        return table
+        pictures = self._pictures()
+        for number, sample, label in _read_labels(self.labels):
+            place = f"{self.labels}, row {number}"
+            yield FlowPicture(
+                id=sample, picture=pictures[sample], label=label, emotion=Emotion(label).name.lower(), place=place
+            )
 
     def _pictures(self) -> dict[SampleId, Path]:
         """Path of every sample's picture; each has its own."""
         owners: dict[Path, SampleId] = {}
-        for number, sample_id, _ in _read_labels(self.root / LABELS):
+        for number, sample_id, _ in _read_labels(self.labels):
             path = self._picture(sample_id, number)
             if path in owners:
                 raise InputError(
-                    f"{self.root / LABELS}, row {number}: {sample_id} has the flow file of {owners[path]}: {path.name}"
+                    f"{self.labels}, row {number}: {sample_id} has the flow file of {owners[path]}: {path.name}"
                 )
             owners[path] = sample_id
         return {sample_id: path for path, sample_id in owners.items()}
@@ -101,7 +86,7 @@ class HTNetRelease:
     def _picture(self, sample: SampleId, row: int) -> Path:
         stem = f"{sample.subject}_{sample.clip}"
         if "/" in stem or "\\" in stem:
-            raise InputError(f"{self.root / LABELS}, row {row}: {stem!r} is not a file name")
+            raise InputError(f"{self.labels}, row {row}: {stem!r} is not a file name")
         for name in (f"{stem} .png", f"{stem}.png"):
             path = self.root / PICTURES / name
             if path.is_file():
@@ -115,7 +100,7 @@ def read_flow_picture(path: Path) -> NDArray[np.float16]:
     """A published picture as (F, F, 3) float16, channels (flow_u, flow_v, strain); 0..255 is exact in float16."""
     data = _read(path)
     picture = None
-    if _is_whole_png(data):
+    if data[:4] == b"\x89PNG" and is_whole(data):
         try:
             picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error:  # a size beyond all bounds
@@ -130,22 +115,6 @@ def read_flow_picture(path: Path) -> NDArray[np.float16]:
     if picture.shape[0] != picture.shape[1]:
         raise InputError(f"{path}: a flow picture must be square, got {picture.shape[1]} x {picture.shape[0]} pixels")
     return np.ascontiguousarray(picture[..., ::-1]).astype(np.float16)
-
-
-def _is_whole_png(data: bytes) -> bool:
-    """Whether every chunk up to the end mark is there and undamaged; OpenCV only remarks on it, on stderr."""
-    position = 8
-    if data[:position] != b"\x89PNG\r\n\x1a\n":
-        return False
-    while position + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, position)
-        kind, end = data[position + 4 : position + 8], position + 8 + length
-        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            return False
-        if kind == b"IEND":
-            return True
-        position = end + 4
-    return False
 
 
 def _read_labels(path: Path) -> Iterator[tuple[int, SampleId, int]]:

@@ -1,96 +1,52 @@
 """SAMM (Davison et al., IEEE TAC 2018): 200 frames a second, grey, apex annotated.
 
-``006/006_1_2/006_05562.jpg`` and ``SAMM_Micro_FACS_Codes_v2.xlsx``.
+``006/006_1_2/006_05562.jpg``; the workbook's header stands in row 14.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from htnet.data.adapters.clips import (
-    LANDMARKS_FILE,
-    Clip,
-    DuplicateGuard,
-    FlowOptions,
-    check_subject_folder,
-    describe,
-    prepare_clips,
-    three_classes,
-)
-from htnet.data.adapters.frames import inside
-from htnet.data.adapters.workbook import Row, find_workbook, read_rows
-from htnet.data.landmarks import read_landmarks
-from htnet.data.prepared import PreparedSample
-from htnet.data.types import Emotion, SampleId
+from htnet.data.adapters.base import Interval, WorkbookDataset, read_interval
+from htnet.data.adapters.workbook import Row
+from htnet.data.frames import inside
+from htnet.data.types import SampleId
 from htnet.errors import InputError
-
-WORKBOOKS = ("SAMM_Micro_FACS_Codes_v2.xlsx",)
-COLUMNS = ("Subject", "Filename", "Onset Frame", "Apex Frame", "Offset Frame", "Estimated Emotion")
-FPS = 200.0
-EMOTIONS: dict[str, Emotion | None] = {
-    "anger": Emotion.NEGATIVE,
-    "contempt": Emotion.NEGATIVE,
-    "disgust": Emotion.NEGATIVE,
-    "fear": Emotion.NEGATIVE,
-    "sadness": Emotion.NEGATIVE,
-    "happiness": Emotion.POSITIVE,
-    "surprise": Emotion.SURPRISE,
-    "other": None,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samm:
-    """Adapter of a SAMM folder; ``landmarks`` None: ``landmarks.csv`` in ``root``.
+class Samm(WorkbookDataset):
+    """Adapter of a SAMM folder."""
 
-    ``skipped`` holds (clip, reason) of every annotated clip that the latest :meth:`samples` left out.
-    """
+    adapter: ClassVar[str] = "samm"
+    workbooks: ClassVar[tuple[str, ...]] = (
+        "SAMM_Micro_FACS_Codes_v2.xlsx",
+        "SAMM_20181215_Micro_FACS_Codes_v2.xlsx",
+    )
+    columns: ClassVar[tuple[str, ...]] = (
+        *("Subject", "Filename", "Onset Frame", "Apex Frame", "Offset Frame", "Estimated Emotion"),
+    )
+    fps: ClassVar[float | None] = 200.0
 
-    root: Path
-    landmarks: Path | None = None
-    flow: FlowOptions
-    skipped: list[tuple[str, str]] = field(default_factory=list, init=False, compare=False, repr=False)
+    def sample_of(self, row: Row) -> SampleId:
+        """``samm/006/006_1_2``; a spreadsheet that takes 006 for a number shows 6, the folders have three digits."""
+        text = row.text("Subject")
+        if not (text.isascii() and text.isdigit() and int(text) < 1000):
+            raise InputError(f"{row.place('Subject')}: must be a number of up to three digits, got {text!r}")
+        return SampleId(dataset="samm", subject=f"{int(text):03d}", clip=row.text("Filename"))
 
-    @property
-    def _landmarks(self) -> Path:
-        return self.landmarks or self.root / LANDMARKS_FILE
+    def emotion_of(self, row: Row) -> tuple[str, str]:
+        """The estimated emotion."""
+        return row.text("Estimated Emotion"), row.place("Estimated Emotion")
 
-    def describe(self) -> dict[str, object]:
-        """How the samples are made, for ``store.json``."""
-        return describe("samm", find_workbook(self.root, WORKBOOKS), self._landmarks, self.flow, "annotated")
+    def interval_of(self, row: Row) -> Interval | str:
+        """Onset, apex, offset; two apexes of the real workbook lie outside."""
+        return read_interval(row, "Onset Frame", "Apex Frame", "Offset Frame")
 
-    def samples(self) -> Iterator[PreparedSample]:
-        """Yield the samples in the workbook's order; :class:`InputError` on bad input."""
-        rows = read_rows(find_workbook(self.root, WORKBOOKS), COLUMNS)
-        table = read_landmarks(self._landmarks)
-        yield from prepare_clips(self.root, self._clips(rows), table, self.flow)
-
-    def _clips(self, rows: tuple[Row, ...]) -> Iterator[Clip]:
-        self.skipped.clear()
-        guard = DuplicateGuard()
-        for row in rows:
-            sample = SampleId(dataset="samm", subject=_subject(row), clip=row.text("Filename"))
-            guard.add(sample, row.place("Filename"))
-            emotion = row.text("Estimated Emotion")
-            label = three_classes(emotion, EMOTIONS, row.place("Estimated Emotion"))
-            onset, apex, offset = (row.integer(f"{name} Frame") for name in ("Onset", "Apex", "Offset"))
-            if label is None:
-                self.skipped.append((str(sample), f"emotion {emotion} is in none of the three classes"))
-            elif not onset < apex <= offset:
-                reason = f"frames must rise onset < apex <= offset, got {onset}, {apex}, {offset}"
-                self.skipped.append((str(sample), reason))
-            else:
-                folder = inside(self.root, sample.subject, sample.clip)
-                check_subject_folder(folder.parent, sample.subject)
-                frames = {"onset": onset, "apex": apex, "offset": offset}
-                yield Clip(id=sample, folder=folder, label=label, emotion=emotion, fps=FPS, **frames)
-
-
-def _subject(row: Row) -> str:
-    text = row.text("Subject")
-    # a spreadsheet that takes 006 for a number shows 6; the folders have three digits
-    if not (text.isascii() and text.isdigit() and int(text) < 1000):
-        raise InputError(f"{row.place('Subject')}: must be a number of up to three digits, got {text!r}")
-    return f"{int(text):03d}"
+    def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
+        """The clip's folder in the subject's."""
+        yield inside(self.root, sample.subject, sample.clip)
+        yield inside(self.root / "SAMM", sample.subject, sample.clip)

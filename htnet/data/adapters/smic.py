@@ -1,96 +1,95 @@
 """SMIC-HS (Li et al., FG 2013): 100 frames a second, colour, no apex.
 
-``HS/s01/micro/negative/s1_ne_01/reg_image000001.bmp`` and ``SMIC-HS-E_annotation.xlsx``. A folder holds one
-micro-expression from its onset to its offset. The workbook lists the longer recordings these were cut from,
-with the frame numbers of those recordings, so only its subject, name and emotion are used; a recording with
-several micro-expressions has one row, and the further folders follow after the rows.
+``HS/s01/micro/negative/s1_ne_01/reg_image000001.bmp``, or the same below ``SMIC_all_cropped``, and
+``SMIC-HS-E_annotation.xlsx``. A folder holds one micro-expression from its onset to its offset. The workbook lists the
+longer recordings that these were cut from, with the frame numbers of those recordings, so only its subject, name and
+emotion are used; a recording with several micro-expressions has one row, and the further folders follow after the
+rows. Remarks under the table name no subject.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from htnet.data.adapters.clips import (
-    LANDMARKS_FILE,
-    SPOTTING,
+from htnet.data.adapters.base import (
+    APEX_NOT_CODED,
+    MISSING_FRAMES,
     Clip,
     DuplicateGuard,
-    FlowOptions,
-    check_subject_folder,
-    describe,
-    prepare_clips,
-    three_classes,
+    Entry,
+    LeftOut,
+    WorkbookDataset,
 )
-from htnet.data.adapters.frames import inside
-from htnet.data.adapters.workbook import Row, find_workbook, read_rows
-from htnet.data.landmarks import read_landmarks
-from htnet.data.prepared import PreparedSample
-from htnet.data.types import Emotion, SampleId
+from htnet.data.adapters.workbook import Row
+from htnet.data.frames import inside
+from htnet.data.types import SampleId
 from htnet.errors import InputError
 
-WORKBOOKS = ("SMIC-HS-E_annotation.xlsx", "SMIC-HS-E_annotation_2019.xlsx")
-COLUMNS = ("Subject", "Filename", "Emotion")
-FRAMES = "HS"
-FPS = 100.0
-EMOTIONS: dict[str, Emotion | None] = {
-    "negative": Emotion.NEGATIVE,
-    "positive": Emotion.POSITIVE,
-    "surprise": Emotion.SURPRISE,
-}
 _SUBJECT = re.compile(r"s?0*(\d{1,2})", re.IGNORECASE)
 _CLIP = re.compile(r"s0*(\d{1,2})_(.+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Smic:
-    """Adapter of a SMIC folder; ``landmarks`` None: ``landmarks.csv`` in ``root``.
+class Smic(WorkbookDataset):
+    """Adapter of a SMIC folder.
 
     Subjects are ``s01``, clips ``s01_ne_01``, as in the MEGC2019 list, whether the disk says s1 or s01.
-    ``skipped`` holds (clip, reason) of everything that the latest :meth:`samples` left out.
     """
 
-    root: Path
-    landmarks: Path | None = None
-    flow: FlowOptions
-    skipped: list[tuple[str, str]] = field(default_factory=list, init=False, compare=False, repr=False)
+    adapter: ClassVar[str] = "smic"
+    workbooks: ClassVar[tuple[str, ...]] = (
+        "SMIC-HS-E_annotation.xlsx",
+        "SMIC-HS-E_annotation_2019.xlsx",
+        "SMIC-HS-E_annotation_orig.xlsx",
+    )
+    columns: ClassVar[tuple[str, ...]] = ("Subject", "Filename", "Emotion")
+    fps: ClassVar[float | None] = 100.0
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows that name a recording; remarks under the table do not."""
+        return tuple(row for row in super().rows() if row.optional("Subject") and row.optional("Filename"))
+
+    def entries(self) -> Iterator[Entry]:
+        """Every row in the table's order, then the folders that are further micro-expressions of a recording."""
+        folders = self._folders()
+        guard = DuplicateGuard()
+        for row in self.rows():
+            sample, place = self.sample_of(row), row.place("Filename")
+            guard.add(sample, place)
+            folder, emotion = folders.pop(sample, None), row.text("Emotion").lower()
+            if folder is None:
+                reason = (
+                    f"no such folder of frames: {self._root / sample.subject / 'micro' / '*' / row.text('Filename')}"
+                )
+                yield LeftOut(clip=str(sample), rule=MISSING_FRAMES, reason=reason, place=place, failed=True)
+                continue
+            if emotion != folder.parent.name.lower():
+                raise InputError(f"{row.place('Emotion')}: {emotion}, but the clip lies in {folder}")
+            yield self._clip(sample, folder, place)
+        for sample, folder in folders.items():
+            yield self._clip(sample, folder, str(folder))
+
+    def _clip(self, sample: SampleId, folder: Path, place: str) -> Clip:
+        emotion = folder.parent.name.lower()
+        label = self.scheme.label(sample, emotion, place)
+        assert isinstance(label, int)  # every scheme that knows the dataset has its three words
+        return Clip(
+            id=sample, frames=folder, label=label, emotion=emotion, place=place, fps=self.fps, notes=(APEX_NOT_CODED,)
+        )
 
     @property
-    def _landmarks(self) -> Path:
-        return self.landmarks or self.root / LANDMARKS_FILE
+    def _root(self) -> Path:
+        for name in ("HS", "SMIC_all_cropped/HS"):
+            if (self.root / name).is_dir():
+                return self.root / name
+        raise InputError(f"{self.root / 'HS'}: no such folder of frames (nor SMIC_all_cropped/HS)")
 
-    def describe(self) -> dict[str, object]:
-        """How the samples are made, for ``store.json``."""
-        return describe("smic", find_workbook(self.root, WORKBOOKS), self._landmarks, self.flow, SPOTTING)
-
-    def samples(self) -> Iterator[PreparedSample]:
-        """Yield the samples in the workbook's order; :class:`InputError` on bad input."""
-        rows = read_rows(find_workbook(self.root, WORKBOOKS), COLUMNS)
-        table = read_landmarks(self._landmarks)
-        yield from prepare_clips(self.root, self._clips(rows), table, self.flow)
-
-    def _clips(self, rows: tuple[Row, ...]) -> Iterator[Clip]:
-        self.skipped.clear()
-        folders = _clip_folders(self.root / FRAMES)
-        guard = DuplicateGuard()
-        for row in rows:
-            if row.cells["Subject"] is None or row.cells["Filename"] is None:
-                self.skipped.append((f"row {row.number}", "names no subject and clip"))
-                continue
-            sample = self._listed(row)
-            guard.add(sample, row.place("Filename"))
-            if sample not in folders:
-                place = self.root / FRAMES / sample.subject / "micro" / row.text("Emotion") / row.text("Filename")
-                raise InputError(f"{place}: no such folder of frames ({row.place('Filename')})")
-            clip = folders.pop(sample)
-            if three_classes(row.text("Emotion"), EMOTIONS, row.place("Emotion")) != clip.label:
-                raise InputError(f"{row.place('Emotion')}: {row.text('Emotion')}, but the clip lies in {clip.folder}")
-            yield clip
-        yield from folders.values()
-
-    def _listed(self, row: Row) -> SampleId:
+    def sample_of(self, row: Row) -> SampleId:
+        """``smic/s01/s01_ne_01``."""
         name, text = row.text("Filename"), row.text("Subject")
         inside(self.root, name)
         subject, clip = _SUBJECT.fullmatch(text), _CLIP.fullmatch(name)
@@ -102,37 +101,34 @@ class Smic:
             )
         return _sample(int(subject[1]), clip[2])
 
+    def _folders(self) -> dict[SampleId, Path]:
+        """Every clip folder by the clip's name, by subject, then emotion, then name."""
+        clips: dict[SampleId, Path] = {}
+        for subject_folder in _subfolders(self._root):
+            match = _SUBJECT.fullmatch(subject_folder.name)
+            if match is None:
+                raise InputError(f"{subject_folder}: a subject's folder must be named such as s01")
+            for emotion_folder in _subfolders(subject_folder / "micro"):
+                for folder in _subfolders(emotion_folder):
+                    sample = _of_folder(folder, int(match[1]))
+                    if sample in clips:
+                        raise InputError(f"{folder}: clip {sample} lies in {clips[sample]} already")
+                    clips[sample] = folder
+        return clips
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _of_folder(folder: Path, subject: int) -> SampleId:
+    match = _CLIP.fullmatch(folder.name)
+    if match is None or int(match[1]) != subject:
+        raise InputError(f"{folder}: must be named as a clip of subject s{subject}, such as s{subject}_ne_01")
+    return _sample(subject, match[2])
+
 
 def _sample(subject: int, rest: str) -> SampleId:
     return SampleId(dataset="smic", subject=f"s{subject:02d}", clip=f"s{subject:02d}_{rest.lower()}")
-
-
-def _clip_folders(root: Path) -> dict[SampleId, Clip]:
-    """Every clip folder by the clip's name, by subject, then emotion, then name."""
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder of frames")
-    clips: dict[SampleId, Clip] = {}
-    for subject_folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        match = _SUBJECT.fullmatch(subject_folder.name)
-        if match is None:
-            raise InputError(f"{subject_folder}: a subject's folder must be named such as s01")
-        check_subject_folder(subject_folder / "micro", f"s{int(match[1]):02d}")
-        for clip in _subject_clips(subject_folder / "micro", int(match[1])):
-            if clip.id in clips:
-                raise InputError(f"{clip.folder}: clip {clip.id} lies in {clips[clip.id].folder} already")
-            clips[clip.id] = clip
-    return clips
-
-
-def _subject_clips(folder: Path, subject: int) -> Iterator[Clip]:
-    for emotion_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        label = three_classes(emotion_folder.name, EMOTIONS, str(emotion_folder))
-        assert label is not None  # every word of EMOTIONS has a class here
-        for clip_folder in sorted(path for path in emotion_folder.iterdir() if path.is_dir()):
-            match = _CLIP.fullmatch(clip_folder.name)
-            if match is None or int(match[1]) != subject:
-                raise InputError(
-                    f"{clip_folder}: must be named as a clip of subject s{subject}, such as s{subject}_ne_01"
-                )
-            sample = _sample(subject, match[2])
-            yield Clip(id=sample, folder=clip_folder, label=label, emotion=emotion_folder.name.lower(), fps=FPS)

@@ -1,0 +1,56 @@
+"""A list of one's own: ``samples.csv`` with dataset, subject, clip, onset, apex, offset, emotion and frames.
+
+``frames`` is a folder of pictures or a video, relative to the list's folder. Empty numbers: the first frame, an apex to
+be found, the last frame. ``fps`` may be there. ``emotion`` is a word of the label scheme, or a class of it by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+from htnet.data.adapters.base import APEX_NOT_CODED, Interval, WorkbookDataset
+from htnet.data.adapters.workbook import Row
+from htnet.data.frames import inside
+from htnet.data.types import SampleId
+from htnet.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenericCsv(WorkbookDataset):
+    """Adapter of a folder with a list; .csv, .xlsx and .xls are taken."""
+
+    adapter: ClassVar[str] = "csv"
+    workbooks: ClassVar[tuple[str, ...]] = ("samples.csv", "samples.xlsx", "samples.xls")
+    columns: ClassVar[tuple[str, ...]] = (
+        *("dataset", "clip", "subject", "onset?", "apex?", "offset?", "emotion|label", "frames"),
+    )
+
+    def sample_of(self, row: Row) -> SampleId:
+        """As the list names it."""
+        return SampleId(dataset=row.text("dataset"), subject=row.text("subject"), clip=row.text("clip"))
+
+    def emotion_of(self, row: Row) -> tuple[str, str]:
+        """The word; a number stands for the scheme's class of that number."""
+        text, place = row.text("emotion"), row.place("emotion")
+        if not text.isdecimal():
+            return text, place
+        if int(text) >= len(self.scheme.classes):
+            raise InputError(f"{place}: must be in 0..{len(self.scheme.classes) - 1} or a word, got {text}")
+        return self.scheme.classes[int(text)], place
+
+    def interval_of(self, row: Row) -> Interval | str:
+        """The numbers that there are, in rising order."""
+        given = {name: row.integer(name) if row.optional(name) else None for name in ("onset", "apex", "offset")}
+        numbers = [value for value in given.values() if value is not None]
+        if numbers != sorted(set(numbers)):
+            raise InputError(
+                f"{row.place('onset')}: must rise, onset < apex < offset, got {', '.join(map(str, numbers))}"
+            )
+        return Interval(**given, notes=() if given["apex"] is not None else (APEX_NOT_CODED,))
+
+    def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
+        """The path in the list, which must stay in the list's folder."""
+        yield inside(self.root, *PurePosixPath(row.text("frames")).parts)

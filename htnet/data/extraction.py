@@ -1,0 +1,257 @@
+"""From an annotated clip to a prepared sample: frames, face crop, apex, flow image.
+
+One face crop is cut from onset and apex alike, placed by the onset's landmarks, so that the crop itself makes no
+motion. A clip that cannot be used becomes a :class:`LeftOut` and never stops the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
+from htnet.data.adapters.htnet_release import read_flow_picture
+from htnet.data.apex import SPOTTING, find_apex
+from htnet.data.flow import FlowMethod, flow_images, flow_parameters
+from htnet.data.frames import open_frames, to_gray
+from htnet.data.landmarks import CROP_RATIO, LandmarkTable, face_crop
+from htnet.data.prepared import PreparedSample
+from htnet.data.strain import StrainKind
+from htnet.data.types import Landmarks, Sample, SampleId
+from htnet.errors import InputError
+
+UNREADABLE = "unreadable_frames"
+"""Onset or apex are missing, damaged or of different sizes; a failure."""
+NO_LANDMARKS = "no_landmarks"
+"""There are no landmarks of the clip, or they do not fit its frames; a failure."""
+_GROUP = 64
+"""Pairs whose flow is computed together; bounds the memory of a subject with many clips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionSettings:
+    """How samples are made; fields as in :class:`htnet.config.PrepareConfig`."""
+
+    flow_method: FlowMethod = "tvl1"
+    flow_size: int = 28
+    working_size: int = 128
+    strain: StrainKind = "central"
+    landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"
+    keep_frames: bool = False
+    device: str = "cpu"
+    threads: int = 1
+    strict: bool = False
+    """Whether the first clip that cannot be used is an error."""
+
+    def recipe(self) -> dict[str, object]:
+        """What decides the content of a sample, for ``store.json``."""
+        return {
+            "flow": {
+                **flow_parameters(self.flow_method),
+                "size": self.flow_size,
+                "working_size": self.working_size,
+                "strain": self.strain,
+            },
+            "face_crop": f"square of {CROP_RATIO} times the larger of eye distance and eye-mouth distance",
+            "apex": f"annotated; where it is not: {SPOTTING}",
+            "landmark_failures": self.landmark_failures,
+            "keep_frames": self.keep_frames,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """What became of a subject's clips, in their order. ``seconds`` by stage."""
+
+    samples: tuple[PreparedSample, ...]
+    left_out: tuple[LeftOut, ...]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """Onset and apex of a clip, cut and at working size, and the sample without its flow image."""
+
+    sample: Sample
+    crops: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+    frames: tuple[tuple[str, bytes], ...]
+    sources: dict[str, str]
+
+
+def extract(
+    entries: Sequence[Clip | FlowPicture], landmarks: LandmarkTable, settings: ExtractionSettings
+) -> Extraction:
+    """Make the samples of one subject's clips.
+
+    Raises:
+        InputError: ``settings.strict`` and a clip cannot be used; landmarks are missing under the policy ``error``; the
+            landmarks are of another kind than the input needs; a GPU is asked for where there is none.
+    """
+    return _Extractor(landmarks, settings).run(entries)
+
+
+class _Extractor:
+    def __init__(self, landmarks: LandmarkTable, settings: ExtractionSettings) -> None:
+        self._table, self._settings = landmarks, settings
+        self._seconds: dict[str, float] = defaultdict(float)
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("prepare.device=cuda: no CUDA device is visible")
+
+    def run(self, entries: Sequence[Clip | FlowPicture]) -> Extraction:
+        made: list[PreparedSample | LeftOut | _Pair] = []
+        waiting = 0
+        for entry in entries:
+            made.append(self._try(entry, entries))
+            waiting += isinstance(made[-1], _Pair)
+            if waiting == _GROUP:
+                self._finish(made)
+                waiting = 0
+        self._finish(made)
+        return Extraction(
+            samples=tuple(item for item in made if isinstance(item, PreparedSample)),
+            left_out=tuple(item for item in made if isinstance(item, LeftOut)),
+            seconds={name: round(value, 3) for name, value in self._seconds.items()},
+        )
+
+    def _try(
+        self, entry: Clip | FlowPicture, siblings: Sequence[Clip | FlowPicture]
+    ) -> PreparedSample | LeftOut | _Pair:
+        rule = NO_LANDMARKS
+        try:
+            points, notes = self._landmarks_of(entry, siblings)
+            if points is None:
+                raise InputError(f"{self._table.path}: no landmarks for clip {entry.id}")
+            rule = UNREADABLE
+            if isinstance(entry, FlowPicture):
+                return self._picture(entry, points)
+            return self._pair(replace(entry, notes=entry.notes + notes), points)
+        except InputError as error:
+            if self._settings.strict or (rule == NO_LANDMARKS and self._settings.landmark_failures == "error"):
+                raise
+            return LeftOut(clip=str(entry.id), rule=rule, reason=str(error), place=entry.place, failed=True)
+
+    def _landmarks_of(
+        self, entry: Clip | FlowPicture, siblings: Sequence[Clip | FlowPicture]
+    ) -> tuple[Landmarks | None, tuple[str, ...]]:
+        """Points of the clip, or under the policy mean-shape the mean of the subject's other clips."""
+        points = self._table.points.get(entry.id)
+        if points is not None or self._settings.landmark_failures != "mean-shape":
+            return points, ()
+        known = [found for other in siblings if (found := self._table.points.get(other.id)) is not None]
+        if not known:
+            return None, ()
+        mean = np.mean(np.asarray(known, np.float64), axis=0)
+        return tuple((float(x), float(y)) for x, y in mean), ("mean_shape",)
+
+    def _picture(self, entry: FlowPicture, points: Landmarks) -> PreparedSample:
+        with self._timed("read"):
+            image = read_flow_picture(entry.picture)
+        if image.shape[0] != self._table.flow_size:
+            raise InputError(
+                f"{entry.picture}: a picture of {image.shape[0]} pixels, but the landmarks in {self._table.path} "
+                f"are in pixels of a picture of {self._table.flow_size}"
+            )
+        sample = Sample(
+            id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=points, flow_size=image.shape[0]
+        )
+        return PreparedSample(sample=sample, flow_image=image)
+
+    def _pair(self, clip: Clip, points: Landmarks) -> _Pair:
+        settings = self._settings
+        with self._timed("read"):
+            frames = open_frames(clip.frames)
+            onset = frames.numbers[0] if clip.onset is None else clip.onset
+            offset = frames.numbers[-1] if clip.offset is None else clip.offset
+            first = frames.read(onset)
+        try:
+            crop = face_crop(points, first.shape)
+        except InputError as error:
+            raise InputError(f"{self._table.path}: clip {clip.id}: {error}") from None
+        apex = clip.apex
+        if apex is None:
+            with self._timed("apex"):
+                apex = find_apex(frames, onset, offset, crop)
+        with self._timed("read"):
+            second = frames.read(apex)
+        if second.shape != first.shape:
+            raise InputError(
+                f"{clip.frames}: frame {apex} must be as large as frame {onset}, {first.shape[:2]}, "
+                f"got {second.shape[:2]}"
+            )
+        cut = crop.cut(first), crop.cut(second)
+        sample = Sample(
+            id=clip.id, label=clip.label, emotion=clip.emotion, landmarks=crop.to_flow(points, settings.flow_size),
+            flow_size=settings.flow_size, onset=onset, apex=apex, offset=offset, fps=clip.fps,
+        )  # fmt: skip
+        kept = tuple(zip(("onset.jpg", "apex.jpg"), map(_jpeg, cut), strict=True)) if settings.keep_frames else ()
+        one, two = (_resized(to_gray(picture), settings.working_size) for picture in cut)
+        sources = {"onset_sha256": _digest(first), "apex_sha256": _digest(second)}
+        return _Pair(sample=sample, crops=(one, two), frames=kept, sources=sources)
+
+    def _finish(self, made: list[PreparedSample | LeftOut | _Pair]) -> None:
+        """Compute the flow of the pairs that wait for it, in place."""
+        places = [index for index, item in enumerate(made) if isinstance(item, _Pair)]
+        if not places:
+            return
+        pairs = [item for item in made if isinstance(item, _Pair)]
+        onsets, apexes = (np.stack([pair.crops[index] for pair in pairs]) for index in (0, 1))
+        settings = self._settings
+        with self._timed("flow"):
+            images = flow_images(
+                onsets, apexes, method=settings.flow_method, size=settings.flow_size, strain=settings.strain,
+                device=torch.device(settings.device),
+            )  # fmt: skip
+        for place, pair, image in zip(places, pairs, images, strict=True):
+            made[place] = PreparedSample(sample=pair.sample, flow_image=image, frames=pair.frames, sources=pair.sources)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.perf_counter() - start
+
+
+def check_landmarks(table: LandmarkTable, entries: Sequence[Clip | FlowPicture]) -> None:
+    """Refuse landmarks of another kind than the entries need: of frames for frames, of the picture for pictures."""
+    for entry in entries:
+        if isinstance(entry, FlowPicture) and table.flow_size is None:
+            raise InputError(
+                f"{table.path}: landmarks in pixels of a frame, but {entry.place} comes without frames: columns such "
+                "as left_eye_x_upstream28, in pixels of the flow picture, are needed"
+            )
+        if isinstance(entry, Clip) and table.flow_size is not None:
+            raise InputError(f"{table.path}: landmarks must be in pixels of the onset frame, these are of a flow image")
+
+
+def subject_table(tables: Mapping[SampleId, LandmarkTable]) -> LandmarkTable:
+    """What a subject's task needs of the tables of its clips, which may come from two sources."""
+    points = {sample: table.points[sample] for sample, table in tables.items() if sample in table.points}
+    return replace(next(iter(tables.values())), points=points)
+
+
+def _digest(picture: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
+def _resized(gray: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A square crop at the size at which flow is computed."""
+    how = cv2.INTER_AREA if gray.shape[0] > side else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(gray, (side, side), interpolation=how), np.uint8)
+
+
+def _jpeg(picture: NDArray[np.uint8]) -> bytes:
+    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert done  # encoding to memory has no input that could be wrong
+    return bytes(data.tobytes())

@@ -1,0 +1,199 @@
+"""Frames of a clip on disk: a folder of pictures or a video, read by number; and paths that an annotation may name.
+
+A damaged picture is found by its structure before it is decoded: OpenCV fills the rest of a truncated JPEG with grey
+and says so on stderr only, which would become motion that nobody made.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from htnet.errors import InputError
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".wmv", ".webm")
+_FRAME = re.compile(r"(\d+)\.(jpe?g|png|bmp)$", re.IGNORECASE)
+
+
+def inside(root: Path, *parts: str) -> Path:
+    """A folder below ``root`` whose names come from an annotation.
+
+    Each part must be one folder name: an annotation that holds a separator or ``..`` could lead out of the
+    dataset, and is refused. Links that the user put into the folder are the user's own business.
+
+    Raises:
+        InputError: a part that is not a single name.
+    """
+    for part in parts:
+        if part in ("", ".", "..") or any(mark in part for mark in ("/", "\\", "\0", ":")):
+            raise InputError(f"{root}: the annotation names {part!r}, which leads out of the dataset's folder")
+    return root.joinpath(*parts)
+
+
+def list_frames(folder: Path) -> dict[int, Path]:
+    """Frames of a folder by frame number, in rising order.
+
+    The number is the last integer before the extension (jpg, jpeg, png or bmp, any case): ``img46.jpg`` is 46,
+    ``006_05562.jpg`` is 5562. Other files are passed over.
+
+    Raises:
+        InputError: no such folder, no frame in it, two files of one number.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of frames")
+    frames: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = _FRAME.search(path.name)
+        if match is None or path.name.startswith("."):
+            continue
+        number = int(match[1])
+        if number in frames:
+            raise InputError(f"{path}: frame {number} is {frames[number].name} already")
+        frames[number] = path
+    if not frames:
+        raise InputError(f"{folder}: holds no frames (jpg, jpeg, png or bmp with a number before the extension)")
+    return dict(sorted(frames.items()))
+
+
+def frame_path(frames: Mapping[int, Path], number: int, folder: Path) -> Path:
+    """File of a frame; :class:`InputError` names the missing one and what there is."""
+    if number not in frames:
+        raise InputError(f"{folder}: frame {number} is missing; there are frames {min(frames)} to {max(frames)}")
+    return frames[number]
+
+
+def read_frame(path: Path) -> NDArray[np.uint8]:
+    """Read a picture as (H, W, 3) uint8, blue-green-red, grey ones repeated.
+
+    EXIF's orientation is applied, as viewers do. :class:`InputError` if the file is no picture, damaged or truncated.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: unreadable picture ({error.strerror})") from None
+    if not is_whole(data):
+        raise InputError(f"{path}: unreadable picture: no JPEG, PNG or BMP, damaged or truncated ({len(data)} bytes)")
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # a size beyond all bounds
+        picture = None
+    if picture is None:
+        raise InputError(f"{path}: unreadable picture ({len(data)} bytes)")
+    return np.asarray(picture, np.uint8)
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether the bytes are a JPEG, PNG or BMP whose end is there."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return _is_whole_png(data)
+    if data[:3] == b"\xff\xd8\xff":
+        # cameras may pad behind the end mark
+        return data.rstrip(b"\x00")[-2:] == b"\xff\xd9"
+    if data[:2] == b"BM" and len(data) >= 26:
+        size, start = struct.unpack_from("<I4xI", data, 2)
+        return len(data) >= max(int(size), int(start))
+    return False
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether every chunk up to the end mark is there and undamaged."""
+    position = 8
+    while position + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        kind, end = data[position + 4 : position + 8], position + 8 + length
+        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        if kind == b"IEND":
+            return True
+        position = end + 4
+    return False
+
+
+class Frames(Protocol):
+    """The frames of a clip."""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Frame numbers there are, rising."""
+        ...
+
+    def read(self, number: int) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8, blue-green-red; :class:`InputError` names file and frame."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderFrames:
+    """Pictures whose names end in their number."""
+
+    folder: Path
+
+    @cached_property
+    def _paths(self) -> dict[int, Path]:
+        return list_frames(self.folder)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Frame numbers there are, rising."""
+        return tuple(self._paths)
+
+    def read(self, number: int) -> NDArray[np.uint8]:
+        """A frame by its number."""
+        return read_frame(frame_path(self._paths, number, self.folder))
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """A video; frames count from 1. Read from the start each time: seeking is not exact in many formats."""
+
+    path: Path
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """Frame numbers there are: those that can be decoded, whatever the header says."""
+        video = self._open()
+        count = 0
+        while video.grab():
+            count += 1
+        if not count:
+            raise InputError(f"{self.path}: a video without a readable frame")
+        return tuple(range(1, count + 1))
+
+    def read(self, number: int) -> NDArray[np.uint8]:
+        """A frame by its number."""
+        video = self._open()
+        done = number >= 1 and all(video.grab() for _ in range(number))
+        there, picture = video.retrieve() if done else (False, None)
+        if not there or picture is None:
+            raise InputError(f"{self.path}: frame {number} is missing; there are frames 1 to {self.numbers[-1]}")
+        return np.asarray(picture, np.uint8)
+
+    def _open(self) -> cv2.VideoCapture:
+        video = cv2.VideoCapture(str(self.path))
+        if not video.isOpened():
+            raise InputError(f"{self.path}: not a readable video")
+        return video
+
+
+def open_frames(path: Path) -> Frames:
+    """The frames of a folder or of a video file; :class:`InputError` if it is neither."""
+    if path.is_dir():
+        return FolderFrames(path)
+    if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+        return VideoFrames(path)
+    raise InputError(f"{path}: no such folder of frames or video ({', '.join(VIDEO_SUFFIXES)})")
+
+
+def to_gray(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 3) blue-green-red to (H, W) grey, both uint8, by OpenCV's weights."""
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), np.uint8)
