@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import platform
+import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +24,8 @@ from htnet.data.store import Store
 from htnet.errors import InputError
 from htnet.results import write_json_atomic, write_text_atomic
 
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""How a network file system says that it does not lock files."""
 PACKAGES = ("htnet", "torch", "triton", "deepspeed", "ray", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy")
 
 
@@ -30,6 +35,8 @@ class RunFolder:
 
     path: Path
     config_hash: str
+    unlocked: str | None = None
+    """Why nothing keeps a second driver out; None where this process holds the lock."""
 
     @property
     def folds(self) -> Path:
@@ -48,26 +55,48 @@ class RunFolder:
 
 @contextmanager
 def open_run(path: Path, config: Config, store: Store) -> Iterator[RunFolder]:
-    """Create or take up a run's folder; only one process at a time drives it.
+    """Create or take up a run's folder; only one process at a time drives it, where its file system has locks.
 
-    Raises :class:`InputError` when the folder belongs to another configuration or store, when it is
-    something else than a run, or when another process drives it.
+    Where it has none, the run goes on without: folds are idempotent and files appear whole, so a second driver would
+    waste time and spoil nothing. ``events.jsonl`` and :attr:`RunFolder.unlocked` then name the reason.
+
+    Raises :class:`InputError` when the folder cannot be made, when it belongs to another configuration or store,
+    when it is something else than a run, or when another process drives it.
     """
     identity = check_run(path, config, store)
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("a") as lock:
+    with _lock(path) as unlocked:
+        check_run(path, config, store)  # once more under the lock
+        write_text_atomic(path / "config.yaml", dump_config(config))
+        write_json_atomic(path / "environment.json", _environments(path, identity, store))
+        (path / "folds").mkdir(exist_ok=True)
+        (path / "progress").mkdir(exist_ok=True)
+        run = RunFolder(path=path, config_hash=identity, unlocked=unlocked)
+        if unlocked is not None:
+            run.event("no_lock", asked="a lock on .lock", taken="none: keep a second driver away", reason=unlocked)
+        yield run
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[str | None]:
+    """Make the folder and hold its lock; yields the reason where there are no locks, else None."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("a")
+    except OSError as error:
+        raise InputError(f"{path}: no run can be written there: {error.filename}: {error.strerror}") from None
+    with lock:
+        unlocked = None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"{path}: another process is running this sweep; wait for it or choose another --out"
             ) from None
-        check_run(path, config, store)  # once more under the lock
-        write_text_atomic(path / "config.yaml", dump_config(config))
-        write_json_atomic(path / "environment.json", environment(identity, store))
-        (path / "folds").mkdir(exist_ok=True)
-        (path / "progress").mkdir(exist_ok=True)
-        yield RunFolder(path=path, config_hash=identity)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            unlocked = error.strerror
+        yield unlocked
 
 
 def check_run(path: Path, config: Config, store: Store) -> str:
@@ -77,14 +106,17 @@ def check_run(path: Path, config: Config, store: Store) -> str:
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file; --out names a folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.yaml").exists() and not (path / ".lock").exists():
+    if path.is_dir() and not (path / "config.yaml").exists() and any(not _ours(item) for item in path.iterdir()):
         raise InputError(f"{path}: is not empty and not a run; choose another --out")
     identity = config_hash(config, store.digest)
-    if not (path / "config.yaml").exists() or not (path / "environment.json").exists():
-        return identity
-    before = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+    before = _known_environment(path)
     # a run that never finished anything binds nobody
-    if before.get("config_hash") == identity or not any((*path.glob("folds/*.json"), *path.glob("checkpoints/*.pt"))):
+    if (
+        not before
+        or not (path / "config.yaml").exists()
+        or before.get("config_hash") == identity
+        or not any((*path.glob("folds/*.json"), *path.glob("checkpoints/*.pt")))
+    ):
         return identity
     changed = changed_keys(to_plain(load_config(path / "config.yaml")), to_plain(config))
     free = ("prepare", "data.store", "data.subjects", "score.bootstrap", "score.chance_trials")
@@ -95,13 +127,39 @@ def check_run(path: Path, config: Config, store: Store) -> str:
     raise InputError(f"{path}: this run belongs to another configuration: {what}; choose another --out")
 
 
-def environment(identity: str, store: Store) -> dict[str, Any]:
-    """What a reader needs to judge and repeat the run; written to ``environment.json``."""
+def _ours(item: Path) -> bool:
+    """Whether a driver that was killed at its start leaves this behind."""
+    return item.name == ".lock" or (item.name.startswith(".") and item.name.endswith(".tmp"))
+
+
+def _known_environment(path: Path) -> dict[str, Any]:
+    """``environment.json`` of an earlier driver, empty where there is none."""
+    try:
+        known = json.loads((path / "environment.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise InputError(f"{path / 'environment.json'}: is no JSON ({error}); choose another --out") from None
+    return known if isinstance(known, dict) else {}
+
+
+def _environments(path: Path, identity: str, store: Store) -> dict[str, Any]:
+    """Content of ``environment.json``: the first driver's, and under ``resumed`` what each later one was."""
+    now = environment(store)
+    before = _known_environment(path)
+    if before.get("config_hash") == identity:
+        return before | {"resumed": [*before.get("resumed", []), now]}
+    return {"config_hash": identity, "store_digest": store.digest, "store_recipe": store.recipe, **now}
+
+
+def environment(store: Store) -> dict[str, Any]:
+    """What a reader needs to judge and repeat a driver's work; ``commit`` only where the code is a checkout."""
     return {
-        "config_hash": identity,
-        "store_digest": store.digest,
-        "store_recipe": store.recipe,
-        "command": " ".join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "store": str(store.path.resolve()),
+        "command": shlex.join(sys.argv),
+        "directory": str(Path.cwd()),
+        **checkout(),
         "host": platform.node(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
@@ -109,6 +167,21 @@ def environment(identity: str, store: Store) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := package_version(name)) is not None},
     }
+
+
+def checkout() -> dict[str, Any]:
+    """``commit`` of the project and whether files differ from it (``modified``); empty for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # git itself would find a repository that the environment happens to lie in
+        return {}
+    try:
+        commit, changes = (
+            subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, timeout=30, check=True).stdout
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit.strip(), "modified": bool(changes)}
 
 
 def cpu_name() -> str:

@@ -131,7 +131,7 @@ def test_the_report_says_what_is_needed_to_judge_and_repeat_the_run(tmp_path):
         "seed: 7",
         "machine.cpus 2",
         "gpu0 (2 folds), gpu1 (2 folds)",
-        "htnet sweep run/config.yaml",
+        "htnet sweep run/config.yaml --out run-again",
         "git checkout 4ed83e0",
         "c0ffee",
         "HTNet, paper",
@@ -140,6 +140,42 @@ def test_the_report_says_what_is_needed_to_judge_and_repeat_the_run(tmp_path):
     ):
         assert text in page.text
     assert {"polyline", "caption"} <= set(page.tags)
+
+
+@pytest.mark.parametrize(
+    ("environment", "lines"),
+    [
+        (
+            {"commit": "4ed83e0", "modified": True, "store": "/data/my stores/x"},
+            [
+                "git checkout 4ed83e0 # and changes that were not committed",
+                """htnet sweep 'a run/config.yaml' --set 'data.store="/data/my stores/x"' --out 'a run-again'""",
+                "sha256sum 'a run-again/predictions.csv'",
+            ],
+        ),
+        (
+            {"versions": {"htnet": "0.1.0"}, "store": "/data/x"},
+            ["htnet --version # was 0.1.0", "htnet sweep 'a run/config.yaml' --set data.store=/data/x --out"],
+        ),
+    ],
+)
+def test_what_reproduces_a_run_can_be_pasted_into_a_shell(tmp_path, environment, lines):
+    run = tmp_path / "a run"
+    make_run(run, FOLDS)
+    command = "htnet sweep 'my config.yaml' --out 'a run'"
+    results.write_json_atomic(run / "environment.json", environment | {"command": command})
+    page = Page(write_report(run).read_text())
+    for line in (*lines, f"This run was started as {command}"):
+        assert line in page.text
+
+
+def test_every_driver_of_a_run_is_named_with_what_it_was(tmp_path):
+    make_run(tmp_path / "run", FOLDS)
+    later = [{"host": "node1", "versions": {"torch": "2.13.0"}}, {"host": "node2"}]
+    results.write_json_atomic(tmp_path / "run" / "environment.json", {"host": "node0", "resumed": later})
+    page = Page(write_report(tmp_path / "run").read_text())
+    for text in ("host node0", "resumed.1.host node1", "resumed.1.versions.torch 2.13.0", "resumed.2.host node2"):
+        assert text in page.text
 
 
 def test_the_page_fetches_nothing_and_its_own_links_lead_somewhere(tmp_path):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +72,9 @@ def _load(run_dir: Path) -> _Run:
 
 
 def _flatten(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested mappings as (dotted key, value) pairs."""
+    """Nested mappings, and lists of them, as (dotted key, value) pairs."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        value = {str(number): item for number, item in enumerate(value, start=1)}
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
@@ -162,6 +166,26 @@ def _curve(records: Sequence[FoldRecord], chance: Mapping[str, Any]) -> dict[str
     }
 
 
+def _reproduce(run: _Run) -> list[str]:
+    """Shell commands that give the run's predictions again, from the folder that holds the run's."""
+    commit, store = run.environment.get("commit"), run.environment.get("store")
+    lines = []
+    if commit:
+        note = "  # and changes that were not committed" if run.environment.get("modified") else ""
+        lines.append(f"git checkout {shlex.quote(commit)}{note}")
+    elif version := run.environment.get("versions", {}).get("htnet"):
+        lines.append(f"htnet --version  # was {version}")
+    command = ["htnet", "sweep", f"{run.name}/config.yaml"]
+    if store:  # the configuration may name it relative to a working directory; --set reads YAML, which JSON is
+        plain = re.fullmatch(r"[\w./-]+", store) is not None
+        command += ["--set", f"data.store={store if plain else json.dumps(store)}"]
+    return [
+        *lines,
+        shlex.join([*command, "--out", f"{run.name}-again"]),
+        shlex.join(["sha256sum", f"{run.name}-again/predictions.csv"]),
+    ]
+
+
 def _view(run: _Run) -> dict[str, Any]:
     """Everything that the template prints."""
     selections = results.selections_of(run.records)
@@ -179,6 +203,7 @@ def _view(run: _Run) -> dict[str, Any]:
         "fold_environments": _fold_environments(run.records),
         "config_hash": ", ".join(config_hashes),
         "compute_seconds": sum(record.seconds for record in run.records),
+        "reproduce": _reproduce(run),
         "stale": len(run.records) != run.summary["folds_done"],
     }
 
@@ -196,7 +221,7 @@ def write_report(run_dir: Path) -> Path:
 
     Args:
         run_dir: folder with ``config.yaml``, ``environment.json``, ``summary.json``, ``predictions.csv`` and
-            ``folds/*.json``. Keys ``commit`` and ``command`` of the environment go into "How to reproduce".
+            ``folds/*.json``. ``commit``, ``store`` and ``command`` of the environment go into "How to reproduce".
 
     Returns:
         The report's path.
