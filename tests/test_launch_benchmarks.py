@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
+import statistics
 
 import pytest
 import torch
 from test_htnet_model import CASES, golden_config, load_golden, relative_error
 
 from htnet import HTNet, HTNetConfig
+from launch.benchmarks import end_to_end
 from launch.benchmarks.end_to_end import (
     BASELINE,
     PROVIDERS,
+    Measurement,
     append_csv,
     check_equal,
     environment,
@@ -34,18 +38,46 @@ def test_the_restatement_of_upstream_computes_the_golden_logits(case):
 
 
 @pytest.mark.slow
-def test_checked_providers_are_timed_in_turn_and_reported(tmp_path):
+def test_checked_providers_are_timed_in_pairs_with_upstream_and_no_more_than_two_processes_live(monkeypatch):
     names = [BASELINE, "torch engine, fp32", "DeepSpeed engine, bf16"]
+    alive, timed = [], end_to_end._timed_epoch
+
+    def watched(pipe):
+        alive.append(len(multiprocessing.active_children()))
+        return timed(pipe)
+
+    monkeypatch.setattr(end_to_end, "_timed_epoch", watched)
     measurements = measure(names, TINY, (8, 6), rounds=2, threads=1)
-    assert [len(m.seconds) for m in measurements] == [2, 2, 2]
+    assert [m.provider for m in measurements] == names
+    assert [len(m.seconds) for m in measurements] == [4, 2, 2]
     assert measurements[0].ratio == 1.0
-    out = tmp_path / "new" / "results.csv"
-    for _ in range(2):
-        append_csv(out, measurements, (8, 6), environment())
-    rows = list(csv.DictReader(out.open()))
-    assert [row["provider"] for row in rows] == [*names, *names]
-    assert rows[0]["batches"] == "8+6"
+    assert all(m.ratio == m.baseline / statistics.median(m.seconds) for m in measurements)
+    assert set(alive) == {2}
+    assert multiprocessing.active_children() == []
     assert table(measurements, environment()).row_count == 3
+
+
+@pytest.mark.slow
+def test_upstream_alone_can_be_timed():
+    (alone,) = measure([BASELINE], TINY, (8, 6), rounds=2, threads=1)
+    assert (len(alone.seconds), alone.ratio) == (2, 1.0)
+
+
+def test_results_are_appended_to_those_of_earlier_versions(tmp_path):
+    out = tmp_path / "new" / "results.csv"
+    measurement = Measurement(provider=BASELINE, seconds=(2.0, 4.0), cpu_share=0.9, baseline=6.0)
+    append_csv(out, [measurement], (8, 6), environment())
+    append_csv(out, [measurement], (8, 6), environment())
+    lines = out.read_bytes().splitlines()
+    assert len(lines) == 3
+    old = tmp_path / "old.csv"
+    old.write_bytes(b'provider,n,cpu\r\n"torch engine, fp32",5,"a, b"\r\n')
+    append_csv(old, [measurement], (8, 6), environment())
+    before, after = csv.DictReader(old.read_text().splitlines())
+    assert (before["provider"], before["n"], before["cpu"]) == ("torch engine, fp32", "5", "a, b")
+    assert before["median_s"] == before["upstream_beside_s"] == ""
+    assert (after["provider"], after["n"], after["median_s"]) == (BASELINE, "2", "3.0")
+    assert (after["ratio_to_upstream"], after["upstream_beside_s"], after["batches"]) == ("2.0", "6.0", "8+6")
 
 
 def test_every_provider_computes_what_upstream_does_and_another_is_not_timed():

@@ -5,10 +5,12 @@ steps of 256 and 180 samples, with the paper's network, Adam at 5e-5 and cross e
 time of a step does not depend on their values.
 
 How it is measured: every provider lives in a process of its own, because how a process keeps its memory is part of a
-provider (upstream's has the C library's defaults). All start from the same weights, and their logits, their loss in
-each step and their logits after the epoch must equal upstream's within ``TOLERANCES`` before anything is timed. Then
-rounds: each provider runs one epoch, in turn, so that what else the machine does hits all alike. Reported are median,
-n, minimum, maximum and interquartile range, and the ratio of medians to upstream's.
+provider (upstream's has the C library's defaults), and beside a new process with upstream's way, because more than two
+such processes at once take memory and huge pages from each other. Both start from the same weights, and the logits,
+the loss in each step and the logits after the epoch must equal upstream's within ``TOLERANCES`` before anything is
+timed. Then rounds: each of the two runs one epoch, the order changing from round to round, so that what else the
+machine does hits both alike. Reported are median, n, minimum, maximum and interquartile range, and the ratio of medians
+to upstream's in the same pair; upstream's own row has its epochs of all pairs.
 
 A provider is a way to train: an entry of ``PROVIDERS``, its name with a factory that takes the configuration and the
 weights (state dict of :class:`htnet.HTNet`) and returns a :class:`Provider`.
@@ -18,14 +20,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -42,7 +45,9 @@ from htnet.config import EngineConfig, HTNetConfig, TrainConfig
 from htnet.cpu import configure_cpu
 from htnet.engine import create_engine
 from htnet.model import HTNet
+from htnet.results import write_text_atomic
 from launch.benchmarks.upstream import UpstreamHTNet
+from launch.run_folder import checkout
 
 __all__ = ["PROVIDERS", "Measurement", "Provider", "check_equal", "first_epoch", "main", "measure"]
 
@@ -54,6 +59,8 @@ TOLERANCES: Final = {"fp32": 1e-3, "bf16": 5e-2}
 
 State = Mapping[str, Tensor]
 Batch = tuple[Tensor, Tensor]
+Epoch = tuple[float, float]
+"""Seconds of an epoch, and the CPU seconds that the process spent in it."""
 
 
 class Provider(Protocol):
@@ -139,8 +146,13 @@ class Measurement:
     seconds: tuple[float, ...]
     cpu_share: float
     """Share of its threads' time that the process had a CPU, smallest of the rounds; far below 1 beside other load."""
-    ratio: float
-    """Upstream's median divided by this one's."""
+    baseline: float
+    """Upstream's median beside this provider."""
+
+    @property
+    def ratio(self) -> float:
+        """Upstream's median divided by this one's."""
+        return self.baseline / statistics.median(self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
@@ -184,8 +196,8 @@ def check_equal(name: str, found: Mapping[str, Tensor], expected: Mapping[str, T
             raise RuntimeError(f"{name}: {quantity} is off by {error:.2e} (relative), more than {tolerance}")
 
 
-def timed_epoch(provider: Provider, batches: list[Batch]) -> tuple[float, float]:
-    """Seconds of one epoch, and the CPU seconds that the process spent in it."""
+def timed_epoch(provider: Provider, batches: list[Batch]) -> Epoch:
+    """Train one epoch and time it."""
     start, start_cpu = time.perf_counter(), time.process_time()
     for batch in batches:
         provider.train_step(*batch).item()  # reading the loss waits for the step
@@ -193,7 +205,7 @@ def timed_epoch(provider: Provider, batches: list[Batch]) -> tuple[float, float]
 
 
 def serve(name: str, config: HTNetConfig, sizes: tuple[int, ...], threads: int, pipe: Connection) -> None:
-    """Body of a provider's process: sends its first epoch, then a timed epoch for every True that it receives."""
+    """Body of a provider's process: sends its first epoch, then the times of an epoch for all that it receives."""
     if name != BASELINE:
         configure_cpu(threads)
     torch.set_num_threads(threads)
@@ -201,39 +213,79 @@ def serve(name: str, config: HTNetConfig, sizes: tuple[int, ...], threads: int, 
     provider = PROVIDERS[name](config, HTNet(config).state_dict())
     batches = make_batches(config, sizes)
     pipe.send({key: value.numpy() for key, value in first_epoch(provider, batches).items()})
-    while pipe.recv():
+    while True:
+        pipe.recv()
         pipe.send(timed_epoch(provider, batches))
+
+
+@contextmanager
+def served(name: str, config: HTNetConfig, sizes: tuple[int, ...], threads: int) -> Iterator[Connection]:
+    """A provider in a new process that runs :func:`serve`; it is gone, with its memory, when the block ends."""
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(name, config, sizes, threads, theirs), daemon=True)
+    process.start()
+    theirs.close()  # so that the end of the process is noticed
+    try:
+        yield pipe
+    finally:
+        process.kill()  # it has nothing to put in order
+        process.join()
 
 
 def measure(
     names: Sequence[str], config: HTNetConfig, sizes: tuple[int, ...], *, rounds: int, threads: int
 ) -> list[Measurement]:
-    """Check, then time ``rounds`` epochs of every provider, one of each in turn; the first is the baseline."""
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    expected: dict[str, Tensor] = {}
-    epochs: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for name in names:
-        pipes[name], theirs = context.Pipe()
-        context.Process(target=serve, args=(name, config, sizes, threads, theirs), daemon=True).start()
-        theirs.close()  # so that the end of the process is noticed
-        found = {key: torch.from_numpy(value) for key, value in pipes[name].recv().items()}
-        expected = expected or found
-        check_equal(name, found, expected)
-    for _ in range(rounds):
-        for name, pipe in pipes.items():
-            pipe.send(True)
-            epochs[name].append(pipe.recv())
-    for pipe in pipes.values():
-        pipe.send(False)
-    baseline = statistics.median(seconds for seconds, _ in epochs[names[0]])
-    return [_measurement(name, epochs[name], threads, baseline) for name in names]
+    """Check, then time ``rounds`` epochs of every provider beside as many of the baseline, the first name.
+
+    Raises:
+        RuntimeError: a provider does not compute what the baseline does.
+        EOFError: the process of a provider died.
+    """
+    settings = (config, sizes, threads)
+    base, *others = names
+    pairs = {name: _measure_pair(base, name, settings, rounds) for name in others}
+    baseline = [epoch for epochs, _ in pairs.values() for epoch in epochs]
+    if not others:
+        with served(base, *settings) as pipe:
+            _first_epoch(pipe)
+            baseline = [_timed_epoch(pipe) for _ in range(rounds)]
+    rows = [_measurement(base, baseline, threads, baseline)]
+    return rows + [_measurement(name, epochs, threads, beside) for name, (beside, epochs) in pairs.items()]
 
 
-def _measurement(name: str, epochs: list[tuple[float, float]], threads: int, baseline: float) -> Measurement:
-    seconds = tuple(wall for wall, _ in epochs)
-    share = min(cpu / wall / threads for wall, cpu in epochs)
-    return Measurement(provider=name, seconds=seconds, cpu_share=share, ratio=baseline / statistics.median(seconds))
+def _measure_pair(
+    base: str, name: str, settings: tuple[HTNetConfig, tuple[int, ...], int], rounds: int
+) -> tuple[list[Epoch], list[Epoch]]:
+    """Epochs of the baseline and of the provider beside it."""
+    with served(base, *settings) as first:
+        expected = _first_epoch(first)
+        with served(name, *settings) as second:
+            check_equal(name, _first_epoch(second), expected)
+            epochs: dict[Connection, list[Epoch]] = {first: [], second: []}
+            for number in range(rounds):
+                for pipe in (first, second) if number % 2 else (second, first):
+                    epochs[pipe].append(_timed_epoch(pipe))
+    return epochs[first], epochs[second]
+
+
+def _first_epoch(pipe: Connection) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(value) for key, value in pipe.recv().items()}
+
+
+def _timed_epoch(pipe: Connection) -> Epoch:
+    pipe.send("an epoch, please")
+    seconds, cpu = pipe.recv()
+    return seconds, cpu
+
+
+def _measurement(name: str, epochs: list[Epoch], threads: int, baseline: list[Epoch]) -> Measurement:
+    return Measurement(
+        provider=name,
+        seconds=tuple(wall for wall, _ in epochs),
+        cpu_share=min(cpu / wall / threads for wall, cpu in epochs),
+        baseline=statistics.median(wall for wall, _ in baseline),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,11 +309,10 @@ def environment() -> Environment:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     fields = {key.strip(): value.strip() for key, value in fields.items()}
-    root = Path(__file__).parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+    git = checkout()
     return Environment(
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        commit=git.stdout.strip() or "unknown",
+        commit=git["commit"][:7] + "-dirty" * git["modified"] if git else "unknown",
         cpu=f"{fields.get('model name', platform.machine())} (family {fields.get('cpu family', '?')}, "
         f"model {fields.get('model', '?')})",
         cores=os.cpu_count() or 0,
@@ -274,7 +325,7 @@ def environment() -> Environment:
 
 
 def append_csv(path: Path, measurements: list[Measurement], sizes: Sequence[int], where: Environment) -> None:
-    """Append a row per measurement, with a header where the file is new."""
+    """Append a row per measurement; rows from before a column existed have nothing in it."""
     rows = []
     for measurement in measurements:
         low, high = measurement.quartiles
@@ -291,15 +342,17 @@ def append_csv(path: Path, measurements: list[Measurement], sizes: Sequence[int]
                 "least_cpu_share": round(measurement.cpu_share, 3),
                 "ratio_to_upstream": round(measurement.ratio, 3),
                 **asdict(where),
+                "upstream_beside_s": round(measurement.baseline, 4),
             }
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    before = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+    columns = list(dict.fromkeys([*(before[0] if before else ()), *rows[0]]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=columns)
+    writer.writeheader()
+    writer.writerows([*before, *rows])
+    write_text_atomic(path, text.getvalue())
 
 
 def table(measurements: list[Measurement], where: Environment) -> Table:
