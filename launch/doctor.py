@@ -12,6 +12,7 @@ from rich.table import Table
 
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL
 from launch.run_folder import PACKAGES, cpu_name, package_version
+from launch.scheduler import ray_cluster, usable_cpus
 
 
 def doctor(console: Console) -> int:
@@ -47,7 +48,7 @@ def machine_facts() -> dict[str, str]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
     return {
-        "processor": f"{cpu_name()}, {os.cpu_count()} CPUs",
+        "processor": f"{cpu_name()}, {os.cpu_count()} CPUs, {usable_cpus()} of them usable here",
         "bf16 on the CPU": "AVX512-BF16" if "avx512_bf16" in flags else "emulated: engine.precision=fp32 is faster",
         "system": platform.platform(),
         "python": sys.version.split()[0],
@@ -99,7 +100,6 @@ def _deepspeed() -> str:
 
 def _ray() -> str:
     from htnet.config import ResourcesConfig
-    from launch.scheduler import ray_cluster
 
     with ray_cluster(None, ResourcesConfig()) as ray:
         resources = ray.cluster_resources()

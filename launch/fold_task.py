@@ -13,13 +13,16 @@ import os
 import platform
 import time
 import traceback
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from htnet.config import Config
+from htnet.config_io import config_hash, load_config
 from htnet.cpu import configure_cpu
+from htnet.data.store import open_store
 from htnet.data.types import Fold
 from htnet.errors import HTNetError, InputError, NonFiniteLossError
 from htnet.results import FoldRecord, RecordedSample, Validation
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from htnet.engine import Engine
 
 PROGRESS_SECONDS = 1.0
+CHECKPOINT_FORMAT = 2
+"""Since queries and keys of one-token blocks have no optimizer state; earlier checkpoints have no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,12 @@ class FoldSpec:
     run_dir: Path
     config_hash: str
     attempt: int
+    submission: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Names what only one worker writes: two drivers, or a stalled worker and its successor, never share it."""
+
+    def again(self) -> FoldSpec:
+        """The spec of the next attempt."""
+        return replace(self, attempt=self.attempt + 1, submission=uuid.uuid4().hex)
 
     @property
     def record_path(self) -> Path:
@@ -53,7 +64,7 @@ class FoldSpec:
 
     @property
     def progress_path(self) -> Path:
-        return self.run_dir / "progress" / f"{self.fold.name}.json"
+        return self.run_dir / "progress" / f"{self.fold.name}.{self.submission}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +83,11 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
     start = time.monotonic()
     try:
         if spec.record_path.exists():
-            return FoldOutcome(fold=spec.fold.subject, seconds=0.0)
+            return _done_before(spec)
+        check_node(spec)
         os.environ.pop("HTNET_ATTENTION", None)  # the driver took it into the configuration; a node's own has no say
         configure_cpu(spec.config.engine.threads)
-        _Progress(spec).write(0, force=True)  # from here on the watchdog knows that the fold has started
+        _Progress(spec, start=0).write(0, force=True)  # from here on the watchdog knows that the fold has started
         training = FoldTraining(spec)
         resumed = training.epoch
         try:
@@ -84,6 +96,8 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
             training.engine.close()
         return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, resumed_epoch=resumed)
     except Exception as error:  # whatever one fold dies of, the others go on and the summary names it
+        if spec.record_path.exists():  # another driver's worker was faster and has tidied up
+            return _done_before(spec)
         known = isinstance(error, HTNetError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         return FoldOutcome(
@@ -92,6 +106,31 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
             reason=" ".join(reason.split()),
             traceback=None if known else traceback.format_exc(),
         )
+
+
+def _done_before(spec: FoldSpec) -> FoldOutcome:
+    return FoldOutcome(fold=spec.fold.subject, seconds=0.0, resumed_epoch=spec.config.train.epochs)
+
+
+def check_node(spec: FoldSpec) -> None:
+    """Make sure that this node sees the store and the run's folder that the driver sees, before anything is written.
+
+    Raises:
+        InputError: it does not; names the node, the place and the rule.
+    """
+    node, rule = f"node {platform.node()}", "must lie on storage that all nodes share"
+    try:
+        digest = open_store(Path(spec.config.data.store)).digest
+    except InputError as error:
+        raise InputError(f"{node}: {error}; the store {rule}") from None
+    if config_hash(spec.config, digest) != spec.config_hash:
+        raise InputError(f"{node}: {spec.config.data.store}: not the store of this run; the store {rule}")
+    try:
+        seen = config_hash(load_config(spec.run_dir / "config.yaml"), digest)
+    except InputError as error:
+        raise InputError(f"{node}: {error}; the run's folder {rule}") from None
+    if seen != spec.config_hash:
+        raise InputError(f"{node}: {spec.run_dir}: holds another run; the run's folder {rule}")
 
 
 def fold_seed(seed: int, fold: str) -> int:
@@ -108,9 +147,8 @@ class FoldTraining:
         self.started = time.monotonic()  # before the imports, which are part of a fold's price
         import torch
 
-        from dali_pipelines import EpochSampler, FlowStream, fit_transform, load_set
+        from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, load_set
         from htnet.data.loso import validation_subjects
-        from htnet.data.store import open_store
         from htnet.engine import class_weights, create_engine, resolve_device
         from htnet.model import HTNet
 
@@ -131,8 +169,15 @@ class FoldTraining:
         self.validation = load_set(self.store, self.validation_rows, data=config.data, **shared) if inner else None
         self.stream = FlowStream(
             self.store,
-            EpochSampler(rows=train_rows, batch_size=config.train.batch_size, seed=seed, shuffle=config.data.shuffle),
-            crop=config.data.crop,
+            EpochSampler(
+                rows=train_rows,
+                batch_size=config.train.batch_size,
+                seed=seed,
+                shuffle=config.data.shuffle,
+                groups=balance_groups(self.store, train_rows, config.data.balance),
+            ),
+            data=config.data,
+            num_classes=config.model.num_classes,
             state=None if checkpoint is None else bytes(checkpoint["dali"].numpy().tobytes()),
             **shared,
         )
@@ -153,7 +198,7 @@ class FoldTraining:
         """Train what is left and publish the record."""
         config = self.spec.config
         every = config.resources.checkpoint_every
-        progress = _Progress(self.spec)
+        progress = _Progress(self.spec, start=self.epoch)
         progress.write(self.epoch, force=True)
         while self.epoch < config.train.epochs:
             self.train_loss.append(self._train_epoch())
@@ -165,8 +210,14 @@ class FoldTraining:
             if every and self.epoch % every == 0 and self.epoch < config.train.epochs:
                 self._write_checkpoint()
         self._write_record()
-        checkpoint = self.spec.checkpoint_path
-        for path in (self.spec.progress_path, checkpoint, *checkpoint.parent.glob(f".{checkpoint.name}.*.tmp")):
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        """Remove what only an unfinished fold needs, of workers that died, too."""
+        name, checkpoint = self.spec.fold.name, self.spec.checkpoint_path
+        partial = checkpoint.parent.glob(f".{checkpoint.name}.*.tmp")
+        progress = self.spec.progress_path.parent
+        for path in (checkpoint, *partial, *progress.glob(f"{name}.*.json"), *progress.glob(f".{name}.*.tmp")):
             path.unlink(missing_ok=True)
 
     def _train_epoch(self) -> float:
@@ -242,6 +293,7 @@ class FoldTraining:
 
         path = self.spec.checkpoint_path
         state = {
+            "format": CHECKPOINT_FORMAT,
             "config_hash": self.spec.config_hash,
             "epoch": self.epoch,
             "train_loss": self.train_loss,
@@ -253,8 +305,7 @@ class FoldTraining:
             "rng": {"cpu": torch.get_rng_state(), "cuda": _cuda_rng(self.device)},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        # the attempt is in the name: a stalled worker and its successor never write the same file
-        temporary = path.with_name(f".{path.name}.{self.spec.attempt}.tmp")
+        temporary = path.with_name(f".{path.name}.{self.spec.submission}.tmp")
         with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
@@ -275,6 +326,8 @@ class FoldTraining:
             ) from None
         if not isinstance(state, dict) or "config_hash" not in state:
             raise InputError(f"{path}: not a checkpoint of htnet; delete it to start the fold again")
+        if state.get("format") != CHECKPOINT_FORMAT:
+            raise InputError(f"{path}: written by another version of htnet; delete it to start the fold again")
         if state["config_hash"] != self.spec.config_hash:
             raise InputError(
                 f"{path}: the checkpoint belongs to another configuration; delete it to start the fold again"
@@ -296,10 +349,10 @@ class FoldTraining:
 
 
 class _Progress:
-    """Tells the driver how far a fold is, at most once a second."""
+    """Tells the driver how far a fold is, at most once a second, and at which epoch this worker took it up."""
 
-    def __init__(self, spec: FoldSpec) -> None:
-        self._path, self._attempt, self._epochs = spec.progress_path, spec.attempt, spec.config.train.epochs
+    def __init__(self, spec: FoldSpec, *, start: int) -> None:
+        self._path, self._start, self._epochs = spec.progress_path, start, spec.config.train.epochs
         self._last = 0.0
         self._path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -307,9 +360,9 @@ class _Progress:
         if not force and time.monotonic() - self._last < PROGRESS_SECONDS:
             return
         self._last = time.monotonic()
-        temporary = self._path.with_name(f".{self._path.name}.{self._attempt}.tmp")
+        temporary = self._path.with_name(f".{self._path.name}.tmp")
         temporary.write_text(
-            json.dumps({"attempt": self._attempt, "epoch": epoch, "epochs": self._epochs}), encoding="utf-8"
+            json.dumps({"epoch": epoch, "start": self._start, "epochs": self._epochs}), encoding="utf-8"
         )
         temporary.replace(self._path)
 

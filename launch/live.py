@@ -29,8 +29,8 @@ class LiveBoard:
         self._console = console
         self._total, self._epochs, self._num_classes = total, epochs, num_classes
         self._records = list(done)
-        self._done_before = len(done)
         self._failed = 0
+        self._trained = 0  # epochs of finished folds, without those that a checkpoint held
         self._flights: Sequence[Flight] = ()
         self._start = time.monotonic()
         self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._render)
@@ -53,6 +53,8 @@ class LiveBoard:
     def finished(self, outcome: FoldOutcome, records: Sequence[FoldRecord]) -> None:
         """Take note of a fold's end; in a log file this is a line."""
         self._records = list(records)
+        if outcome.reason is None:
+            self._trained += self._epochs - outcome.resumed_epoch
         if outcome.reason is not None:
             self._failed += 1
             self._console.print(
@@ -85,14 +87,14 @@ class LiveBoard:
         return metrics.scores(labels, guesses, self._num_classes).uf1
 
     def _remaining(self) -> str:
-        """Time to the end at the pace so far, in epochs of all folds."""
-        ended = len(self._records) - self._done_before + self._failed
-        flying = sum(max(0, flight.epoch) for flight in self._flights)
-        epochs = ended * self._epochs + flying
-        if not epochs:
+        """Time to the end at the pace so far, in epochs of all folds; what a checkpoint held was no work."""
+        running = [flight for flight in self._flights if flight.epoch >= 0]
+        trained = self._trained + sum(flight.epoch - flight.start for flight in running)
+        open_folds = self._total - len(self._records) - self._failed
+        left = max(0, open_folds * self._epochs - sum(flight.epoch for flight in running))
+        if left and not trained:
             return "?"
-        left = max(0, (self._total - self._done_before) * self._epochs - epochs)
-        seconds = round((time.monotonic() - self._start) * left / epochs)
+        seconds = round((time.monotonic() - self._start) * left / max(1, trained))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
     def _render(self) -> Group:

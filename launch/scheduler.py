@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from htnet.config import ResourcesConfig
-from htnet.errors import InputError, StartError
+from htnet.errors import HTNetError, InputError, StartError
 from launch.fold_task import FoldOutcome, FoldSpec, run_fold
 
 POLL_SECONDS = 0.5
+CONNECT_SECONDS = 10.0
 FOLDS_PER_PROCESS = {"gpu": 1, "cpu": 16}
 """A fresh process for every fold surely frees its GPU memory; on a CPU the imports (5 s) are worth sharing."""
 # a dead node with an open connection is noticed in half a minute instead of seven
 _KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
+# harmless calls that a Ray answers before anything else, if it knows who asks
+_CALLS = {"head": "/ray.rpc.NodeInfoGcsService/CheckAlive", "client server": "/ray.rpc.RayletDriver/ClusterInfo"}
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
 
 
@@ -29,27 +34,27 @@ def ray_cluster(address: str | None, resources: ResourcesConfig) -> Iterator[Any
     """Ray on this machine (``address`` None) or a running cluster; checks that a fold fits.
 
     Our packages travel to a cluster's nodes; what they depend on has to be installed there.
+
+    Raises:
+        InputError: no cluster answers at the address or it refuses us, or no node of it can hold a fold.
+        StartError: Ray did not start on this machine.
     """
     for name, value in (*_KEEPALIVE.items(), *_QUIET.items()):
         os.environ.setdefault(name, value)
-    import ray
-
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address is None:
-        options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+        options |= {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False}
     else:
+        _approach(address)
         root = Path(__file__).resolve().parent.parent
         packages = [str(root / name) for name in ("htnet", "kernels", "dali_pipelines", "launch")]
         options |= {"address": address, "runtime_env": {"py_modules": packages}}
+    import ray
+
     try:
         ray.init(**options)
     except Exception as error:  # ray.init raises many kinds, a bare Exception among them
-        reason = " ".join(str(error).split())[:200]
-        if address is None:
-            raise StartError(f"Ray did not start on this machine: {reason}; try again when it is less busy") from error
-        if "token" in reason.lower():
-            reason += "; set RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN here"
-        raise InputError(f"--address {address}: no Ray cluster answers there: {reason}") from None
+        raise _not_connected(address, error) from error
     try:
         _check_fits(ray, resources)
         yield ray
@@ -57,13 +62,106 @@ def ray_cluster(address: str | None, resources: ResourcesConfig) -> Iterator[Any
         ray.shutdown()
 
 
+def _approach(address: str) -> None:
+    """Before Ray tries for half a minute: does anything listen there, and does it ask for a token?
+
+    With an explicit address Ray shows a token only if RAY_AUTH_MODE says so, even where it knows one. Names such as
+    "auto" are left to Ray.
+    """
+    where = address.removeprefix("ray://")
+    call = _CALLS["head" if where == address else "client server"]
+    host, colon, port = where.rpartition(":")
+    if not (colon and host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there: {error}") from None
+    if _turns_away(where, call, token=None):
+        place, token = _known_token()
+        if token is None:
+            raise InputError(
+                f"--address {address}: the cluster asks for a token: set RAY_AUTH_TOKEN to the one that its head was "
+                "started with, or put it into ~/.ray/auth_token"
+            )
+        if _turns_away(where, call, token):
+            raise InputError(f"--address {address}: the cluster asks for a token, and that of {place} is not its own")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _known_token() -> tuple[str, str | None]:
+    """Where Ray looks for its token, and the token: variable, named file, own file; None where there is none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN", token
+    place = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        return str(place), place.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return str(place), None
+
+
+def _turns_away(where: str, call: str, token: str | None) -> bool:
+    """Whether the Ray at ``where`` refuses a call with this token, or without any, as not authenticated."""
+    import grpc  # type: ignore[import-untyped] # published without type information
+
+    shown = [] if token is None else [("authorization", f"Bearer {token}")]
+    with grpc.insecure_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(call)(b"", timeout=CONNECT_SECONDS, metadata=shown)
+        except grpc.RpcError as error:
+            return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False
+
+
+def _not_connected(address: str | None, error: Exception) -> HTNetError:
+    reason = " ".join(str(error).split())[:200]
+    if address is None:
+        return StartError(f"Ray did not start on this machine: {reason}; try again when it is less busy")
+    return InputError(f"--address {address}: no Ray cluster answers there: {reason}")
+
+
+def usable_cpus(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """CPUs that this process may use: its affinity, and the quotas of its control group (v2) and those around it."""
+    cpus = float(len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError):
+        entries = [line for line in own.read_text(encoding="utf-8").splitlines() if line.startswith("0::")]
+        group = cgroups / entries[0].removeprefix("0::").lstrip("/") if entries else cgroups
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(cgroups):
+                cpus = min(cpus, _quota(folder / "cpu.max"))
+    return max(1, int(cpus))
+
+
+def _quota(path: Path) -> float:
+    """CPUs that a ``cpu.max`` ("max 100000" or "150000 100000") allows."""
+    try:
+        quota, period = path.read_text(encoding="utf-8").split()
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no such file; "max"
+        return float("inf")
+
+
 def _check_fits(ray: Any, resources: ResourcesConfig) -> None:
+    """Refuse folds that would wait for ever: a fold runs on one node."""
+    needs = {"CPU": resources.cpus_per_fold, "GPU": resources.gpus_per_fold}
     total = ray.cluster_resources()
-    for key, needed, name in (("CPU", resources.cpus_per_fold, "cpus"), ("GPU", resources.gpus_per_fold, "gpus")):
+    for key, needed in needs.items():
         if needed > total.get(key, 0):
             raise InputError(
-                f"resources.{name}_per_fold={needed:g}: the cluster has {total.get(key, 0):g} {key}(s): no fold can run"
+                f"{_name(key)}={needed:g}: the cluster has {total.get(key, 0):g} {key}(s): no fold can run"
             )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for key, needed in needs.items():
+        largest = max((node.get(key, 0) for node in nodes), default=0)
+        if needed > largest:
+            raise InputError(f"{_name(key)}={needed:g}: no node has more than {largest:g} {key}(s): no fold can run")
+    if not any(all(needed <= node.get(key, 0) for key, needed in needs.items()) for node in nodes):
+        asked = ", ".join(f"{_name(key)}={needed:g}" for key, needed in needs.items())
+        raise InputError(f"{asked}: no single node has as many of both: no fold can run")
+
+
+def _name(resource: str) -> str:
+    return f"resources.{resource.lower()}s_per_fold"
 
 
 @dataclass(kw_only=True)
@@ -73,6 +171,9 @@ class Flight:
     spec: FoldSpec
     moved: float
     epoch: int = -1
+    """Finished epochs; -1 while the fold waits for a place."""
+    start: int = 0
+    """Epochs that the worker found done in a checkpoint."""
 
 
 @dataclass(kw_only=True)
@@ -91,24 +192,23 @@ class Scheduler:
     flights: dict[Any, Flight] = field(default_factory=dict)
 
     def run(self, specs: Sequence[FoldSpec]) -> None:
-        """Submit, wait, resubmit; returns when every fold has an outcome."""
+        """Submit, wait, resubmit; returns when every fold has an outcome.
+
+        An interrupt leaves folds in flight: they end when Ray is shut down, as :func:`ray_cluster` does. Cancelled
+        by force just before, some make Ray 2.60 abort this process (a failed check in its task_manager.cc).
+        """
         remote = self._remote()
         waiting = deque(specs)
         limit = self.resources.max_parallel_folds or len(waiting)
-        try:
-            while waiting or self.flights:
-                while waiting and len(self.flights) < limit:
-                    spec = waiting.popleft()
-                    self.flights[remote.remote(spec)] = Flight(spec=spec, moved=time.monotonic())
-                done, _ = self.ray.wait(list(self.flights), num_returns=1, timeout=POLL_SECONDS)
-                for ref in done:
-                    waiting.extendleft(self._collect(ref))
-                waiting.extendleft(self._watch())
-                self.on_poll(list(self.flights.values()))
-        except BaseException:
-            for ref in self.flights:
-                self.ray.cancel(ref, force=True)
-            raise
+        while waiting or self.flights:
+            while waiting and len(self.flights) < limit:
+                spec = waiting.popleft()
+                self.flights[remote.remote(spec)] = Flight(spec=spec, moved=time.monotonic())
+            done, _ = self.ray.wait(list(self.flights), num_returns=1, timeout=POLL_SECONDS)
+            for ref in done:
+                waiting.extendleft(self._collect(ref))
+            waiting.extendleft(self._watch())
+            self.on_poll(list(self.flights.values()))
 
     def _remote(self) -> Any:
         # built once from the configuration, because max_calls cannot be given later through .options;
@@ -136,8 +236,8 @@ class Scheduler:
             progress = read_progress(flight.spec)
             if progress is None:
                 flight.moved = time.monotonic()  # queued: Ray has not started it yet
-            elif progress != flight.epoch:
-                flight.epoch, flight.moved = progress, time.monotonic()
+            elif progress.epoch != flight.epoch:
+                flight.epoch, flight.start, flight.moved = progress.epoch, progress.start, time.monotonic()
             elif self.resources.stall_minutes and time.monotonic() - flight.moved > 60 * self.resources.stall_minutes:
                 self.ray.cancel(ref, force=True)
                 del self.flights[ref]
@@ -151,7 +251,7 @@ class Scheduler:
             self.on_finish(FoldOutcome(fold=spec.fold.subject, seconds=0.0, reason=reason))
             return []
         self.on_event("fold_again", fold=spec.fold.subject, attempt=spec.attempt, reason=reason)
-        return [replace(spec, attempt=spec.attempt + 1)]
+        return [spec.again()]
 
 
 def _describe(error: Exception) -> str:
@@ -161,10 +261,18 @@ def _describe(error: Exception) -> str:
     return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
 
 
-def read_progress(spec: FoldSpec) -> int | None:
-    """Finished epochs of the spec's current attempt; None while it has not started."""
+@dataclass(frozen=True)
+class Progress:
+    """Finished epochs of a fold, and how many of them its worker found done."""
+
+    epoch: int
+    start: int
+
+
+def read_progress(spec: FoldSpec) -> Progress | None:
+    """How far the spec's submission is; None while it has not started."""
     try:
         state = json.loads(spec.progress_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return int(state["epoch"]) if state.get("attempt") == spec.attempt else None
+    return Progress(epoch=int(state["epoch"]), start=int(state["start"]))

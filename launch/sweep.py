@@ -46,7 +46,12 @@ class _Sweep:
     def finish(self, outcome: FoldOutcome) -> None:
         if outcome.reason is None:
             path = self.run.folds / f"{outcome.fold.replace('/', '__')}.json"
-            self.records[outcome.fold] = FoldRecord.read(path)
+            try:
+                self.records[outcome.fold] = FoldRecord.read(path)
+            except InputError as error:
+                reason = f"its worker says that it is done, but {error}; RUN must lie on storage that all nodes share"
+                outcome = replace(outcome, reason=reason)
+        if outcome.reason is None:
             self.run.event(
                 "fold_done", fold=outcome.fold, seconds=round(outcome.seconds, 2), resumed_epoch=outcome.resumed_epoch
             )
@@ -65,13 +70,10 @@ def sweep(config: Config, out: Path, address: str | None, console: Console) -> i
         total = len(records.keys() | {fold.subject for fold in folds})  # data.subjects may have been wider before
         todo = [fold for fold in folds if fold.subject not in records]
         run.event("sweep_started", folds=total, done=len(records))
+        if run.unlocked is not None:
+            _say(console, f"{out}: no lock there ({run.unlocked}): nothing keeps a second driver of this run away")
         if records and todo:
-            console.print(
-                f"{out}: {len(records)} of {total} folds are done already; going on with the rest",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            _say(console, f"{out}: {len(records)} of {total} folds are done already; going on with the rest")
         failed, interrupted = _run_folds(config, run, todo, records, address, console)
         if interrupted:
             records = existing_records(run)  # a fold may have ended between the last look and the signal
@@ -96,6 +98,11 @@ def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
     if config.model.in_channels != 3:
         raise InputError(
             f"model.in_channels: flow input has 3 channels (flow_u, flow_v, strain), got {config.model.in_channels}"
+        )
+    if config.resources.gpus_per_fold > 1:
+        raise InputError(
+            f"resources.gpus_per_fold={config.resources.gpus_per_fold:g}: a fold trains on one device; set 1, or 1/k "
+            "for k folds on a GPU"
         )
     if config.engine.device == "cuda" and config.resources.gpus_per_fold == 0:
         raise InputError("engine.device=cuda needs resources.gpus_per_fold > 0 (1, or 1/k for k folds on a GPU)")
@@ -194,10 +201,13 @@ def finish_run(
     if records:
         console.print(summary_table(summary))
     for item in summary["folds_failed"]:
-        console.print(
-            f"failed: {item['fold']}: {item['reason']}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"failed: {item['fold']}: {item['reason']}", style="red")
+    _say(console, f"report: {report}")
+
+
+def _say(console: Console, line: str, style: str | None = None) -> None:
+    """Print one line as it is, however narrow the terminal."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def plan(config: Config, out: Path) -> list[str]:

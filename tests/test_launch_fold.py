@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,13 +17,13 @@ import torch
 from conftest import ROOT, random_samples
 
 from htnet.config import Config
-from htnet.config_io import config_hash
+from htnet.config_io import config_hash, dump_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store import open_store, write_store
 from htnet.results import FoldRecord
 from launch import fold_task
 from launch.fold_task import FoldSpec, FoldTraining, fold_seed, run_fold
-from launch.scheduler import read_progress
+from launch.scheduler import Progress, read_progress
 
 KILLED = 137
 
@@ -48,6 +49,8 @@ def make_spec(tiny_config, tmp_path):
         if store is not None:
             config = replace(config, data=replace(config.data, store=str(store.path)))
         opened = open_store(Path(config.data.store))
+        (tmp_path / run).mkdir(exist_ok=True)
+        (tmp_path / run / "config.yaml").write_text(dump_config(config))  # as the driver does
         return FoldSpec(
             config=config,
             fold=loso_folds(opened)[number],
@@ -112,7 +115,7 @@ def test_a_fold_leaves_a_valid_record_and_nothing_else(make_spec):
     assert record.seconds > 0
     assert {"host", "device", "threads", "name", "precision", "versions"} <= set(record.environment)
     assert set(record.environment["versions"]) == {"torch", "deepspeed", "ray", "dali"}
-    assert files_in(spec.run_dir) == ["folds/casme2__sub01.json"]
+    assert files_in(spec.run_dir) == ["config.yaml", "folds/casme2__sub01.json"]
 
 
 def test_training_learns_what_there_is_to_learn(make_spec):
@@ -128,7 +131,7 @@ def test_a_fold_with_a_record_is_done(make_spec, monkeypatch):
     before = spec.record_path.read_bytes()
     monkeypatch.setattr(fold_task, "FoldTraining", None)  # calling it would fail
     again = run_fold(replace(spec, attempt=2))
-    assert (again.reason, again.seconds) == (None, 0.0)
+    assert (again.reason, again.seconds, again.resumed_epoch) == (None, 0.0, 5)
     assert spec.record_path.read_bytes() == before
 
 
@@ -154,7 +157,7 @@ def test_an_interrupted_fold_gives_the_record_of_an_undisturbed_one(make_spec, d
     assert (outcome.reason, outcome.resumed_epoch) == (None, 2)
     assert comparable(spec) == undisturbed
     assert FoldRecord.read(spec.record_path).attempts == 2
-    assert files_in(spec.run_dir) == ["folds/casme2__sub01.json"]
+    assert files_in(spec.run_dir) == ["config.yaml", "folds/casme2__sub01.json"]
 
 
 def test_a_fold_interrupted_again_and_again_still_gives_the_same_record(make_spec, monkeypatch):
@@ -245,7 +248,7 @@ def test_a_death_while_a_checkpoint_is_written_leaves_the_one_before(make_spec, 
     outcome = run_fold(replace(spec, attempt=2))
     assert (outcome.reason, outcome.resumed_epoch) == (None, 2)
     assert comparable(spec) == undisturbed
-    assert files_in(spec.run_dir) == ["folds/casme2__sub01.json"]
+    assert files_in(spec.run_dir) == ["config.yaml", "folds/casme2__sub01.json"]
 
 
 def test_a_fold_does_not_depend_on_what_its_process_did_before(make_spec):
@@ -336,14 +339,20 @@ def test_a_checkpoint_is_no_way_to_run_code(make_spec, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_checkpoint_of_another_configuration_is_refused(make_spec, die_in_epoch):
+def test_the_checkpoint_of_another_configuration_or_version_is_refused(make_spec, die_in_epoch):
     spec = make_spec(resources={"checkpoint_every": 2})
-    die_in_epoch(3)
-    run_fold(spec)
-    outcome = run_fold(replace(spec, config_hash="another"))
-    assert outcome.reason == (
-        f"{spec.checkpoint_path}: the checkpoint belongs to another configuration; delete it to start the fold again"
-    )
+    for key, value, rule in (
+        ("config_hash", "another", "the checkpoint belongs to another configuration"),
+        ("format", 1, "written by another version of htnet"),
+    ):
+        die_in_epoch(3)
+        run_fold(spec)
+        state = torch.load(spec.checkpoint_path, weights_only=True)
+        torch.save(state | {key: value}, spec.checkpoint_path)
+        outcome = run_fold(spec)
+        assert outcome.reason == f"{spec.checkpoint_path}: {rule}; delete it to start the fold again"
+        assert not spec.record_path.exists()
+        spec.checkpoint_path.unlink()
 
 
 def test_validation_subjects_are_kept_out_of_training_and_their_predictions_are_kept(make_spec):
@@ -381,24 +390,94 @@ def test_progress_tells_the_watchdog_from_the_first_moment_how_far_a_fold_is(mak
     monkeypatch.setattr(FoldTraining, "_train_epoch", watched_train)
     assert read_progress(spec) is None
     run_fold(spec)
-    assert seen == [0, 0, 1, 2, 3, 4]
+    assert seen == [Progress(epoch=epoch, start=0) for epoch in (0, 0, 1, 2, 3, 4)]
     assert read_progress(spec) is None
 
 
-def test_progress_of_an_earlier_attempt_is_not_taken_for_this_one(make_spec):
-    spec = make_spec(attempt=2)
-    spec.progress_path.parent.mkdir(parents=True)
-    spec.progress_path.write_text(json.dumps({"attempt": 1, "epoch": 4, "epochs": 5}))
-    assert read_progress(spec) is None
-    assert read_progress(replace(spec, attempt=1)) == 4
-    spec.progress_path.write_text('{"attempt": 2, "ep')
-    assert read_progress(spec) is None
+def test_progress_says_which_epochs_a_checkpoint_held(make_spec, die_in_epoch, monkeypatch):
+    spec = make_spec(resources={"checkpoint_every": 2})
+    die_in_epoch(5)
+    run_fold(spec)
+    seen, train = [], FoldTraining._train_epoch
+
+    def watched(self):
+        seen.append(read_progress(spec))
+        return train(self)
+
+    monkeypatch.setattr(FoldTraining, "_train_epoch", watched)
+    assert run_fold(spec).resumed_epoch == 4
+    assert seen == [Progress(epoch=4, start=4)]
 
 
-def test_a_store_that_vanished_is_a_reason(make_spec):
+def test_two_submissions_of_a_fold_never_write_the_same_file(make_spec, monkeypatch):
+    one = make_spec()
+    other = make_spec()  # of a second driver: the same attempt
+    third = one.again()
+    assert third.attempt == 2
+    assert len({spec.progress_path for spec in (one, other, third)}) == 3
+    one.progress_path.parent.mkdir(parents=True)
+    one.progress_path.write_text(json.dumps({"epoch": 4, "start": 0, "epochs": 5}))
+    assert read_progress(other) is None
+    assert read_progress(one) == Progress(epoch=4, start=0)
+    one.progress_path.write_text('{"epoch": 2, "ep')
+    assert read_progress(one) is None
+    # checkpoints are written beside their place, under a name that only one of them uses
+    written, save = [], torch.save
+
+    def watched(state, file):
+        written.append(Path(file.name).name)
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", watched)
+    for spec in (one, other):
+        FoldTraining(spec)._write_checkpoint()
+    assert len(set(written)) == 2
+    assert run_fold(third).resumed_epoch == 0
+    assert files_in(one.run_dir) == ["config.yaml", "folds/casme2__sub01.json"]
+
+
+def test_a_fold_that_another_driver_finished_meanwhile_is_done(make_spec, monkeypatch):
+    run = FoldTraining.run
+
+    def overtaken(self):
+        run(self)
+        raise FileNotFoundError("the other driver's worker has tidied up")
+
+    monkeypatch.setattr(FoldTraining, "run", overtaken)
+    outcome = run_fold(make_spec())
+    assert (outcome.reason, outcome.resumed_epoch) == (None, 5)  # nothing was trained here
+
+
+def test_a_node_that_does_not_see_the_store_says_so(make_spec, tmp_path):
     spec = make_spec()
-    gone = replace(spec, config=replace(spec.config, data=replace(spec.config.data, store="nowhere")))
-    assert run_fold(gone).reason == "nowhere: no such store; make it with htnet prepare"
+
+    def with_store(place) -> FoldSpec:
+        return replace(spec, config=replace(spec.config, data=replace(spec.config.data, store=str(place))))
+
+    shared = "the store must lie on storage that all nodes share"
+    reason = run_fold(with_store("nowhere")).reason
+    assert reason == f"node {platform.node()}: nowhere: no such store; make it with htnet prepare; {shared}"
+    other = write_store(tmp_path / "other", random_samples(subjects=4), {}).path
+    assert run_fold(with_store(other)).reason == (
+        f"node {platform.node()}: {other}: not the store of this run; {shared}"
+    )
+    assert files_in(spec.run_dir) == ["config.yaml"]
+
+
+def test_a_node_that_does_not_see_the_runs_folder_writes_nothing_and_says_so(make_spec, tmp_path):
+    spec = make_spec()
+    shared = "the run's folder must lie on storage that all nodes share"
+    elsewhere = tmp_path / "not" / "mounted"
+    outcome = run_fold(replace(spec, run_dir=elsewhere))
+    assert outcome.reason == (
+        f"node {platform.node()}: {elsewhere / 'config.yaml'}: no such configuration file; {shared}"
+    )
+    assert outcome.traceback is None
+    assert not elsewhere.parent.exists()
+    other = make_spec(run="another", train={"epochs": 9})
+    assert run_fold(replace(spec, run_dir=other.run_dir)).reason == (
+        f"node {platform.node()}: {other.run_dir}: holds another run; {shared}"
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray as installed_ray
@@ -30,8 +35,8 @@ from htnet.results import FoldRecord
 from launch.cli import main
 from launch.fold_task import FoldOutcome, FoldSpec
 from launch.live import LiveBoard
-from launch.run_folder import open_run
-from launch.scheduler import Flight, Scheduler, _check_fits
+from launch.run_folder import checkout, open_run
+from launch.scheduler import Flight, Scheduler, _check_fits, usable_cpus
 from launch.sweep import finish_run, rescore, sweep
 
 ALL = [f"{dataset}/sub{person:02d}" for dataset in ("casme2", "samm", "smic") for person in range(3)]
@@ -151,7 +156,7 @@ def test_the_watchdog_starts_a_hung_fold_again_but_no_fold_that_moves_or_waits(r
 
     def task(spec):
         def report(epoch):
-            state = {"attempt": spec.attempt, "epoch": epoch, "epochs": 9}
+            state = {"epoch": epoch, "start": 0, "epochs": 9}
             temporary = spec.progress_path.with_suffix(".tmp")
             temporary.write_text(json.dumps(state))
             temporary.replace(spec.progress_path)
@@ -213,17 +218,37 @@ def test_no_more_folds_fly_than_asked_for(ray, tmp_path):
     assert drive(ray, [], task).outcomes == {}
 
 
-def test_an_interrupt_stops_the_folds_that_fly(ray, tmp_path):
-    def task(spec):
-        (tmp_path / spec.fold.name).write_text(str(os.getpid()))
-        time.sleep(600)
+_INTERRUPTED = """
+import os, sys, time
+from pathlib import Path
+from htnet.config import ResourcesConfig
+from launch.scheduler import Scheduler, ray_cluster
+from test_launch_sweep import make_specs
 
-    def interrupt(flights):
-        if len(list(tmp_path.iterdir())) == 2:
-            raise KeyboardInterrupt
+folder = Path(sys.argv[1])
 
-    with pytest.raises(KeyboardInterrupt):
-        drive(ray, make_specs(tmp_path, 2), task, on_poll=interrupt)
+def task(spec):
+    (spec.run_dir / spec.fold.name).write_text(str(os.getpid()))
+    time.sleep(600)
+
+def interrupt(flights):
+    if len(list(folder.iterdir())) == 2:
+        raise KeyboardInterrupt
+
+resources = ResourcesConfig(cpus_per_fold=0.1)
+with ray_cluster(None, resources) as ray:
+    Scheduler(
+        ray=ray, resources=resources, on_finish=print, on_poll=interrupt, on_event=print, task=task
+    ).run(make_specs(folder, 2))
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupt_stops_the_folds_that_fly(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    command = [sys.executable, "-c", _INTERRUPTED, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines()[-1] == "KeyboardInterrupt", done.stderr
     pids = [int(path.read_text() or 0) for path in tmp_path.iterdir()]
     deadline = time.monotonic() + 10
     while any(map(alive, pids)) and time.monotonic() < deadline:
@@ -237,6 +262,45 @@ def test_a_fold_that_fits_nowhere_is_refused(ray):
         _check_fits(ray, ResourcesConfig(cpus_per_fold=5.0))
     with pytest.raises(InputError, match=r"resources\.gpus_per_fold=4: the cluster has 2 GPU\(s\)"):
         _check_fits(ray, ResourcesConfig(gpus_per_fold=4.0))
+
+
+def test_a_fold_must_fit_into_one_node_not_into_all_together():
+    def node(cpus, gpus, alive=True):
+        return {"Alive": alive, "Resources": {"CPU": cpus, "memory": 9.0} | ({"GPU": gpus} if gpus else {})}
+
+    nodes = [node(8.0, 0), node(2.0, 1.0), node(64.0, 8.0, alive=False)]
+    cluster = SimpleNamespace(cluster_resources=lambda: {"CPU": 10.0, "GPU": 1.0}, nodes=lambda: nodes)
+    _check_fits(cluster, ResourcesConfig(cpus_per_fold=8.0))
+    _check_fits(cluster, ResourcesConfig(cpus_per_fold=2.0, gpus_per_fold=1.0))
+    with pytest.raises(InputError, match=r"resources\.cpus_per_fold=9: no node has more than 8 CPU\(s\): no fold can"):
+        _check_fits(cluster, ResourcesConfig(cpus_per_fold=9.0))
+    with pytest.raises(InputError, match=r"cpus_per_fold=4, resources\.gpus_per_fold=0\.5: no single node has as many"):
+        _check_fits(cluster, ResourcesConfig(cpus_per_fold=4.0, gpus_per_fold=0.5))
+
+
+@pytest.mark.parametrize(
+    ("quotas", "group", "expected"),
+    [
+        ({}, "0::/\n", 8),
+        ({"": "max 100000"}, "0::/\n", 8),
+        ({"": "250000 100000"}, "0::/\n", 2),
+        ({"": "50000 100000"}, "0::/\n", 1),
+        ({"": "max 100000", "job": "600000 100000", "job/step": "max 100000"}, "0::/job/step\n", 6),
+        ({"": "300000 100000"}, "12:cpu:/somewhere\n", 3),
+        ({"": "1600000 100000"}, "0::/\n", 8),
+        ({"": "nonsense"}, "0::/../elsewhere\n", 8),
+    ],
+)
+def test_the_cpus_of_this_machine_are_those_that_affinity_and_quota_leave(
+    tmp_path, monkeypatch, quotas, group, expected
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for folder, text in quotas.items():
+        (tmp_path / "cgroup" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / folder / "cpu.max").write_text(text)
+    (tmp_path / "own").write_text(group)
+    assert usable_cpus(tmp_path / "cgroup", tmp_path / "own") == expected
+    assert usable_cpus(tmp_path / "none", tmp_path / "none") == 8
 
 
 # sweeps of the tiny store
@@ -329,6 +393,20 @@ def test_two_folds_at_a_time_predict_the_same(reference, run_sweep, sweep_config
     assert bytes_of(tmp_path / "run") == bytes_of(reference)
     one, other = (FoldRecord.read(run / "folds" / "samm__sub02.json") for run in (reference, tmp_path / "run"))
     assert (one.train_loss, one.final_logits) == (other.train_loss, other.final_logits)
+
+
+def test_a_fold_whose_record_the_driver_does_not_find_has_failed(sweep_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.sweep, "ray_cluster", lambda address, resources: contextlib.nullcontext())
+    done = [FoldOutcome(fold=fold, seconds=1.0) for fold in ALL]
+    monkeypatch.setattr(Scheduler, "run", lambda self, specs: [self.on_finish(outcome) for outcome in done])
+    assert sweep(sweep_config, tmp_path / "run", None, Console(file=io.StringIO())) == 1
+    failed = {item["fold"]: item["reason"] for item in summary_of(tmp_path / "run")["folds_failed"]}
+    assert list(failed) == ALL
+    record = tmp_path / "run" / "folds" / "smic__sub02.json"
+    assert failed["smic/sub02"] == (
+        f"its worker says that it is done, but {record} cannot be read: No such file or directory; "
+        "RUN must lie on storage that all nodes share"
+    )
 
 
 def test_running_a_finished_sweep_again_trains_nothing(reference, run_sweep, sweep_config, tmp_path):
@@ -429,6 +507,96 @@ def test_a_folder_that_is_no_run_is_left_alone(sweep_config, tiny_store, tmp_pat
         open_run(tmp_path / "thesis.tex", sweep_config, tiny_store),
     ):
         pass
+
+
+def test_a_folder_that_holds_but_a_lock_is_no_run_and_what_a_killed_start_leaves_is_no_obstacle(
+    sweep_config, tiny_store, tmp_path
+):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.yaml.c0ffee.tmp").touch()
+    with open_run(tmp_path, sweep_config, tiny_store):
+        pass
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(InputError, match="is not empty and not a run"), open_run(tmp_path, sweep_config, tiny_store):
+        pass
+
+
+@pytest.mark.parametrize("place", ["/proc/no/run", "/dev/null/run"])
+def test_a_run_in_an_impossible_place_is_refused_in_one_line(sweep_config, tmp_path, capsys, place):
+    assert main(["sweep", str(write_config(sweep_config, tmp_path)), "--out", place]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"htnet sweep: {place}: no run can be written there: ")
+
+
+def test_more_than_one_gpu_for_a_fold_is_refused(sweep_config, tmp_path, capsys):
+    path = write_config(changed(sweep_config, resources={"gpus_per_fold": 2.0}), tmp_path)
+    for options in ([], ["--dry-run"]):
+        assert main(["sweep", str(path), "--out", str(tmp_path / "run"), *options]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.endswith(
+            "resources.gpus_per_fold=2: a fold trains on one device; set 1, or 1/k for k folds on a GPU"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_where_files_cannot_be_locked_the_run_goes_on_and_says_so(sweep_config, tmp_path, monkeypatch, code):
+    def refuse(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("launch.run_folder.fcntl.flock", refuse)
+    monkeypatch.setattr(launch.sweep, "_run_folds", lambda *_: ({}, False))
+    text = io.StringIO()
+    sweep(sweep_config, tmp_path / "run", None, Console(file=text))
+    assert f"{tmp_path / 'run'}: no lock there ({os.strerror(code)}): nothing keeps a second driver" in text.getvalue()
+    [event] = [event for event in events_of(tmp_path / "run") if event["event"] == "no_lock"]
+    assert event["reason"] == os.strerror(code)
+
+
+def test_the_environment_keeps_the_first_drivers_words_and_adds_those_of_later_ones(
+    sweep_config, tiny_store, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+
+    def drive_once(command: str, config: Config = sweep_config) -> dict:
+        monkeypatch.setattr(sys, "argv", ["htnet", "sweep", command])
+        with open_run(run, config, tiny_store):
+            return json.loads((run / "environment.json").read_text())
+
+    first = drive_once("a b.yaml")
+    assert first["command"] == "htnet sweep 'a b.yaml'"
+    assert first["store"] == str(tiny_store.path.resolve())
+    assert "resumed" not in first
+    second = drive_once("c.yaml")
+    third = drive_once("d.yaml")
+    assert {key: third[key] for key in first} == first
+    assert [later["command"] for later in third["resumed"]] == ["htnet sweep c.yaml", "htnet sweep d.yaml"]
+    assert third["resumed"][:1] == second["resumed"]
+    # another configuration may take over what finished nothing, and starts the list anew
+    assert "resumed" not in drive_once("e.yaml", changed(sweep_config, train={"epochs": 9}))
+    (run / "environment.json").write_text("{")
+    with pytest.raises(InputError, match=r"environment\.json: is no JSON"):
+        drive_once("f.yaml")
+
+
+def test_the_environment_names_the_commit_where_the_code_is_a_checkout(tmp_path, monkeypatch):
+    def git(*command):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *identity, *command], cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    monkeypatch.setattr("launch.run_folder.__file__", str(tmp_path / "launch" / "run_folder.py"))
+    assert checkout() == {}
+    git("init")
+    (tmp_path / "file").write_text("1")
+    assert checkout() == {}  # no commit yet
+    git("add", "file")
+    git("commit", "-m", "why")
+    commit = git("rev-parse", "HEAD").stdout.strip()
+    assert checkout() == {"commit": commit, "modified": False}
+    (tmp_path / "file").write_text("2")
+    assert checkout() == {"commit": commit, "modified": True}
+    monkeypatch.setenv("PATH", "")
+    assert checkout() == {}
 
 
 def test_the_signal_of_a_batch_system_is_an_interrupt_though_ray_takes_it_for_itself(
@@ -547,6 +715,130 @@ def test_a_sweep_that_is_killed_and_interrupted_ends_like_one_that_was_left_alon
     assert [path for name in ("checkpoints", "progress") for path in (run / name).glob("*")] == []
 
 
+# sweeps over a cluster that somebody else has started
+
+TOKEN = "a-token-that-only-these-tests-know-of"
+
+
+@dataclass
+class Head:
+    """A Ray head in processes of its own, with a home of its own; ``environment`` is that of a user there."""
+
+    port: int
+    client_port: int
+    environment: dict[str, str]
+
+    def sweep(self, address: str, config: Path, out: Path, *options: str, **environment: str) -> Swept:
+        command = [sys.executable, "-m", "launch.cli", "sweep", str(config), "--out", str(out), "--address", address]
+        done = subprocess.run(
+            [*command, *options],
+            cwd=ROOT,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=240,
+        )
+        return Swept(done.returncode, done.stdout)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextlib.contextmanager
+def ray_head(home: Path, **environment: str):
+    """``ray start --head`` on ports of its own; it is ended with everything that it started."""
+    home.mkdir()
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    own = plain | {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
+    head = Head(free_port(), free_port(), own)
+    sockets = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # a path to a socket must be short
+    command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={head.port}", f"--ray-client-server-port={head.client_port}"]
+    command += ["--num-cpus=2", "--object-store-memory=80000000", "--include-dashboard=false", f"--temp-dir={sockets}"]
+    log = home / "head.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=own | environment, stdout=file, stderr=file, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while "Ray runtime started" not in log.read_text() or not listens(head.client_port):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield head
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sweep_over_a_running_cluster_predicts_what_one_on_this_machine_does(reference, sweep_config, tmp_path):
+    config = write_config(changed(sweep_config, resources={"max_parallel_folds": 2}), tmp_path)
+    with ray_head(tmp_path / "home", RAY_AUTH_MODE="disabled") as head:
+        done = head.sweep(f"127.0.0.1:{head.port}", config, tmp_path / "run")
+        assert done.code == 0, done.text
+        assert bytes_of(tmp_path / "run") == bytes_of(reference)
+        one = "data.subjects=[samm/sub01]"
+        found = head.sweep("auto", config, tmp_path / "auto", "--set", one, RAY_ADDRESS=f"127.0.0.1:{head.port}")
+        assert found.code == 0, found.text
+        client = head.sweep(f"ray://127.0.0.1:{head.client_port}", config, tmp_path / "client", "--set", one)
+        assert client.code == 0, client.text
+        big = head.sweep(f"127.0.0.1:{head.port}", config, tmp_path / "big", "--set", "resources.cpus_per_fold=3")
+        assert (big.code, big.text) == (
+            2,
+            "htnet sweep: resources.cpus_per_fold=3: the cluster has 2 CPU(s): no fold can run\n",
+        )
+    address = f"127.0.0.1:{head.port}"
+    gone = head.sweep(address, config, tmp_path / "gone")
+    assert (gone.code, gone.text) == (
+        2,
+        f"htnet sweep: --address {address}: no Ray cluster answers there: [Errno 111] Connection refused\n",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cluster_that_asks_for_a_token_gets_it_and_the_lack_of_one_is_one_line(sweep_config, tmp_path):
+    config = write_config(changed(sweep_config, data={"subjects": ("samm/sub01",)}), tmp_path)
+    with ray_head(tmp_path / "home", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as head:
+        by_variable, by_file = tmp_path / "variable", tmp_path / "file"
+        direct, client = f"127.0.0.1:{head.port}", f"ray://127.0.0.1:{head.client_port}"
+        for address in (direct, client):
+            without = head.sweep(address, config, tmp_path / "none")
+            assert (without.code, without.text) == (
+                2,
+                f"htnet sweep: --address {address}: the cluster asks for a token: set RAY_AUTH_TOKEN to the one that "
+                "its head was started with, or put it into ~/.ray/auth_token\n",
+            )
+            wrong = head.sweep(address, config, tmp_path / "none", RAY_AUTH_TOKEN=TOKEN[::-1])
+            assert (wrong.code, wrong.text) == (
+                2,
+                f"htnet sweep: --address {address}: the cluster asks for a token, and that of RAY_AUTH_TOKEN is not "
+                "its own\n",
+            )
+        done = head.sweep(client, config, by_variable, RAY_AUTH_TOKEN=TOKEN)
+        assert done.code == 0, done.text
+        own = tmp_path / "home" / ".ray" / "auth_token"
+        own.parent.mkdir(exist_ok=True)
+        own.write_text(TOKEN)
+        done = head.sweep(direct, config, by_file)
+        assert done.code == 0, done.text
+        assert bytes_of(by_file) == bytes_of(by_variable)
+
+
 def test_the_board_counts_what_is_done_in_flight_and_left(tmp_path, reference):
     records = [FoldRecord.read(path) for path in sorted((reference / "folds").iterdir())[:3]]
     for terminal in (False, True):
@@ -570,3 +862,21 @@ def test_the_board_counts_what_is_done_in_flight_and_left(tmp_path, reference):
         assert re.search(
             r"2/24 folds  1 failed  running UF1 0\.\d{3} \(final epochs, 2 folds\)  left \d+:\d\d:\d\d", shown
         )
+
+
+def test_time_left_is_reckoned_from_what_was_trained_not_from_what_checkpoints_held(tmp_path, reference, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("launch.live.time.monotonic", lambda: now[0])
+    records = [FoldRecord.read(path) for path in sorted((reference / "folds").iterdir())[:2]]
+    specs = make_specs(tmp_path, 2)
+    board = LiveBoard(Console(file=io.StringIO()), total=4, done=records[:1], epochs=100, num_classes=3)
+    assert board._remaining() == "?"
+    board.poll([Flight(spec=specs[0], moved=0.0, epoch=90, start=90), Flight(spec=specs[1], moved=0.0)])
+    now[0] += 10
+    assert board._remaining() == "?"  # 90 epochs found, none trained
+    board.poll([Flight(spec=specs[0], moved=0.0, epoch=95, start=90), Flight(spec=specs[1], moved=0.0)])
+    assert board._remaining() == "0:06:50"  # 2 s an epoch; 5 + 100 + 100 are left
+    board.finished(FoldOutcome(fold=records[1].fold, seconds=20.0, resumed_epoch=90), records)
+    board.poll([Flight(spec=specs[1], moved=0.0, epoch=0)])
+    now[0] += 10
+    assert board._remaining() == "0:06:40"  # 10 epochs in 20 s, 200 left
