@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from htnet import config_io
+from launch.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("configs", "dali_pipelines", "docs", "docs/adr", "docs/benchmarks", "htnet", "kernels", "launch", "tests")
 
 
 def test_rooms_import_only_to_the_right():
@@ -33,26 +35,83 @@ def test_every_shipped_configuration_loads_and_is_listed(name):
     assert f"`{name}`" in (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_room_has_a_readme_that_names_its_files(room):
-    text = (ROOT / room / "README.md").read_text(encoding="utf-8")
-    if room in ("dali_pipelines", "launch"):
-        for path in (ROOT / room).glob("*.py"):
-            assert path.name.startswith("__") or f"`{path.name}`" in text, path
+def tracked_files() -> list[Path]:
+    """What belongs to the repository, relative to its root; skips outside a checkout."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
+    return [Path(name) for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def words_of_code(page: Path) -> list[str]:
+    """Code spans and fenced blocks of a Markdown page."""
+    return re.findall(r"```.*?```|`[^`\n]+`", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def is_named(path: Path, readme: Path) -> bool:
+    """Whether a README names a file below its folder: itself, by a pattern, or by a folder above it (``data/``)."""
+    links = re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8"))
+    names = [word.strip("`") for word in words_of_code(readme)] + links
+    below = path.relative_to(readme.parent).as_posix()
+    patterns = [re.sub(r"<[^>]+>", "*", name) for name in names]
+    return any(below.startswith(name) if name.endswith("/") else fnmatch(below, name) for name in patterns)
+
+
+def test_every_room_has_a_readme_and_every_readme_names_the_files_of_its_folder():
+    files = tracked_files()
+    readmes = {path.parent for path in files if path.name == "README.md"}
+    rooms = {Path(path.parts[0]) for path in files if len(path.parts) > 1 and not path.parts[0].startswith(".")}
+    assert rooms <= readmes
+    unnamed = []
+    for path in files:
+        above = [folder for folder in path.parents if folder in readmes and folder != Path()]
+        if above and not path.name.startswith("__") and path.name != "README.md":
+            readme = ROOT / above[0] / "README.md"  # the nearest
+            unnamed += [] if is_named(ROOT / path, readme) else [f"{above[0] / 'README.md'} does not name {path}"]
+    assert not unnamed, "\n".join(unnamed)
+
+
+def test_no_file_holds_a_path_of_one_machine_or_the_host_of_a_package_registry():
+    machine = re.compile(rb"(?<![\w.~-])/(?:work|root|home)/")
+    registry = re.compile(rb"pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org|(?:extra-)?index[-_]url")
+    found = []
+    for path in tracked_files():
+        content = (ROOT / path).read_bytes()
+        if path == Path("tests/test_house.py") or b"\0" in content:  # the rule itself; pictures and arrays
+            continue
+        for number, line in enumerate(content.splitlines(), start=1):
+            found += [f"{path}:{number}: {line.decode()}"] if machine.search(line) or registry.search(line) else []
+    assert not found, "\n".join(found)
 
 
 def test_relative_links_in_the_documentation_lead_somewhere():
-    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *(ROOT / room / "README.md" for room in ROOMS)]:
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page}: {target}"
+    for path in tracked_files():
+        if path.suffix == ".md":
+            for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / path).read_text(encoding="utf-8")):
+                assert (ROOT / path.parent / target).exists(), f"{path}: {target}"
 
 
-def test_commands_of_the_readme_exist():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(re.findall(r"\bmake ([a-z][a-z-]+)", readme)) <= set(targets)
-    from launch.cli import build_parser
+def test_make_targets_of_the_documentation_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for path in tracked_files():
+        if path.suffix == ".md":
+            for code in words_of_code(ROOT / path):
+                named = set(re.findall(r"(?:^|[\s`])make ([a-z][a-z-]+)", code))
+                assert named <= targets, f"{path}: {named - targets}"
 
-    known = build_parser().format_help()
-    for command in set(re.findall(r"(?:/|`)htnet ([a-z]+) ", readme)):
-        assert command in known, command
+
+def sub_commands() -> set[str]:
+    parser = build_parser()
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return set(commands.choices)
+
+
+def test_every_sub_command_of_the_documentation_exists_and_the_readme_names_every_one():
+    known, named = sub_commands(), {}
+    for path in tracked_files():
+        if path.suffix == ".md":
+            for code in words_of_code(ROOT / path):
+                for command in re.findall(r"(?<!from )(?<![\w.])htnet ([a-z][a-z-]*)", code):
+                    named.setdefault(command, set()).add(str(path))
+    assert {command: pages for command, pages in named.items() if command not in known} == {}
+    assert {command for command in known if "README.md" not in named.get(command, ())} == set()
