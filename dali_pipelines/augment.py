@@ -21,7 +21,7 @@ from htnet.config import AugmentConfig
 from htnet.data.regions import CropRule, region_starts
 from htnet.data.types import Sample
 
-_DRAWS = {"flip": 1, "rotate": 1, "shift": 8, "scale": 1, "magnify": 1, "drop": 4, "light": 2, "mix": 2}
+_DRAWS = {"flip": 1, "rotate": 1, "shift": 8, "scale": 1, "magnify": 1, "drop": 4}
 """Random numbers of a sample by name; new ones go to the end, so that old seeds keep their meaning."""
 _SALT = 0x617567  # the sampler's generators have the same seed
 
@@ -36,8 +36,6 @@ class Draws:
     scale: NDArray[np.float64]
     magnify: NDArray[np.float64]
     drop: NDArray[np.float64]
-    light: NDArray[np.float64]
-    mix: NDArray[np.float64]
 
 
 def draw(seed: int, step: int, size: int, *, rank: int = 0, ranks: int = 1) -> Draws:

@@ -24,7 +24,7 @@ from dali_pipelines.graph import ChangeNodes, FlowTransform, decode, image_to_in
 from dali_pipelines.mix import mix_batch
 from dali_pipelines.sampler import EpochSampler, in_order
 from dali_pipelines.source import ChangeSource, ImageSource, PlainSource, Reader, decoded_bytes, stored_bytes
-from htnet.config import AugmentConfig, DataConfig, MixConfig, PhotometricConfig
+from htnet.config import AugmentConfig, DataConfig, MixConfig
 from htnet.data.store import Store, decode_flow
 from htnet.errors import InputError
 
@@ -83,7 +83,8 @@ class FlowStream:
         limit = data.cache_mb << 20
         rows = sorted(set(sampler.rows))
         if not changes_pixels(data.augment) and len(rows) * 12 * transform.mosaic_size**2 <= limit:
-            self._resident = load_set(store, rows, data=data, transform=transform, device=device, threads=threads)
+            options: dict[str, Any] = {"device": device, "threads": threads, "read": read}
+            self._resident = load_set(store, rows, data=data, transform=transform, **options)
             self._place = {row: index for index, row in enumerate(rows)}
             return
         encoded = read is None
@@ -134,7 +135,7 @@ class FlowStream:
 
 def changes_pixels(augment: AugmentConfig) -> bool:
     """Whether a sample's mosaic differs from epoch to epoch; mixing does not change it, it comes after."""
-    return replace(augment, mix=MixConfig(), photometric=PhotometricConfig()) != _PLAIN
+    return replace(augment, mix=MixConfig()) != _PLAIN
 
 
 def _step_of(state: bytes) -> int:

@@ -108,7 +108,7 @@ class PrepareConfig:
     """Side in pixels of the stored flow image (of the face crop); htnet_release comes with its own, 28."""
     flow_method: Literal["tvl1", "dis", "farneback"] = "tvl1"
     """Optical flow between onset and apex where a source holds frames; htnet_release comes with TV-L1."""
-    working_size: int = 128
+    working_size: int = 256
     """Side in pixels to which the face crop is resized before its flow is computed."""
     strain: Literal["central", "forward", "backward", "sobel"] = "central"
     """Derivatives in the optical strain: numpy.gradient's, or the variants found in public code."""
@@ -225,23 +225,6 @@ class MixConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotometricConfig:
-    """Change the light of onset and apex alike before the flow is computed; for data.input frames."""
-
-    brightness: float = 0.0
-    """Largest change of the grey values, as a share of their range; uniform between minus and plus this."""
-    contrast: float = 0.0
-    """Largest change of the contrast, as a share of it; uniform between minus and plus this."""
-
-    __pydantic_config__ = _STRICT
-
-    def __post_init__(self) -> None:
-        for name in ("brightness", "contrast"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Random changes of training samples; all off by default. What they draw depends on seed, step and sample alone."""
 
@@ -255,8 +238,6 @@ class AugmentConfig:
     """Flow magnification."""
     drop_region: DropRegionConfig = field(default_factory=DropRegionConfig)
     """Region dropout."""
-    photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
-    """Light."""
     mix: MixConfig = field(default_factory=MixConfig)
     """Mixup or cutmix."""
 
@@ -289,7 +270,7 @@ class DataConfig:
     balance: Literal["none", "class", "dataset"] = "none"
     """Show every class, or every dataset, equally often; an epoch keeps its length. Needs shuffle."""
     input: Literal["flow", "frames"] = "flow"
-    """flow reads the stored flow images; frames computes TV-L1 flow from the stored onset and apex at every epoch."""
+    """flow reads the stored flow images; frames computes them from the stored onset and apex (prepare.keep_frames)."""
     cache_mb: int = 2048
     """Decoded samples stay on the fold's device up to this many MiB; a larger set is read again each epoch."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -312,8 +293,6 @@ class DataConfig:
                 "augment.flip and augment.rotate need crop=anatomical: the upstream rule swaps x and y, so that a "
                 "mirrored or turned face is not cut at the same parts"
             )
-        if self.input == "flow" and augment.photometric != PhotometricConfig():
-            raise ValueError("augment.photometric needs input=frames: a stored flow image has no light to change")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +308,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.0
-    """Decay of all weight matrices; biases, norms and position embeddings are left out."""
+    """Decay of all trained weight matrices; biases, norms, position embeddings and idle Q and K are left out."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of Adam's moments."""
     eps: float = 1e-8
@@ -412,7 +391,7 @@ class ResourcesConfig:
     cpus_per_fold: float = 1.0
     """CPUs that Ray reserves for a fold; at least engine.threads is sensible."""
     gpus_per_fold: float = 0.0
-    """Share of a GPU that Ray reserves for a fold: 0, 1/k or a whole number."""
+    """Share of a GPU that Ray reserves for a fold: 0, 1 or 1/k."""
     max_parallel_folds: int = 0
     """Folds in flight at once; 0: as many as the cluster's resources allow."""
     checkpoint_every: int = 10

@@ -147,7 +147,7 @@ class FoldTraining:
         self.started = time.monotonic()  # before the imports, which are part of a fold's price
         import torch
 
-        from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, load_set
+        from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, flow_from_frames, load_set
         from htnet.data.loso import validation_subjects
         from htnet.engine import class_weights, create_engine, resolve_device
         from htnet.model import HTNet
@@ -163,8 +163,12 @@ class FoldTraining:
         inner = validation_subjects(self.store, fold, config.score.validation_subjects, config.seed)
         self.validation_rows = [row for row in fold.train if self.store.samples[row].subject in inner]
         train_rows = tuple(row for row in fold.train if self.store.samples[row].subject not in inner)
-        transform = fit_transform(self.store, train_rows, data=config.data, mosaic_size=config.model.image_size)
-        shared: dict[str, Any] = {"transform": transform, "device": self.device, "threads": config.engine.threads}
+        placed: dict[str, Any] = {"device": self.device, "threads": config.engine.threads}
+        everything = (*fold.train, *fold.test)
+        read = flow_from_frames(self.store, everything, **placed) if config.data.input == "frames" else None
+        size = config.model.image_size
+        transform = fit_transform(self.store, train_rows, data=config.data, mosaic_size=size, read=read)
+        shared: dict[str, Any] = {"transform": transform, "read": read, **placed}
         self.test = load_set(self.store, fold.test, data=config.data, **shared)
         self.validation = load_set(self.store, self.validation_rows, data=config.data, **shared) if inner else None
         self.stream = FlowStream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections import defaultdict
@@ -62,7 +63,11 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
         raise InputError(f"{failed.place}: {failed.reason}")
     start = time.monotonic()
     with staging(out, plan.recipe) as stage:
-        _make_subjects(config.prepare, plan, stage, console, strict=strict, address=address)
+        try:
+            _make_subjects(config.prepare, plan, stage, console, strict=strict, address=address)
+        except InputError:
+            stage.discard()  # an interruption leaves what is done, bad input leaves nothing
+            raise
         parts = stage.done()
         left_out = [*plan.left_out, *_left_out_of(parts)]
         store = stage.finish([(item.clip, item.rule, item.reason, item.place) for item in left_out])
@@ -110,8 +115,8 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
     facts = []
     for source in prepare.sources:
         adapter = build_adapter(source, scheme)
+        described = adapter.describe()
         table = _landmarks(source)
-        facts.append({**adapter.describe(), "landmarks_sha256": table.sha256})
         taken: list[Clip | FlowPicture] = []
         for entry in adapter.entries():
             if isinstance(entry, LeftOut):
@@ -123,7 +128,8 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
             subjects[entry.id.dataset, entry.id.subject].append(entry)
             taken.append(entry)
         check_landmarks(table, taken)
-    settings = _settings(prepare, strict=False).recipe()
+        facts.append({**described, "landmarks_sha256": table.sha256, "frames_sha256": _listing(taken)})
+    settings = extraction_settings(prepare, strict=False).recipe()
     recipe = {"sources": facts, "label_scheme": scheme.name, "classes": list(scheme.classes), **settings}
     plan = Plan(
         scheme=scheme,
@@ -137,12 +143,24 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
     return plan
 
 
+def _listing(entries: Sequence[Clip | FlowPicture]) -> str:
+    """What tells frames that were added or exchanged: names and sizes; to read them all would be the work itself."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(str(entry.id).encode())
+        if isinstance(entry, Clip):
+            files = sorted(entry.frames.iterdir()) if entry.frames.is_dir() else [entry.frames]
+            digest.update(repr([(file.name, file.stat().st_size) for file in files]).encode())
+    return digest.hexdigest()
+
+
 def _landmarks(source: SourceConfig) -> LandmarkTable:
     usual = RELEASE_LANDMARKS if source.adapter == "htnet_release" else LANDMARKS_FILE
     return read_landmarks(Path(source.root) / usual if source.landmarks is None else Path(source.landmarks))
 
 
-def _settings(prepare: PrepareConfig, *, strict: bool) -> ExtractionSettings:
+def extraction_settings(prepare: PrepareConfig, *, strict: bool) -> ExtractionSettings:
+    """The part of the configuration that a task needs."""
     plain = to_plain(prepare)
     names = {field.name for field in dataclasses.fields(ExtractionSettings)}
     values = {name: value for name, value in plain.items() if name in names and name != "device"}
@@ -190,7 +208,7 @@ def _make_subjects(
             subject=subject,
             entries=tuple(entries),
             landmarks=subject_table({entry.id: plan.tables[entry.id] for entry in entries}),
-            settings=_settings(prepare, strict=strict),
+            settings=extraction_settings(prepare, strict=strict),
             folder=stage.folder.resolve(),
         )
         for (dataset, subject), entries in plan.subjects.items()
@@ -200,13 +218,22 @@ def _make_subjects(
         return
     resources = ResourcesConfig(cpus_per_fold=float(prepare.threads), gpus_per_fold=prepare.gpus_per_task)
     finished = plan.clips - sum(len(task.entries) for task in tasks)
+    if not any(isinstance(entry, Clip) for task in tasks for entry in task.entries):
+        for task in tasks:  # flow pictures are decoded in a second; no cluster is started for them
+            _check(task, prepare_subject(task))
+        return
     with ray_cluster(address, resources) as ray, Progress(console, total=plan.clips, done=finished) as progress:
         for task, outcome in _run(ray, tasks, resources):
-            if outcome.refused is not None:
-                raise InputError(outcome.refused)
-            if outcome.broken is not None:
-                raise HTNetError(f"{task.dataset}/{task.subject}: {outcome.broken}")
-            progress.advance(f"{task.dataset}/{task.subject}", outcome)
+            progress.advance(f"{task.dataset}/{task.subject}", _check(task, outcome))
+
+
+def _check(task: SubjectTask, outcome: SubjectOutcome) -> SubjectOutcome:
+    """The outcome of a task that did its work; an error where it could not."""
+    if outcome.refused is not None:
+        raise InputError(outcome.refused)
+    if outcome.broken is not None:
+        raise HTNetError(f"{task.dataset}/{task.subject}: {outcome.broken}")
+    return outcome
 
 
 def _run(

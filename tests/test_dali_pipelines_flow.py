@@ -18,15 +18,18 @@ import torch
 from conftest import ROOT, random_samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from dali_pipelines import Batch, EpochSampler, FlowStream, FlowTransform, fit_transform, load_set
-from htnet.config import DataConfig, EngineConfig
+from htnet.config import Config, DataConfig, EngineConfig, PrepareConfig, SourceConfig
 from htnet.data.adapters.htnet_release import HTNetRelease
+from htnet.data.labels import load_scheme
 from htnet.data.loso import loso_folds
 from htnet.data.regions import mosaic, scale_minmax
 from htnet.data.store import Store, open_store, write_store
 from htnet.engine import resolve_device
 from htnet.errors import InputError
+from launch.prepare import prepare
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)]
@@ -83,11 +86,13 @@ def test_the_graph_computes_what_the_numpy_statement_says(tiny_store, crop, scal
 def test_upstreams_mosaics_of_the_published_release_come_out_exactly(shared_data, tmp_path):
     release = shared_data / "htnet_release"
     golden = np.load(release / "regions_golden.npz")["regions"]
-    adapter = HTNetRelease(root=release)
-    store = write_store(tmp_path / "store", adapter.samples(), adapter.describe())
+    config = Config(prepare=PrepareConfig(sources=(SourceConfig(adapter="htnet_release", root=str(release)),)))
+    assert prepare(config, tmp_path / "store", Console(quiet=True)) == 0
+    store = open_store(tmp_path / "store")
     # the golden mosaics are in the order of the label list, the store's rows are sorted by subject
     place = {sample.id: row for row, sample in enumerate(store.samples)}
-    order = [place[item.sample.id] for item in adapter.samples()]
+    scheme = load_scheme("megc2019_3class", ["casme2", "samm", "smic"])
+    order = [place[entry.id] for entry in HTNetRelease(root=release, scheme=scheme).entries()]
     data = DataConfig(crop="upstream", scaling="stored", standardise=False)
     transform = fit_transform(store, order, data=data, mosaic_size=28)
     batch = load_set(store, order, data=data, transform=transform, device=CPU, threads=1)

@@ -6,6 +6,7 @@ import csv
 import struct
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 
 from htnet.data.adapters.htnet_release import LABELS, LANDMARKS, PICTURES, HTNetRelease, read_flow_picture
-from htnet.data.landmarks import SOURCE_COLUMNS, UPSTREAM_COLUMNS
+from htnet.data.extraction import ExtractionSettings, check_landmarks, extract
+from htnet.data.labels import check_official_list, load_scheme
+from htnet.data.landmarks import SOURCE_COLUMNS, UPSTREAM_COLUMNS, read_landmarks
+from htnet.data.prepared import PreparedSample
 from htnet.errors import InputError
 
 CLIPS = [
@@ -54,9 +58,26 @@ def release(tmp_path) -> Path:
     return make_release(tmp_path / "release")
 
 
+SCHEME = load_scheme("megc2019_3class", ["casme2", "samm", "smic"])
+
+
+def adapter(root: Path) -> HTNetRelease:
+    return HTNetRelease(root=root, scheme=SCHEME)
+
+
+def samples(root: Path, landmarks: Path | None = None) -> list[PreparedSample]:
+    """Everything of a release, as ``htnet prepare`` makes it."""
+    entries = list(adapter(root).entries())
+    table = read_landmarks(landmarks or root / LANDMARKS)
+    check_landmarks(table, entries)
+    found = extract(entries, table, ExtractionSettings())
+    assert found.left_out == ()
+    return list(found.samples)
+
+
 def refusal(root: Path, **options) -> str:
     with pytest.raises(InputError) as caught:
-        list(HTNetRelease(root=root, **options).samples())
+        samples(root, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -66,7 +87,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def test_every_row_becomes_a_sample_in_the_order_of_the_list(release):
-    items = list(HTNetRelease(root=release).samples())
+    items = samples(release)
     assert [(*vars(item.sample.id).values(), item.sample.label) for item in items] == CLIPS
     assert [item.sample.emotion for item in items] == ["positive", "negative", "surprise", "negative"]
     assert items[0].sample.landmarks == ((9, 11), (21, 10), (15, 17), (10, 21), (20, 21))
@@ -75,14 +96,14 @@ def test_every_row_becomes_a_sample_in_the_order_of_the_list(release):
 
 
 def test_channels_are_u_v_strain_where_opencv_reads_strain_v_u(release):
-    for seed, item in enumerate(HTNetRelease(root=release).samples()):
+    for seed, item in enumerate(samples(release)):
         strain, v, u = np.moveaxis(random_picture(seed), -1, 0)
         assert np.array_equal(item.flow_image, np.stack([u, v, strain], axis=-1))
 
 
 def test_file_names_with_and_without_the_published_space_are_read(tmp_path, release):
     plain = make_release(tmp_path / "plain", suffix=".png")
-    for one, other in zip(HTNetRelease(root=plain).samples(), HTNetRelease(root=release).samples(), strict=True):
+    for one, other in zip(samples(plain), samples(release), strict=True):
         assert one.sample == other.sample
         assert np.array_equal(one.flow_image, other.flow_image)
 
@@ -90,26 +111,25 @@ def test_file_names_with_and_without_the_published_space_are_read(tmp_path, rele
 def test_a_list_from_a_spreadsheet_program_is_read(release):
     text = (release / LABELS).read_text().replace("\n", "\n\n", 2)  # a byte order mark, empty lines
     (release / LABELS).write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert len(list(HTNetRelease(root=release).samples())) == 4
+    assert len(samples(release)) == 4
     (release / LABELS).write_text(text.replace(",2,", ",7,"))
     assert f"{LABELS}, row 6, column label" in refusal(release)
 
 
-def test_the_recipe_identifies_labels_landmarks_and_pictures_but_not_the_place(tmp_path, release):
-    first = HTNetRelease(root=release).describe()
-    assert HTNetRelease(root=make_release(tmp_path / "copy")).describe() == first
-    for name in (LABELS, LANDMARKS, PICTURES / "006_006_1_2 .png"):
+def test_the_recipe_identifies_labels_and_pictures_but_not_the_place(tmp_path, release):
+    first = adapter(release).describe()
+    assert adapter(make_release(tmp_path / "copy")).describe() == first
+    for name in (LABELS, PICTURES / "006_006_1_2 .png"):
         before = (release / name).read_bytes()
         (release / name).write_bytes(before + b"\n")
-        assert HTNetRelease(root=release).describe() != first
+        assert adapter(release).describe() != first
         (release / name).write_bytes(before)
-    assert HTNetRelease(root=release).describe() == first
+    assert adapter(release).describe() == first
 
 
 def test_a_missing_folder_label_list_and_landmark_table_are_named(tmp_path, release):
-    assert f"{tmp_path / 'none' / LANDMARKS}: no such landmark table" in refusal(tmp_path / "none")
     with pytest.raises(InputError, match=f"{LABELS}: no such file; an htnet_release folder holds"):
-        HTNetRelease(root=tmp_path / "none").describe()
+        adapter(tmp_path / "none").describe()
     assert "other.csv: no such landmark table" in refusal(release, landmarks=tmp_path / "other.csv")
     (release / LABELS).unlink()
     assert f"{release / LABELS}: no such file; an htnet_release folder holds" in refusal(release)
@@ -119,7 +139,7 @@ def test_a_missing_folder_label_list_and_landmark_table_are_named(tmp_path, rele
 
 def test_landmarks_may_lie_elsewhere(tmp_path, release):
     (release / LANDMARKS).rename(tmp_path / "points.csv")
-    assert len(list(HTNetRelease(root=release, landmarks=tmp_path / "points.csv").samples())) == 4
+    assert len(list(samples(release, landmarks=tmp_path / "points.csv"))) == 4
 
 
 @pytest.mark.parametrize(
@@ -166,7 +186,7 @@ def test_a_missing_flow_file_is_named_with_its_clip_and_row(release):
     expected = f"{release / PICTURES / '006_006_1_2 .png'}: missing flow file of samm/006/006_1_2 ({LABELS}, row 4)"
     assert refusal(release) == expected
     with pytest.raises(InputError, match="missing flow file of samm/006/006_1_2"):
-        HTNetRelease(root=release).describe()
+        adapter(release).describe()
 
 
 def test_a_clip_without_landmarks_is_named(release):
@@ -179,9 +199,7 @@ def test_landmarks_of_frames_are_refused_because_the_release_has_no_frames(tmp_p
     path = tmp_path / "landmarks.csv"
     rows = "\n".join(f"{d},{s},{c}," + ",".join("200" for _ in SOURCE_COLUMNS) for d, s, c, _ in CLIPS)
     path.write_text(f"dataset,subject,clip,{','.join(SOURCE_COLUMNS)}\n{rows}\n")
-    assert "landmarks.csv: landmarks in pixels of a frame, but the release holds no frames" in refusal(
-        release, landmarks=path
-    )
+    assert "landmarks.csv: landmarks in pixels of a frame, but " in refusal(release, landmarks=path)
 
 
 def test_a_picture_that_is_not_what_the_landmarks_are_pixels_of_is_refused(release):
@@ -238,7 +256,7 @@ def test_the_published_composite_has_442_clips_of_68_people(shared_data):
     root = shared_data / "htnet_release"
     if not root.is_dir():
         pytest.skip(f"{root} not found")
-    items = list(HTNetRelease(root=root).samples())
+    items = samples(root)
     assert len(items) == 442
     assert Counter(item.sample.label for item in items) == {0: 250, 1: 109, 2: 83}
     clips = Counter(item.sample.id.dataset for item in items)
@@ -254,14 +272,11 @@ def test_the_published_composite_is_the_official_list(shared_data):
     if not (listed.is_file() and root.is_dir()):
         pytest.skip(f"{listed} or {root} not found")
 
-    def identity(dataset, subject, clip):
-        return dataset, subject.lstrip("0") if dataset == "samm" else subject, clip
-
-    with listed.open(encoding="utf-8") as lines:
-        official = {identity(*row[:3]): int(row[3]) for row in csv.reader(lines)}
-    ours = {
-        identity(sample.id.dataset, sample.id.subject, sample.id.clip): sample.label
-        for sample in (item.sample for item in HTNetRelease(root=root).samples())
-    }
-    assert len(official) == 442
-    assert ours == official
+    labels = {entry.id: entry.label for entry in adapter(root).entries()}
+    assert len(labels) == 442
+    assert check_official_list(listed, labels) == []
+    sample = next(iter(labels))
+    wrong = {**labels, sample: (labels[sample] + 1) % 3}
+    wrong[replace(sample, clip="more")] = 0
+    del wrong[next(reversed(labels))]
+    assert len(check_official_list(listed, wrong)) == 3

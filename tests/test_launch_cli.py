@@ -109,7 +109,7 @@ def test_a_duplicate_clip_is_named(work):
 def test_a_clip_of_two_sources_is_named(work):
     source = {"adapter": "htnet_release", "root": str(work.release)}
     work.write(prepare={"sources": [source, source]})
-    assert work.refuses("prepare").endswith("casme2/sub01/EP02_01f: duplicate clip: it is listed twice")
+    assert f"row 2: clip casme2/sub01/EP02_01f is in two sources: also {work.release / LABELS}" in work.refuses("prepare")
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])
@@ -122,7 +122,7 @@ def test_an_unreadable_picture_is_named_and_no_library_speaks_beside_us(work, da
 
 def test_missing_lists_are_named(work):
     (work.release / LANDMARKS).unlink()
-    assert f"{work.release / LANDMARKS}: no such file" in work.refuses("prepare")
+    assert f"{work.release / LANDMARKS}: no such landmark table" in work.refuses("prepare")
     (work.release / LABELS).unlink()
     assert f"{work.release / LABELS}: no such file" in work.refuses("prepare")
 
@@ -148,7 +148,7 @@ def test_prepare_writes_a_store_and_says_the_second_time_that_it_is_up_to_date(w
 
 
 def test_prepare_refuses_a_store_of_other_settings_or_input_and_says_what_differs(stored):
-    expected = "holds a store made from other input or settings (prepare.flow_size differ); remove it or choose"
+    expected = "holds a store made from other input or settings (flow.size differ); remove it or choose"
     assert expected in stored.refuses("prepare", "--set", "prepare.flow_size=56")
     picture = np.zeros((28, 28, 3), np.uint8)
     cv2.imwrite(str(stored.release / PICTURES / "006_006_1_2 .png"), picture)
@@ -161,7 +161,7 @@ def test_prepare_removes_what_a_killed_one_left(stored):
     (stored.path / ".store.lock").touch()
     (stored.path / ".store.partial").mkdir()
     assert stored.run("prepare", stored.config)[0] == 0
-    assert sorted(item.name for item in stored.path.iterdir()) == ["c.yaml", "release", "store"]
+    assert sorted(item.name for item in stored.path.iterdir()) == ["c.yaml", "release", "store", "store.prepare.json"]
     (stored.path / ".new.partial").mkdir()
     assert stored.run("prepare", stored.config, "--out", stored.path / "new")[0] == 0
     assert not (stored.path / ".new.partial").exists()
@@ -170,7 +170,7 @@ def test_prepare_removes_what_a_killed_one_left(stored):
 @pytest.mark.parametrize("name", ["a [bold]b", "x[/y]", "long " * 30])
 def test_names_of_folders_are_shown_as_they_are(work, name):
     out = work.path / name.strip()
-    assert f"would write {out}\n" in work.run("prepare", work.config, "--out", out, "--dry-run")[1]
+    assert f"would write {out}: 4 clips\n" in work.run("prepare", work.config, "--out", out, "--dry-run")[1]
     assert work.run("prepare", work.config, "--out", out)[0] == 0
     assert work.run("prepare", work.config, "--out", out) == (0, f"{out} is up to date: 4 samples\n", "")
 
@@ -253,7 +253,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(work):
     before = work.files()
     code, out, _ = work.run("prepare", work.config, "--dry-run")
     assert code == 0
-    assert out.splitlines()[-1] == f"would write {work.store}"
+    assert out.splitlines()[-1] == f"would write {work.store}: 4 clips"
     assert str(work.release) in out
     assert work.files() == before
     assert work.run("prepare", work.config)[0] == 0
@@ -388,7 +388,7 @@ def test_a_wrong_command_line_is_exit_code_2(arguments, capsys):
 
 def test_what_the_machine_refuses_is_one_line_and_a_defect_of_ours_keeps_its_traceback(work, monkeypatch):
     def fails(error):
-        def failing(*_):
+        def failing(*_, **__):
             raise error
 
         monkeypatch.setattr(prepare, "prepare", failing)

@@ -44,7 +44,7 @@ class ExtractionSettings:
 
     flow_method: FlowMethod = "tvl1"
     flow_size: int = 28
-    working_size: int = 128
+    working_size: int = 256
     strain: StrainKind = "central"
     landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"
     keep_frames: bool = False
@@ -94,7 +94,7 @@ def extract(
     """Make the samples of one subject's clips.
 
     Raises:
-        InputError: ``settings.strict`` and a clip cannot be used; landmarks are missing under the policy ``error``; the
+        InputError: ``settings.strict`` and a clip cannot be used; a flow picture cannot be used; landmarks are missing under the policy ``error``; the
             landmarks are of another kind than the input needs; a GPU is asked for where there is none.
     """
     return _Extractor(landmarks, settings).run(entries)
@@ -136,7 +136,9 @@ class _Extractor:
                 return self._picture(entry, points)
             return self._pair(replace(entry, notes=entry.notes + notes), points)
         except InputError as error:
-            if self._settings.strict or (rule == NO_LANDMARKS and self._settings.landmark_failures == "error"):
+            # a published composite is whole, or something is wrong with the copy
+            strict = self._settings.strict or isinstance(entry, FlowPicture)
+            if strict or (rule == NO_LANDMARKS and self._settings.landmark_failures == "error"):
                 raise
             return LeftOut(clip=str(entry.id), rule=rule, reason=str(error), place=entry.place, failed=True)
 

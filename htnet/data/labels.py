@@ -204,7 +204,8 @@ def check_official_list(path: Path, labels: Mapping[SampleId, int]) -> list[str]
         with path.open(encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.reader(file), start=1):
                 if row and not (number == 1 and not row[-1].strip().isdecimal()):
-                    listed[_key(*_list_row(path, number, row)[:3])] = int(row[3])
+                    dataset, subject, clip, label = _list_row(path, number, row)
+                    listed[_key(dataset, subject, clip)] = int(label)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a readable list: {error}") from None
     found = {_key(sample.dataset, sample.subject, sample.clip): label for sample, label in labels.items()}

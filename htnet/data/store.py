@@ -176,7 +176,6 @@ class Staging:
             writer.writerows(left_out)
         _write_record(self.folder, rows, self._recipe)
         shutil.rmtree(self.folder / "parts")
-        (self.folder / "recipe.json").unlink()
         _sync_tree(self.folder)
         self.folder.rename(self._path)
         # some network file systems cannot sync a folder
@@ -199,10 +198,10 @@ def staging(path: Path, recipe: Mapping[str, Any]) -> Iterator[Staging]:
         with _locked(lock):
             if os.path.lexists(path):
                 raise InputError(f"{path}: is there already; remove it or choose another --out")
-            if not _same_text(partial / "recipe.json", text):
+            if not _same_text(partial / "parts" / "recipe.txt", text):
                 shutil.rmtree(partial, ignore_errors=True)
                 (partial / "parts").mkdir(parents=True)
-                _write_atomically(partial / "recipe.json", text.encode())
+                _write_atomically(partial / "parts" / "recipe.txt", text.encode())
             yield Staging(path, partial, recipe)
     except OSError as error:  # no right to write, a full disk, a name that the file system cannot hold
         raise InputError(f"{path}: the store cannot be written: {error}") from None
@@ -310,8 +309,8 @@ def _locked(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+def _write_atomically(path: Path, data: bytes, temporary_folder: Path | None = None) -> None:
+    temporary = (temporary_folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
@@ -336,7 +335,8 @@ def _write_shard(root: Path, name: str, items: Sequence[PreparedSample]) -> list
         ranges = {
             info.name: ByteRange(start=info.offset_data, bytes=info.size, sha256=checksums[info.name]) for info in tar
         }
-    _write_atomically(target, buffer.getvalue())
+    # what a killed writer leaves must not lie among the shards
+    _write_atomically(target, buffer.getvalue(), root / "parts")
     return [
         ManifestRow(
             sample=item.sample,

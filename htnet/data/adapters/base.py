@@ -236,12 +236,18 @@ class WorkbookDataset:
 
 
 def first_there(candidates: Iterable[Path]) -> Path | str:
-    """The first candidate that exists, in any case of letters, or a sentence that names them all."""
+    """The first candidate that exists, in any case of letters, or a sentence that names them all.
+
+    Raises:
+        InputError: the folder that should hold the clip is empty.
+    """
     tried = []
     for path in candidates:
         found = _any_case(path)
         if found is not None and (found.is_dir() or found.suffix.lower() in VIDEO_SUFFIXES):
             return found
+        if path.parent.is_dir() and not any(path.parent.iterdir()):
+            raise InputError(f"{path.parent}: subject {path.parent.name} has no clips")
         tried.append(str(path))
     return f"no such folder of frames: {' or '.join(tried)}"
 

@@ -155,7 +155,7 @@ def _read_xls(path: Path, sheet: str | None) -> tuple[str, Table, list[tuple[int
     try:
         book = xlrd.open_workbook(path, formatting_info=True)
         page = _choose(path, {page.name: page for page in book.sheets()}, sheet)
-    except (xlrd.XLRDError, OSError, AssertionError, IndexError, ValueError) as error:
+    except (xlrd.XLRDError, zipfile.BadZipFile, OSError, AssertionError, IndexError, ValueError) as error:
         raise InputError(f"{path}: not a readable .xls workbook ({error})") from error
     merged = [(area[0], area[2]) for area in page.merged_cells]
     return page.name, _until_blank(page.row_values(index) for index in range(page.nrows)), merged

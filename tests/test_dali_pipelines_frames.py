@@ -1,0 +1,149 @@
+"""Flow from stored frames: the stored flow up to JPEG's losses, whatever kind of picture lies there."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import random_samples
+from PIL import Image
+
+from dali_pipelines import EpochSampler, FlowStream, fit_transform, flow_from_frames
+from dali_pipelines.frames import decode_pairs
+from htnet.config import Config, DataConfig, PrepareConfig, SourceConfig
+from htnet.data.extraction import extract
+from htnet.data.store import Store, write_store
+from htnet.data.synth import generate
+from htnet.errors import InputError
+from launch.prepare import extraction_settings, make_plan
+
+CPU = torch.device("cpu")
+RECIPE = {"flow": {"method": "dis", "size": 28, "working_size": 64, "strain": "central"}}
+
+
+def face(seed: int = 0, side: int = 90) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(40, 216, (9, 9, 3), np.uint8)
+    return cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def jpeg(picture: np.ndarray, **options) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)).save(out, "JPEG", quality=95, **options)
+    return out.getvalue()
+
+
+def store_of(folder: Path, *pairs: tuple[bytes, bytes], recipe=None) -> Store:
+    items = islice(random_samples(), len(pairs))
+    samples = (
+        replace(item, frames=tuple(zip(("onset.jpg", "apex.jpg"), pair, strict=True)))
+        for item, pair in zip(items, pairs, strict=True)
+    )
+    return write_store(folder / "store", samples, RECIPE if recipe is None else recipe)
+
+
+def decoded(store: Store, count: int = 1, size: int = 64) -> torch.Tensor:
+    ((rows, onsets, _),) = decode_pairs(store, range(count), size=size, device=CPU, threads=1)
+    assert rows == list(range(count))
+    return onsets
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Store:
+    """Synthetic clips prepared with their frames."""
+    folder = tmp_path_factory.mktemp("kept")
+    generate(folder / "raw", datasets=("casme2",), subjects=2, clips=3, seed=0, image_size=128)
+    source = SourceConfig(adapter="casme2", root=str(folder / "raw" / "casme2"))
+    config = Config(prepare=PrepareConfig(sources=(source,), keep_frames=True, working_size=96))
+    plan = make_plan(config.prepare)
+    settings = extraction_settings(config.prepare, strict=True)
+    tables = {entry: plan.tables[entry.id] for entries in plan.subjects.values() for entry in entries}
+    samples = [extract([entry], table, settings).samples[0] for entry, table in tables.items()]
+    return write_store(folder / "store", iter(samples), plan.recipe)
+
+
+def test_flow_from_frames_is_the_stored_flow_up_to_jpegs_losses(kept):
+    read = flow_from_frames(kept, range(6), device=CPU, threads=1)
+    for row in range(6):
+        stored, again = kept.read_flow(row).astype(np.float32), read(row).astype(np.float32)
+        assert again.shape == (28, 28, 3)
+        assert np.corrcoef(stored[..., :2].ravel(), again[..., :2].ravel())[0, 1] > 0.9
+        assert np.abs(stored - again).mean() < 0.1 * np.abs(stored).max()
+
+
+def test_batches_of_frames_and_of_flow_look_alike_to_the_model(kept):
+    data = DataConfig(input="frames")
+    read = flow_from_frames(kept, range(6), device=CPU, threads=1)
+    transform = fit_transform(kept, range(6), data=data, mosaic_size=28, read=read)
+    sampler = EpochSampler(rows=tuple(range(6)), batch_size=4, seed=0, shuffle=True)
+    options = {"data": data, "transform": transform, "device": CPU, "threads": 1}
+    frames, flow = FlowStream(kept, sampler, read=read, **options), FlowStream(kept, sampler, **options)
+    for _ in range(3):
+        one, other = frames.next(), flow.next()
+        assert torch.equal(one.rows, other.rows)
+        assert torch.equal(one.labels, other.labels)
+        assert one.images.shape == other.images.shape
+        assert not torch.equal(one.images, other.images)
+
+
+ODD = {
+    "plain": lambda picture: jpeg(picture),
+    "progressive": lambda picture: jpeg(picture, progressive=True),
+    "grey": lambda picture: cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY))[1].tobytes(),
+    "png": lambda picture: cv2.imencode(".png", picture)[1].tobytes(),
+    "bmp": lambda picture: cv2.imencode(".bmp", picture)[1].tobytes(),
+}
+
+
+@pytest.mark.parametrize("kind", list(ODD))
+def test_every_kind_of_picture_decodes_to_what_opencv_sees(tmp_path, kind):
+    data = ODD[kind](face())
+    store = store_of(tmp_path, (data, data))
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert np.abs(decoded(store, size=90)[0].numpy().astype(int) - grey).mean() < 2
+
+
+def test_a_cmyk_jpeg_is_read(tmp_path):
+    out = io.BytesIO()
+    Image.fromarray(face()[..., ::-1]).convert("CMYK").save(out, "JPEG", quality=95)
+    grey = cv2.cvtColor(face(), cv2.COLOR_BGR2GRAY)
+    found = decoded(store_of(tmp_path, (out.getvalue(),) * 2), size=90)[0].numpy().astype(int)
+    assert np.corrcoef(found.ravel(), grey.ravel())[0, 1] > 0.95
+
+
+def test_exifs_orientation_is_applied(tmp_path):
+    picture = Image.fromarray(face()[..., ::-1])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=95, exif=exif)
+    grey = cv2.rotate(cv2.cvtColor(face(), cv2.COLOR_BGR2GRAY), cv2.ROTATE_90_CLOCKWISE)
+    found = decoded(store_of(tmp_path, (out.getvalue(),) * 2), size=90)[0].numpy().astype(int)
+    assert np.abs(found - grey).mean() < 3
+
+
+@pytest.mark.parametrize("side", [1, 8000])
+def test_pictures_of_any_size_are_resized(tmp_path, side):
+    grey = np.full((side, side), 99, np.uint8)
+    data = cv2.imencode(".jpg", grey)[1].tobytes()
+    assert (decoded(store_of(tmp_path, (data, data)))[0].float() - 99).abs().max() <= 1
+
+
+def test_a_store_without_frames_or_settings_is_named(tmp_path, tiny_store):
+    with pytest.raises(InputError, match=r"data\.input=frames needs a store whose flow htnet prepare made"):
+        flow_from_frames(tiny_store, [0], device=CPU, threads=1)
+    bare = write_store(tmp_path / "bare", islice(random_samples(), 3), RECIPE)
+    with pytest.raises(InputError, match=r"casme2/sub00/EP00 has no onset\.jpg: .* needs prepare\.keep_frames=true"):
+        flow_from_frames(bare, [0, 1, 2], device=CPU, threads=1)
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", jpeg(face())[:-200]])
+def test_a_member_that_is_no_picture_is_named_by_its_sample(tmp_path, data):
+    store = store_of(tmp_path, (jpeg(face()), jpeg(face())), (jpeg(face()), data))
+    with pytest.raises(InputError, match=r"apex\.jpg of casme2/sub00/EP01 is no JPEG, PNG or BMP, or truncated"):
+        flow_from_frames(store, [0, 1], device=CPU, threads=1)

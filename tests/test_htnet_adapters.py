@@ -1,0 +1,417 @@
+"""Raw dataset folders to clips: every row is a clip or has a reason, every trap its rule, bad input its place."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import xlwt
+from openpyxl import Workbook, load_workbook
+
+from htnet.config import SourceConfig
+from htnet.data.adapters import ADAPTERS, DATASETS, build_adapter
+from htnet.data.adapters.base import Clip, Entry, LeftOut
+from htnet.data.labels import load_scheme
+from htnet.data.synth import generate, plan_clips
+from htnet.errors import InputError
+
+BOOKS = {
+    "casme2": "CASME2-coding-20140508.xlsx",
+    "samm": "SAMM_Micro_FACS_Codes_v2.xlsx",
+    "smic": "SMIC-HS-E_annotation.xlsx",
+}
+PLAN = {"subjects": 2, "clips": 3, "seed": 4, "image_size": 64}
+names = pytest.mark.parametrize("name", list(BOOKS))
+
+
+def read(root: Path, name: str, *, scheme: str = "megc2019_3class", annotations: str | None = None) -> list[Entry]:
+    source = SourceConfig(adapter=name, root=str(root), annotations=annotations)
+    return list(build_adapter(source, load_scheme(scheme, DATASETS[name])).entries())
+
+
+def clips(entries: Sequence[Entry]) -> list[Clip]:
+    return [entry for entry in entries if isinstance(entry, Clip)]
+
+
+def left_out(entries: Sequence[Entry]) -> list[LeftOut]:
+    return [entry for entry in entries if isinstance(entry, LeftOut)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("raw") / "synth"
+    generate(out, **PLAN)
+    return out
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Callable[[str], Path]:
+    return lambda name: Path(shutil.copytree(whole / name, tmp_path / name))
+
+
+def edit(path: Path, change: Callable[..., None]) -> None:
+    book = load_workbook(path)
+    change(book.worksheets[0])
+    book.save(path)
+
+
+def make(root: Path, book: str, rows: Sequence[Sequence[object]], folders: Sequence[str], sheet: str = "label") -> Path:
+    """A dataset folder of a workbook (.xlsx, .xls or .csv by its name) and empty folders of frames with a file each."""
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / book
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+    elif path.suffix == ".xls":
+        old = xlwt.Workbook()
+        page = old.add_sheet(sheet)
+        for y, row in enumerate(rows):
+            for x, value in enumerate(row):
+                if value is not None:
+                    page.write(y, x, value)
+        old.save(str(path))
+    else:
+        new = Workbook()
+        new.active.title = sheet
+        for row in rows:
+            new.active.append(list(row))
+        new.save(path)
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+        (root / folder / "1.jpg").touch()
+    return root
+
+
+@names
+def test_every_clip_is_yielded_in_the_annotations_order_with_its_label(whole: Path, name: str) -> None:
+    found = read(whole / name, name)
+    plan = plan_clips(name, **PLAN)
+    assert [(*vars(clip.id).values(), clip.label) for clip in clips(found)] == [
+        (name, clip.subject, clip.clip, clip.label) for clip in plan
+    ]
+    assert len(clips(found)) == len(found)
+    if name != "smic":
+        times = [(clip.onset, clip.apex, clip.offset, clip.fps) for clip in clips(found)]
+        assert times == [(clip.onset, clip.apex, clip.offset, 200.0) for clip in plan]
+
+
+def test_subjects_keep_their_zeros_and_smic_clips_the_names_of_the_official_list(whole: Path) -> None:
+    assert {clip.id.subject for clip in clips(read(whole / "samm", "samm"))} == {"006", "007"}
+    assert clips(read(whole / "smic", "smic"))[0].id.clip == "s01_ne_01"
+
+
+@pytest.mark.parametrize(
+    ("onset", "apex", "offset", "read_as", "rule"),
+    [
+        (10, 20, 30, (10, 20, 30), None),
+        (10, "/", 30, (10, None, 30), "apex_not_coded"),
+        (10, None, 30, (10, None, 30), "apex_not_coded"),
+        (10, 10, 30, (10, None, 30), "apex_at_onset"),
+        (10, 9, 30, (10, None, 30), "apex_outside_interval"),
+        (10, 31, 30, (10, None, 30), "apex_outside_interval"),
+        (10, 20, 5, (10, 20, None), "offset_before_onset"),
+    ],
+)
+def test_an_interval_that_cannot_be_is_read_by_a_named_rule(copy, onset, apex, offset, read_as, rule) -> None:
+    root = copy("casme2")
+
+    def change(sheet) -> None:
+        for column, value in zip((4, 5, 6), (onset, apex, offset), strict=True):
+            sheet.cell(2, column).value = value
+
+    edit(root / BOOKS["casme2"], change)
+    first = clips(read(root, "casme2"))[0]
+    assert (first.onset, first.apex, first.offset) == read_as
+    assert first.notes == (() if rule is None else (rule,))
+
+
+def test_a_negative_duration_without_an_apex_is_left_out_by_its_rule(copy) -> None:
+    root = copy("samm")
+    edit(root / BOOKS["samm"], lambda sheet: [sheet.cell(15, x, v) for x, v in ((4, 50), (5, 40), (6, 30))])
+    (out,) = left_out(read(root, "samm"))
+    assert (out.rule, out.failed) == ("negative_duration", False)
+    assert "onset 50, apex 40, offset 30" in out.reason
+    assert out.place.endswith("row 15, column Filename")
+
+
+def test_emotions_outside_the_scheme_are_left_out_with_the_reason(copy) -> None:
+    root = copy("casme2")
+    edit(root / BOOKS["casme2"], lambda sheet: sheet.cell(2, 9, "others") and sheet.cell(3, 9, "sadness"))
+    found = left_out(read(root, "casme2"))
+    assert [(item.rule, item.clip) for item in found] == [
+        ("label_scheme", "casme2/sub01/EP01_01f"),
+        ("label_scheme", "casme2/sub01/EP02_01f"),
+    ]
+    seven = read(root, "casme2", scheme="7class")
+    assert len(clips(seven)) == 6
+    assert [clip.label for clip in clips(seven)][:2] == [6, 4]
+
+
+def test_the_two_clips_that_the_official_list_leaves_out_are_named(tmp_path) -> None:
+    header = ["Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion"]
+    rows = [header, [4, "EP12_01f", 1, 2, 3, "disgust"], ["sub24", "EP02_07", 1, 2, 3, "disgust"]]
+    root = make(tmp_path / "c", BOOKS["casme2"], rows, [])
+    assert [item.rule for item in left_out(read(root, "casme2"))] == ["official_list", "official_list"]
+
+
+def test_a_missing_folder_of_frames_is_a_failure_that_stops_nothing(copy) -> None:
+    root = copy("casme2")
+    shutil.rmtree(root / "CASME2_RAW_selected" / "sub01" / "EP01_01f")
+    found = read(root, "casme2")
+    assert len(clips(found)) == 5
+    (out,) = left_out(found)
+    assert (out.rule, out.failed) == ("missing_frames", True)
+    assert "CASME2_RAW_selected/sub01/EP01_01f" in out.reason
+
+
+def test_a_second_micro_expression_of_a_smic_recording_follows_after_the_rows(copy) -> None:
+    root = copy("smic")
+    edit(root / BOOKS["smic"], lambda sheet: sheet.delete_rows(2))
+    found = [clip.id.clip for clip in clips(read(root, "smic"))]
+    assert len(found) == 6
+    assert found[-1] == "s01_ne_01"
+
+
+def test_smics_cropped_folder_may_lack_a_clip_and_remarks_under_the_table_are_no_rows(copy) -> None:
+    root = copy("smic")
+    edit(root / BOOKS["smic"], lambda sheet: sheet.append([None, None, None, None, None] + [None] * 6 + ["total 6"]))
+    (root / "SMIC_all_cropped").mkdir()
+    (root / "HS").rename(root / "SMIC_all_cropped" / "HS")
+    shutil.rmtree(root / "SMIC_all_cropped" / "HS" / "s01" / "micro" / "negative" / "s1_ne_01")
+    found = read(root, "smic")
+    assert len(clips(found)) == 5
+    assert [item.rule for item in left_out(found)] == ["missing_frames"]
+
+
+CASME3 = ["Subject", "Filename", "Onset", "Apex", "Offset", "AU", "Objective class", "emotion"]
+
+
+def test_casme3_a_reads_any_spelling_and_names_clips_by_recording_and_onset(tmp_path) -> None:
+    rows = [
+        CASME3,
+        ["spNO.1", "b", "175", "180", "190", "4", "I", "disgust"],
+        ["spNo.1", "B", "20", "20", "30", "4", "I", "Others"],
+        ["spNO.12", "c", "3647", "2668", "2694", "4", "I", "happy"],
+        ["spNO.12", "c", "5", "8", "9", "4", "I", "happy"],
+    ]
+    folders = ["part_A/spNO.1/b/color", "Part_A_ME_clip/frame/spNo.12_c_5"]
+    root = make(tmp_path / "c3", "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx", rows, folders)
+    found = read(root, "casme3_a", scheme="7class")
+    assert [str(clip.id) for clip in clips(found)] == [
+        "casme3/spno.1/b_175",
+        "casme3/spno.1/b_20",
+        "casme3/spno.12/c_5",
+    ]
+    assert [item.rule for item in left_out(found)] == ["negative_duration"]
+    assert [clip.frames.name for clip in clips(found)] == ["color", "color", "spNo.12_c_5"]
+    assert [item.rule for item in left_out(read(root, "casme3_a"))] == ["label_scheme", "negative_duration"]
+
+
+def test_casme3_a_takes_the_micro_expressions_of_the_file_that_holds_both_kinds(tmp_path) -> None:
+    rows = [
+        ["Subject", "Filename", "Expression type", "Onset", "Apex", "Offset", "emotion"],
+        ["spNO.1", "b", "Macro-expression", 1.0, 2.0, 3.0, "happy"],
+        ["spNO.1", "b", "Micro-expression", 4.0, 5.0, 6.0, "happy"],
+    ]
+    root = make(tmp_path / "c3", "CAS(ME)3_part_A_v2.xls", rows, ["part_A/spNO.1/b/color"])
+    found = read(root, "casme3_a")
+    assert [clip.onset for clip in clips(found)] == [4]
+    assert [item.rule for item in left_out(found)] == ["macro_expression"]
+
+
+def test_the_real_workbook_of_casme3_part_a_parses_completely(shared_data) -> None:
+    root = shared_data / "casme3"
+    if not root.is_dir():
+        pytest.skip(f"{root} not found")
+    adapter = build_adapter(SourceConfig(adapter="casme3_a", root=str(root)), load_scheme("7class", ["casme3"]))
+    rows = adapter.rows()
+    assert len(rows) == 860
+    assert len({adapter.sample_of(row) for row in rows}) == 860
+    assert len({adapter.sample_of(row).subject for row in rows}) == 94
+    emotions = Counter(row.text("emotion").lower() for row in rows)
+    assert emotions == {
+        "disgust": 250, "surprise": 187, "others": 161, "fear": 86, "anger": 64, "sad": 57, "happy": 55,
+    }  # fmt: skip
+    intervals = [adapter.interval_of(row) for row in rows]
+    assert sum(isinstance(interval, str) for interval in intervals) == 1
+    notes = Counter(note for interval in intervals if not isinstance(interval, str) for note in interval.notes)
+    assert notes == {"apex_at_onset": 55, "apex_outside_interval": 1, "offset_before_onset": 2}
+    # without the frames every row is listed with its reason
+    assert Counter(item.rule for item in left_out(read(root, "casme3_a", scheme="7class"))) == {
+        "missing_frames": 859,
+        "negative_duration": 1,
+    }
+    three = Counter(item.rule for item in left_out(read(root, "casme3_a")))
+    assert three == {"missing_frames": 699, "label_scheme": 161}
+
+
+def test_the_real_workbook_of_casme3_part_c_parses_completely(shared_data) -> None:
+    root = shared_data / "casme3"
+    if not root.is_dir():
+        pytest.skip(f"{root} not found")
+    adapter = build_adapter(
+        SourceConfig(adapter="casme3_c", root=str(root)), load_scheme("megc2019_3class", ["casme3c"])
+    )
+    rows = adapter.rows()
+    assert len({adapter.sample_of(row) for row in rows}) == 165
+    assert len({adapter.sample_of(row).subject for row in rows}) == 30
+    assert Counter(row.text("emotion") for row in rows) == {
+        "negative": 99, "surprise": 30, "others": 20, "positive": 16,
+    }  # fmt: skip
+    assert Counter(item.rule for item in left_out(read(root, "casme3_c"))) == {
+        "label_scheme": 20,
+        "missing_frames": 145,
+    }
+
+
+def test_mmew_takes_the_subject_from_the_clips_name(tmp_path) -> None:
+    header = ["Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "AU", "Estimated Emotion", "remarks"]
+    rows = [header, [1, "S01-07-001", 1, 9, 20, 4, "disgust", None], [None] * 7 + ["counted twice"]]
+    root = make(tmp_path / "m", "MMEW_Micro_Exp.xlsx", rows, ["Micro_Expression/disgust/S01-07-001"])
+    (clip,) = read(root, "mmew")
+    assert (str(clip.id), clip.label, clip.fps) == ("mmew/S01/S01-07-001", 0, 90.0)
+
+
+def test_4dme_takes_clips_of_one_class_and_lists_those_of_several(tmp_path) -> None:
+    header = ["sub_ID", "fold_name", "Onset", "Apex", "Offset", "AUs", "Emotion"]
+    header += ["Positive", "Negative", "Surprise", "Repression", "Others"]
+    rows = [header, ["01", "f1", 1, 5, 9, "AU4(k)", "x", 0, 1, 0, 0, 0], ["01", "f2", 1, 5, 9, "", "x", 1, 0, 1, 0, 0]]
+    rows.append(["01", "f3", 1, 5, 9, "", "x", None, None, None, 1, None])
+    folders = [f"gray_micro/01/f{number}" for number in (1, 2, 3)]
+    found = read(make(tmp_path / "4", "4DME_Labelling_Micro_release v1.xlsx", rows, folders), "4dme")
+    assert [(clip.id.clip, clip.label) for clip in clips(found)] == [("f1", 0), ("f3", 0)]
+    assert [(item.rule, item.reason) for item in left_out(found)] == [
+        ("several_classes", "belongs to Positive and Surprise, one is needed")
+    ]
+
+
+@pytest.mark.parametrize("book", ["CASME.xlsx", "CASME.xls"])
+def test_casme_has_two_apexes_of_which_the_first_counts(tmp_path, book) -> None:
+    header = ["Subject", "Filename", "OnsetF", "ApexF1", "ApexF2", "OffsetF", "AUs", "Emotion"]
+    rows = [header, [1, "EP01_12", 73, 81, 90, 98, "4", "tense"], [1, "EP01_8", 3, 8, 9, 12, "4", "Disgust"]]
+    found = read(make(tmp_path / "c", book, rows, ["Section A/sub01/EP01_12", "Section A/sub01/EP01_8"]), "casme")
+    assert [(str(clip.id), clip.apex) for clip in clips(found)] == [("casme/sub01/EP01_8", 8)]
+    assert left_out(found)[0].reason == "emotion tense is in none of the classes"
+
+
+LIST = ["dataset", "subject", "clip", "onset", "apex", "offset", "label", "frames"]
+
+
+def test_a_list_of_ones_own_needs_no_number(tmp_path) -> None:
+    rows = [LIST, ["own", "p1", "a", "", "", "", "surprise", "x/y"], [], ["own", "p1", "b", 3, 5, "", 1, "x/y"]]
+    found = read(make(tmp_path / "own", "samples.csv", rows, ["x/y"]), "csv")
+    assert [(clip.label, clip.onset, clip.apex, clip.offset) for clip in clips(found)] == [
+        (2, None, None, None),
+        (1, 3, 5, None),
+    ]
+    assert found[0].notes == ("apex_not_coded",)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["own", "p1", "a", 5, 3, 9, "surprise", "x"], r"row 2, column onset: must rise, .* got 5, 3, 9"),
+        (["own", "p1", "a", "x", 3, 9, "surprise", "x"], r"row 2, column onset: must be a whole number, got 'x'"),
+        (["own", "p1", "a", 1, 3, 9, "7", "x"], r"row 2, column emotion: must be in 0\.\.2 or a word, got 7"),
+        (["own", "p1", "a", 1, 3, 9, "bored", "x"], r"row 2, column emotion: must be one of .*got 'bored'"),
+        (["own", "p1", "a", 1, 3, 9, "surprise", "../x"], "leads out of the dataset's folder"),
+        (["own", "p1", "a", 1, 3, 9, "surprise", "/etc"], "leads out of the dataset's folder"),
+        (["own", "", "a", 1, 3, 9, "surprise", "x"], r"row 2, column subject: must not be empty"),
+    ],
+)
+def test_a_wrong_line_of_a_list_is_named(tmp_path, row, message) -> None:
+    with pytest.raises(InputError, match=message):
+        read(make(tmp_path / "own", "samples.csv", [LIST, row], ["x"]), "csv")
+
+
+@names
+def test_a_missing_folder_or_workbook_is_named(copy, name: str) -> None:
+    with pytest.raises(InputError, match=r"prepare\.sources: nowhere: no such folder"):
+        read(Path("nowhere"), name)
+    root = copy(name)
+    with pytest.raises(InputError, match=r"other\.xlsx: no such annotation file"):
+        read(root, name, annotations="other.xlsx")
+    (root / BOOKS[name]).rename(root / "mine.xlsx")
+    with pytest.raises(InputError, match=f"workbook is missing, expected .*{BOOKS[name]}"):
+        read(root, name)
+    assert len(read(root, name, annotations="mine.xlsx")) == 6
+
+
+@names
+def test_a_missing_column_is_named_with_sheet_and_row(copy, name: str) -> None:
+    root = copy(name)
+    header = 14 if name == "samm" else 1
+    column = {"casme2": "OnsetFrame", "samm": "Onset Frame", "smic": "Emotion"}[name]
+
+    def rename(sheet) -> None:
+        next(cell for cell in sheet[header] if cell.value == column).value = "Start"
+
+    edit(root / BOOKS[name], rename)
+    with pytest.raises(InputError, match=rf"sheet 'Sheet', row {header}: column {column} is missing"):
+        read(root, name)
+
+
+@names
+def test_a_clip_that_stands_twice_is_named(copy, name: str) -> None:
+    root = copy(name)
+    edit(root / BOOKS[name], lambda sheet: sheet.append([cell.value for cell in sheet[sheet.max_row]]))
+    with pytest.raises(InputError, match=rf"clip {name}/\S+ is there already, .*row \d+"):
+        read(root, name)
+
+
+@names
+def test_a_subject_without_clips_is_named(copy, name: str) -> None:
+    root = copy(name)
+    clip = plan_clips(name, **PLAN)[0]
+    folder = next(path for path in root.rglob(clip.subject) if path.is_dir())
+    target = folder / "micro" if name == "smic" else folder
+    shutil.rmtree(target)
+    target.mkdir()
+    with pytest.raises(InputError, match=rf"subject {clip.subject} has no clips"):
+        read(root, name)
+
+
+@names
+@pytest.mark.parametrize("evil", ["../../secret", "/etc", "..", "a\\b"])
+def test_an_annotation_that_leads_out_of_the_dataset_is_refused(copy, name: str, evil: str) -> None:
+    root = copy(name)
+    edit(root / BOOKS[name], lambda sheet: sheet.cell(15 if name == "samm" else 2, 2, evil))
+    with pytest.raises(InputError, match="leads out of the dataset's folder"):
+        read(root, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "value", "said"),
+    [
+        ("casme2", (2, 9), "joy", r"row 2, column Estimated Emotion: must be one of happiness.*got 'joy'"),
+        ("casme2", (2, 4), "soon", r"row 2, column OnsetFrame: must be a whole number, got 'soon'"),
+        ("casme2", (2, 4), "=1+1", r"row 2, column OnsetFrame: must be a value, got the formula '=1\+1'"),
+        ("casme2", (3, 1), "Bob", r"row 3, column Subject: must be a number such as 1 or sub01, got 'Bob'"),
+        ("samm", (15, 1), "x6", r"row 15, column Subject: must be a number of up to three digits, got 'x6'"),
+        ("samm", (16, 4), None, r"row 16, column Onset Frame: must not be empty"),
+        ("smic", (2, 12), "positive", r"row 2, column Emotion: positive, but the clip lies in"),
+        ("smic", (2, 1), 7, r"row 2, column Filename: must be a clip of subject 7"),
+    ],
+)
+def test_a_wrong_cell_is_named(copy, name: str, cell: tuple[int, int], value: object, said: str) -> None:
+    root = copy(name)
+
+    def change(sheet) -> None:
+        sheet.cell(*cell).value = value
+
+    edit(root / BOOKS[name], change)
+    with pytest.raises(InputError, match=said):
+        read(root, name)
+
+
+def test_every_adapter_says_what_identifies_its_input_without_a_path(whole: Path) -> None:
+    assert set(ADAPTERS) == set(DATASETS)
+    for name, book in BOOKS.items():
+        source = SourceConfig(adapter=name, root=str(whole / name))
+        facts = build_adapter(source, load_scheme("megc2019_3class", [name])).describe()
+        assert facts["annotation"] == book
+        assert str(whole) not in str(facts)

@@ -1,0 +1,159 @@
+"""From clips to samples: flow that shows the class, an apex that is found, and a reason for every clip that fails."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from test_htnet_adapters import clips, read
+
+from htnet.data.adapters.base import Clip
+from htnet.data.extraction import ExtractionSettings, check_landmarks, extract, subject_table
+from htnet.data.frames import list_frames
+from htnet.data.landmarks import LandmarkTable, read_landmarks
+from htnet.data.synth import generate, plan_clips, true_flow
+from htnet.data.types import Emotion
+from htnet.errors import InputError
+
+PLAN = {"subjects": 2, "clips": 3, "seed": 4, "image_size": 160}
+DATASETS = ("casme2", "samm", "smic")
+names = pytest.mark.parametrize("name", DATASETS)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("raw") / "synth"
+    generate(out, **PLAN)
+    return out
+
+
+def entries_and_table(root: Path, name: str) -> tuple[list[Clip], LandmarkTable]:
+    return clips(read(root, name)), read_landmarks(root / "landmarks.csv")
+
+
+def made(root: Path, name: str, **settings):
+    return extract(*entries_and_table(root, name), ExtractionSettings(**settings))
+
+
+@names
+def test_the_apex_is_the_annotated_one_or_found_within_a_frame(whole, name):
+    slack = 1 if name == "smic" else 0
+    for item, clip in zip(made(whole / name, name, flow_method="dis").samples, plan_clips(name, **PLAN), strict=True):
+        assert abs(item.sample.apex - clip.apex) <= slack
+        assert (item.sample.onset, item.sample.offset) == (clip.onset, clip.offset)
+
+
+@names
+@pytest.mark.parametrize("method", ["tvl1", "dis"])
+def test_the_flow_image_shows_the_class_at_its_landmarks(whole, name, method):
+    found = made(whole / name, name, flow_method=method)
+    assert found.left_out == ()
+    assert found.seconds["flow"] > 0
+    for item in found.samples:
+        image, sample = item.flow_image.astype(np.float32), item.sample
+        assert image.shape == (28, 28, 3)
+        v = image[..., 1] - np.median(image[..., 1])
+        left_lip, right_lip = (v[round(y), round(x)] for x, y in sample.landmarks[3:])
+        brows = np.mean([v[round(y) - 4 : round(y) - 1, round(x)].mean() for x, y in sample.landmarks[:2]])
+        if sample.label == Emotion.POSITIVE:
+            assert max(left_lip, right_lip) < -0.1
+        elif sample.label == Emotion.NEGATIVE:
+            assert min(left_lip, right_lip, brows) > 0.1
+        else:
+            assert brows < -0.1
+
+
+def test_a_larger_flow_image_is_near_the_true_flow(whole):
+    samples = made(whole / "casme2", "casme2", flow_size=56).samples
+    for item, clip in zip(samples, plan_clips("casme2", **PLAN), strict=True):
+        truth = true_flow(clip, clip.apex)
+        (x, y), scale = clip.landmarks[3], clip.landmarks[1][0] - clip.landmarks[0][0]
+        flow_x, flow_y = item.sample.landmarks[3]
+        shrink = (item.sample.landmarks[1][0] - item.sample.landmarks[0][0]) / scale
+        found = item.flow_image[round(flow_y), round(flow_x), :2].astype(np.float32)
+        np.testing.assert_allclose(found, truth[round(y), round(x)] * shrink, atol=0.25)
+
+
+def test_frames_are_kept_on_request_as_the_face_crop(whole):
+    item = made(whole / "samm", "samm", keep_frames=True, flow_method="dis").samples[0]
+    assert [name for name, _ in item.frames] == ["onset.jpg", "apex.jpg"]
+    onset, apex = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for _, data in item.frames)
+    assert onset.shape == apex.shape
+    assert onset.shape[0] == onset.shape[1]
+    assert set(item.sources) == {"onset_sha256", "apex_sha256"}
+    assert made(whole / "samm", "samm", flow_method="dis").samples[0].frames == ()
+
+
+def damage(clip: Clip, number: int, data: bytes | None) -> Path:
+    path = list_frames(clip.frames)[number]
+    path.unlink() if data is None else path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", None])
+def test_a_damaged_frame_leaves_out_its_clip_and_no_other(whole, tmp_path, data):
+    root = Path(shutil.copytree(whole / "casme2", tmp_path / "casme2"))
+    entries, table = entries_and_table(root, "casme2")
+    damage(entries[1], entries[1].apex, data)
+    found = extract(entries, table, ExtractionSettings(flow_method="dis"))
+    assert [item.sample.id for item in found.samples] == [clip.id for clip in entries if clip is not entries[1]]
+    (out,) = found.left_out
+    assert (out.clip, out.rule, out.failed) == (str(entries[1].id), "unreadable_frames", True)
+    with pytest.raises(InputError, match="unreadable picture" if data is not None else "is missing"):
+        extract(entries, table, ExtractionSettings(flow_method="dis", strict=True))
+
+
+def test_a_frame_of_another_size_is_named(whole, tmp_path):
+    root = Path(shutil.copytree(whole / "casme2", tmp_path / "casme2"))
+    entries, table = entries_and_table(root, "casme2")
+    damage(entries[0], entries[0].apex, cv2.imencode(".jpg", np.zeros((90, 160, 3), np.uint8))[1].tobytes())
+    (out,) = extract(entries, table, ExtractionSettings(flow_method="dis")).left_out
+    assert "must be as large as frame" in out.reason
+
+
+def test_missing_landmarks_are_an_error_a_reason_or_the_mean_of_the_subjects_others(whole):
+    entries, table = entries_and_table(whole / "casme2", "casme2")
+    subject = [clip for clip in entries if clip.id.subject == "sub01"]
+    less = replace(table, points={key: value for key, value in table.points.items() if key != subject[0].id})
+    quick = ExtractionSettings(flow_method="dis")
+    found = extract(subject, less, quick)
+    assert [item.rule for item in found.left_out] == ["no_landmarks"]
+    assert f"no landmarks for clip {subject[0].id}" in found.left_out[0].reason
+    with pytest.raises(InputError, match="no landmarks"):
+        extract(subject, less, replace(quick, landmark_failures="error"))
+    mean = extract(subject, less, replace(quick, landmark_failures="mean-shape"))
+    assert mean.left_out == ()
+    known = np.mean([np.asarray(table.points[clip.id]) for clip in subject[1:]], axis=0)
+    alone = subject_table({subject[0].id: replace(table, points={subject[0].id: tuple(map(tuple, known))})})
+    assert np.array_equal(extract(subject[:1], alone, quick).samples[0].flow_image, mean.samples[0].flow_image)
+
+
+def test_a_landmark_outside_the_frame_is_a_reason(whole):
+    entries, table = entries_and_table(whole / "casme2", "casme2")
+    table = replace(table, points={**table.points, entries[0].id: ((500.0, 5.0),) * 5})
+    (out,) = extract(entries, table, ExtractionSettings(flow_method="dis")).left_out
+    assert "landmark left_eye at (500, 5) must lie in the frame of 160 x 160 pixels" in out.reason
+
+
+def test_landmarks_of_another_kind_are_refused(whole):
+    entries, table = entries_and_table(whole / "casme2", "casme2")
+    with pytest.raises(InputError, match="landmarks must be in pixels of the onset frame"):
+        check_landmarks(replace(table, flow_size=28), entries)
+
+
+def test_how_many_clips_are_worked_on_together_changes_no_bit(whole):
+    entries, table = entries_and_table(whole / "casme2", "casme2")
+    together = extract(entries, table, ExtractionSettings()).samples
+    for clip, item in zip(entries, together, strict=True):
+        (alone,) = extract([clip], table, ExtractionSettings()).samples
+        assert np.array_equal(alone.flow_image, item.flow_image)
+
+
+def test_a_gpu_asked_for_where_there_is_none_is_one_line(whole, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=r"prepare\.device=cuda: no CUDA device is visible"):
+        made(whole / "casme2", "casme2", device="cuda")

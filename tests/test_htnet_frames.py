@@ -1,0 +1,89 @@
+"""Frames of a clip: by number from folders and videos, damaged ones named before anything is made of them."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from htnet.data.frames import inside, list_frames, open_frames, read_frame
+from htnet.errors import InputError
+
+
+def picture(seed: int = 0, shape=(40, 48, 3)) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+    return cv2.resize(small, shape[1::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def test_frames_are_listed_by_the_last_number_of_their_name_in_any_spelling(tmp_path):
+    for file in ("img9.JPG", "reg_img10.jpeg", "006_00002.png", "take2_000011.Bmp", "Thumbs.db", ".img12.jpg", "n.txt"):
+        (tmp_path / file).write_bytes(b"")
+    assert list(list_frames(tmp_path)) == [2, 9, 10, 11]
+    assert open_frames(tmp_path).numbers == (2, 9, 10, 11)
+    (tmp_path / "img0009.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="frame 9 is"):
+        list_frames(tmp_path)
+
+
+def test_a_place_without_frames_is_named(tmp_path):
+    with pytest.raises(InputError, match="holds no frames"):
+        open_frames(tmp_path).read(1)
+    with pytest.raises(InputError, match=r"none: no such folder of frames or video \(\.mp4"):
+        open_frames(tmp_path / "none")
+    (tmp_path / "x.avi").write_bytes(b"no video")
+    with pytest.raises(InputError, match=r"x\.avi: not a readable video"):
+        open_frames(tmp_path / "x.avi").read(1)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".jpg"])
+def test_a_picture_cut_anywhere_is_named_and_nothing_else_is_said(tmp_path, suffix, capfd):
+    data = cv2.imencode(suffix, picture())[1].tobytes()
+    path = tmp_path / f"1{suffix}"
+    path.write_bytes(data)
+    assert read_frame(path).shape == (40, 48, 3)
+    for size in (0, 1, 10, len(data) // 2, len(data) - 3):
+        path.write_bytes(data[:size])
+        with pytest.raises(InputError, match=rf"1{suffix}: unreadable picture.*\({size} bytes\)"):
+            read_frame(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_grey_and_padded_pictures_are_read(tmp_path):
+    grey = cv2.cvtColor(picture(), cv2.COLOR_BGR2GRAY)
+    path = tmp_path / "1.jpg"
+    path.write_bytes(cv2.imencode(".jpg", grey)[1].tobytes() + b"\0" * 20)
+    found = read_frame(path)
+    assert found.shape == (40, 48, 3)
+    assert np.array_equal(found[..., 0], found[..., 2])
+
+
+def test_a_missing_frame_is_named_with_what_there_is(tmp_path):
+    for number in (5, 7):
+        cv2.imwrite(str(tmp_path / f"img{number}.png"), picture(number))
+    frames = open_frames(tmp_path)
+    assert np.array_equal(frames.read(7), picture(7))
+    with pytest.raises(InputError, match="frame 6 is missing; there are frames 5 to 7"):
+        frames.read(6)
+
+
+def test_a_video_is_read_frame_by_frame_from_1(tmp_path):
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (48, 40))
+    assert writer.isOpened()
+    for seed in range(6):
+        writer.write(picture(seed))
+    writer.release()
+    frames = open_frames(path)
+    assert frames.numbers == (1, 2, 3, 4, 5, 6)
+    for number in (6, 1, 3):
+        assert np.abs(frames.read(number).astype(int) - picture(number - 1)).mean() < 12  # JPEG's colours; other frames differ by 60
+    for number in (0, 7):
+        with pytest.raises(InputError, match=rf"clip\.avi: frame {number} is missing; there are frames 1 to 6"):
+            frames.read(number)
+
+
+def test_names_of_an_annotation_stay_inside(tmp_path):
+    assert inside(tmp_path, "sub01", "EP02_01f") == tmp_path / "sub01" / "EP02_01f"
+    for evil in ("..", "", ".", "a/b", "a\\b", "/etc", "C:x"):
+        with pytest.raises(InputError, match="leads out of the dataset's folder"):
+            inside(tmp_path, evil)

@@ -1,0 +1,110 @@
+"""Label schemes: the field's counts, datasets that do not go together, mappings of one's own, the official list."""
+
+from __future__ import annotations
+
+import pytest
+
+from htnet.data.labels import SCHEMES, check_official_list, load_scheme
+from htnet.data.types import SampleId
+from htnet.errors import InputError
+
+
+def sample(dataset: str, subject: str = "s", clip: str = "c") -> SampleId:
+    return SampleId(dataset=dataset, subject=subject, clip=clip)
+
+
+@pytest.mark.parametrize("name", list(SCHEMES))
+def test_every_word_of_a_scheme_has_one_of_its_classes_or_none(name):
+    for dataset, (classes, words) in SCHEMES[name].items():
+        scheme = load_scheme(name, [dataset])
+        assert scheme.classes == classes
+        for word, chosen in words.items():
+            assert word == word.lower().strip()
+            label = scheme.label(sample(dataset), f" {word.upper()} ", "here")
+            assert isinstance(label, str) if chosen is None else scheme.classes[label] == chosen
+        assert set(words.values()) - {None} == set(classes) or dataset == "smic"
+
+
+def test_the_three_classes_are_megc2019s():
+    scheme = load_scheme("megc2019_3class", ["casme2", "samm"])
+    assert scheme.label(sample("casme2"), "repression", "") == 0
+    assert isinstance(scheme.label(sample("casme2"), "sadness", ""), str)
+    assert scheme.label(sample("samm"), "Sadness", "") == 0
+    assert isinstance(scheme.label(sample("samm"), "Other", ""), str)
+    assert "official list" in str(scheme.label(sample("casme2", "sub04", "EP12_01f"), "disgust", ""))
+
+
+def test_an_unknown_word_dataset_or_scheme_is_named():
+    with pytest.raises(InputError, match=r"here: must be one of .*got 'joy' \(label scheme megc2019_3class\)"):
+        load_scheme("megc2019_3class", ["casme2"]).label(sample("casme2"), "joy", "here")
+    with pytest.raises(InputError, match="7class is not defined for smic, only for casme2"):
+        load_scheme("7class", ["smic"])
+    with pytest.raises(InputError, match="must be one of megc2019_3class, 5class, 7class or a YAML file, got '4class'"):
+        load_scheme("4class", [])
+
+
+def test_datasets_whose_classes_differ_cannot_be_merged():
+    with pytest.raises(InputError, match=r"casme2 has the classes happiness, .* and samm anger, .*cannot be merged"):
+        load_scheme("5class", ["casme2", "samm"])
+    assert load_scheme("5class", ["casme2", "casme2"]).classes[0] == "happiness"
+
+
+GOOD = """
+classes: [tense, calm]
+words:
+  casme: {Tense: tense, happiness: calm, fear: null}
+  "*": {yes: calm}
+"""
+
+
+def test_a_mapping_of_ones_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD.replace("yes", "'yes'"))
+    scheme = load_scheme(str(path), ["casme"])
+    assert scheme.label(sample("casme"), "TENSE", "") == 0
+    assert isinstance(scheme.label(sample("casme"), "fear", ""), str)
+    assert scheme.label(sample("mine"), "yes", "") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes: [a, b]", "must be a mapping with the keys classes and words"),
+        ("[", "not a YAML file"),
+        ("classes: [a]\nwords: {}", "classes must be a list of two or more names"),
+        ("classes: [a, a]\nwords: {}", "classes must differ, got a, a"),
+        ("classes: [a, b]\nwords: []", "words must be a mapping"),
+        ("classes: [a, b]\nwords: {x: [a]}", r"words\.x must be a mapping"),
+        ("classes: [a, b]\nwords: {x: {joy: c}}", r"words\.x\.joy must be one of a, b or null, got 'c'"),
+    ],
+)
+def test_a_mapping_that_is_none_is_named(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"mine\.yaml: {message}"):
+        load_scheme(str(path), [])
+
+
+@pytest.mark.parametrize("header", ["", "dataset,subject,clip,label\n"])
+def test_the_official_list_is_read_with_or_without_header_and_lost_zeros(tmp_path, header):
+    path = tmp_path / "list.csv"
+    path.write_text(header + "samm,6,006_1_2,0\ncasme2,sub01,EP02_01F,1\n\n")
+    labels = {sample("samm", "006", "006_1_2"): 0, sample("casme2", "sub01", "EP02_01f"): 1}
+    assert check_official_list(path, labels) == []
+    labels[sample("samm", "006", "006_1_2")] = 2
+    labels[sample("smic", "s01", "more")] = 0
+    del labels[sample("casme2", "sub01", "EP02_01f")]
+    assert check_official_list(path, labels) == [
+        "casme2/sub01/ep02_01f: is in the list, but not in the sources",
+        "smic/s01/more: is not in the list",
+        "samm/6/006_1_2: has label 2, in the list 0",
+    ]
+
+
+def test_a_list_that_is_none_is_named(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("samm,6,006_1_2,0\nsamm,6\n")
+    with pytest.raises(InputError, match=r"list\.csv, row 2: must be dataset, subject, clip, label, got 'samm,6'"):
+        check_official_list(path, {})
+    with pytest.raises(InputError, match=r"none\.csv: not a readable list"):
+        check_official_list(tmp_path / "none.csv", {})

@@ -1,0 +1,82 @@
+"""Annotation tables of every kind, and what is wrong with them, by file, sheet, row and column."""
+
+from __future__ import annotations
+
+import pytest
+from openpyxl import Workbook
+from test_htnet_adapters import make
+
+from htnet.data.adapters.workbook import read_rows
+from htnet.errors import InputError
+
+ROWS = [["a title"], [], ["Subject", "Onset", None, "Emotion"], [1.0, "7", None, " happy "], [], ["x", None, None, ""]]
+
+
+@pytest.mark.parametrize("book", ["t.xlsx", "t.xls", "t.csv"])
+def test_the_three_kinds_of_table_read_alike(tmp_path, book):
+    path = make(tmp_path, book, ROWS, []) / book
+    first, second = read_rows(path, ("Subject", "Start|Onset", "Emotion", "Notes?"))
+    assert (first.text("Subject").removesuffix(".0"), first.integer("Start"), first.text("Emotion")) == (
+        "1",
+        7,
+        "happy",
+    )
+    assert (first.number, second.number) == (4, 6)
+    assert second.optional("Emotion") == second.optional("Notes") == ""
+    with pytest.raises(InputError, match=rf"{book}.*, row 6, column Emotion: must not be empty"):
+        second.text("Emotion")
+
+
+@pytest.mark.parametrize("book", ["t.xlsx", "t.xls"])
+def test_a_sheet_is_chosen_by_name(tmp_path, book):
+    path = make(tmp_path, book, ROWS, [], sheet="label") / book
+    assert len(read_rows(path, ("Subject",), sheet="Label")) == 2
+    with pytest.raises(InputError, match=rf"{book}: sheet 'other' is missing; there are 'label'"):
+        read_rows(path, ("Subject",), sheet="other")
+
+
+def test_a_merged_header_is_refused(tmp_path):
+    book = Workbook()
+    book.active.append(["Subject", "Onset", "Offset"])
+    book.active.append([1, 2, 3])
+    book.active.merge_cells("B1:C1")
+    book.save(tmp_path / "t.xlsx")
+    with pytest.raises(InputError, match=r"t\.xlsx, sheet 'Sheet', row 1: the header cell in column 2 is merged"):
+        read_rows(tmp_path / "t.xlsx", ("Subject", "Onset"))
+
+
+def test_a_formula_in_a_needed_cell_is_refused_and_elsewhere_it_is_not(tmp_path):
+    path = make(tmp_path, "t.xlsx", [["Subject", "Onset", "Sum"], [1, 2, "=A2+B2"]], []) / "t.xlsx"
+    assert len(read_rows(path, ("Subject", "Onset"))) == 1
+    with pytest.raises(InputError, match=r"row 2, column Sum: must be a value, got the formula '=A2\+B2'"):
+        read_rows(path, ("Subject", "Sum"))
+
+
+def test_a_column_that_is_missing_or_there_twice_is_named(tmp_path):
+    path = make(tmp_path, "t.xlsx", [["Subject", "Onset", "Onset"], [1, 2, 3]], []) / "t.xlsx"
+    with pytest.raises(InputError, match=r"sheet 'label', row 1: column Onset stands there twice"):
+        read_rows(path, ("Subject", "Onset"))
+    with pytest.raises(InputError, match=r"row 1: column Apex is missing; found Subject, Onset, Onset"):
+        read_rows(path, ("Subject", "Apex"))
+    with pytest.raises(InputError, match=r"none of the first 50 rows is a header with it"):
+        read_rows(path, ("Person",))
+
+
+@pytest.mark.parametrize("book", ["t.xlsx", "t.xls"])
+@pytest.mark.parametrize("content", [b"", b"Subject,Filename", b"PK\x03\x04 half a zip", b"<html></html>"])
+def test_a_file_that_is_no_workbook_is_named(tmp_path, book, content):
+    (tmp_path / book).write_bytes(content)
+    with pytest.raises(InputError, match=rf"t\.xlsx?: not a readable {book[1:]} workbook"):
+        read_rows(tmp_path / book, ("Subject",))
+
+
+def test_a_csv_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "t.csv").write_bytes("Subject\né".encode("latin-1"))
+    with pytest.raises(InputError, match=r"t\.csv: not a readable CSV in UTF-8"):
+        read_rows(tmp_path / "t.csv", ("Subject",))
+
+
+def test_formatted_emptiness_ends_the_table(tmp_path):
+    rows = [["Subject"], [1], *([[""]] * 1100), [2]]
+    path = make(tmp_path, "t.csv", rows, []) / "t.csv"
+    assert len(read_rows(path, ("Subject",))) == 1
