@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from htnet.data.adapters.htnet_release import HTNetRelease
+from htnet.data.adapters.htnet_release import LANDMARKS, HTNetRelease, read_flow_picture
+from htnet.data.labels import load_scheme
+from htnet.data.landmarks import read_landmarks
 from htnet.data.regions import MOSAIC_REGIONS, mosaic, region_starts, scale_minmax
 
 RULES = ("upstream", "anatomical")
@@ -42,13 +44,15 @@ def test_the_upstream_rule_reproduces_the_inputs_of_the_public_code_for_all_442_
     if not (folder / "regions_golden.npz").is_file():
         pytest.skip(f"{folder / 'regions_golden.npz'} not found")
     golden = np.load(folder / "regions_golden.npz")
-    samples = list(HTNetRelease(root=folder).samples())
-    assert len(samples) == len(golden["regions"]) == 442
-    for item, expected, label in zip(samples, golden["regions"], golden["labels"], strict=True):
+    scheme = load_scheme("megc2019_3class", ["casme2", "samm", "smic"])
+    entries = list(HTNetRelease(root=folder, scheme=scheme).entries())
+    table = read_landmarks(folder / LANDMARKS)
+    assert len(entries) == len(golden["regions"]) == 442
+    for entry, expected, label in zip(entries, golden["regions"], golden["labels"], strict=True):
         # the golden mosaics keep OpenCV's order of channels
-        bgr = item.flow_image[..., ::-1]
-        assert np.array_equal(mosaic(bgr, item.sample.landmarks, "upstream"), expected), item.sample.id
-        assert item.sample.label == label
+        bgr = read_flow_picture(entry.picture)[..., ::-1]
+        assert np.array_equal(mosaic(bgr, table.points[entry.id], "upstream"), expected), entry.id
+        assert entry.label == label
 
 
 def test_the_anatomical_rule_exchanges_rows_and_columns():

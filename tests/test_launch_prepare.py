@@ -99,7 +99,7 @@ def test_killed_at_random_moments_the_store_is_the_same_to_the_last_byte(raw, tm
         before = len(list(parts.glob("*.json")))
         while process.poll() is None and len(list(parts.glob("*.json"))) <= before and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(float(rng.uniform(0, 0.3)))
+        time.sleep(float(rng.uniform(0, 0.1)))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -109,8 +109,7 @@ def test_killed_at_random_moments_the_store_is_the_same_to_the_last_byte(raw, tm
     assert halfway, "no kill fell into the work"
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    if done:
-        assert "clips were done before" in finished.stdout
+    assert len(done) == 10 or "clips were done before" in finished.stdout
     assert content(tmp_path / "store") == undisturbed
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.tar")}
     assert all(times[name] == shards[name] for name in shards), "a subject was made twice"
