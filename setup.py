@@ -17,7 +17,7 @@ DEV = [
     "scikit-learn>=1.8",
     "types-PyYAML",
     "types-openpyxl",
-    # the truth of TV-L1 in tests and benchmarks; DualTVL1 is in the contrib build of OpenCV, which replaces the plain one
+    # the truth of TV-L1 in tests and benchmarks; the lock file has OpenCV with contrib for DualTVL1
     "scikit-image>=0.25",
     "xlwt>=1.3",
 ]

@@ -76,7 +76,8 @@ def test_a_video_is_read_frame_by_frame_from_1(tmp_path):
     frames = open_frames(path)
     assert frames.numbers == (1, 2, 3, 4, 5, 6)
     for number in (6, 1, 3):
-        assert np.abs(frames.read(number).astype(int) - picture(number - 1)).mean() < 12  # JPEG's colours; other frames differ by 60
+        # JPEG's colours; other frames differ by 60
+        assert np.abs(frames.read(number).astype(int) - picture(number - 1)).mean() < 12
     for number in (0, 7):
         with pytest.raises(InputError, match=rf"clip\.avi: frame {number} is missing; there are frames 1 to 6"):
             frames.read(number)

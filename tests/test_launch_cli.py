@@ -109,7 +109,8 @@ def test_a_duplicate_clip_is_named(work):
 def test_a_clip_of_two_sources_is_named(work):
     source = {"adapter": "htnet_release", "root": str(work.release)}
     work.write(prepare={"sources": [source, source]})
-    assert f"row 2: clip casme2/sub01/EP02_01f is in two sources: also {work.release / LABELS}" in work.refuses("prepare")
+    expected = f"row 2: clip casme2/sub01/EP02_01f is in two sources: also {work.release / LABELS}"
+    assert expected in work.refuses("prepare")
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])

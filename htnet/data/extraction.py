@@ -94,8 +94,8 @@ def extract(
     """Make the samples of one subject's clips.
 
     Raises:
-        InputError: ``settings.strict`` and a clip cannot be used; a flow picture cannot be used; landmarks are missing under the policy ``error``; the
-            landmarks are of another kind than the input needs; a GPU is asked for where there is none.
+        InputError: ``settings.strict`` and a clip cannot be used; a flow picture cannot be used; landmarks are missing
+            under the policy ``error``; a GPU is asked for where there is none.
     """
     return _Extractor(landmarks, settings).run(entries)
 
