@@ -188,10 +188,10 @@ def _block_reference(case: Case) -> Forward:
     return lambda *tensors: local_attention_block_reference(*tensors, **settings)
 
 
-def _block(backend: str) -> Callable[[Case], Forward]:
+def _block(backend: str, **choice: bool) -> Callable[[Case], Forward]:
     def build(case: Case) -> Forward:
         settings: Any = {"num_heads": case.heads, "blocks_per_side": case.blocks_per_side, "backend": backend}
-        return lambda *tensors: local_attention_block(*tensors, **settings)
+        return lambda *tensors: local_attention_block(*tensors, **settings, **choice)
 
     return build
 
@@ -251,12 +251,20 @@ def _small_head(case: Case, device: torch.device) -> str | None:
     return f"head_dim {case.head_dim} is over 128" if case.head_dim > 128 else None
 
 
+def _not_fused(case: Case, device: torch.device) -> str | None:
+    from kernels.attention_block.interface import fused_limit
+
+    x = torch.empty(1, case.height, case.width, case.dim, dtype=DTYPES[case.dtype], device=device)
+    return fused_limit(x, num_heads=case.heads, head_dim=case.head_dim, blocks_per_side=case.blocks_per_side)
+
+
 def _table() -> Iterable[Provider]:
     def core(name: str, what: str, build: Callable[[Case], Forward], *limits: Limit) -> Provider:
         return Provider(name=name, operation="core", what=what, build=build, limits=limits, ours=limits == ours)
 
     def block(name: str, what: str, build: Callable[[Case], Forward], *limits: Limit) -> Provider:
-        return Provider(name=name, operation="block", what=what, build=build, limits=limits, ours=limits == ours)
+        is_ours = limits[: len(ours)] == ours
+        return Provider(name=name, operation="block", what=what, build=build, limits=limits, ours=is_ours)
 
     attending, cuda = _needs_several_tokens, _needs_cuda
     ours: tuple[Limit, ...] = (cuda, _needs("triton"), _small_head)
@@ -280,6 +288,7 @@ def _table() -> Iterable[Provider]:
     yield core("flash-attn", "package flash-attn", _flash_attn, attending, cuda, _needs("flash_attn"), _needs_half)
     yield core("natten", "package NATTEN, stride = window", _natten, attending, cuda, _needs("natten"))
     yield block("block-triton", "ours: kernels.local_attention_block", _block("triton"), *ours)
+    yield block("block-fused", "ours, all in one kernel (fused=True)", _block("triton", fused=True), *ours, _not_fused)
     yield block("block-unfused", "torch's norm and linear maps around our core", _unfused(_ours), *ours)
     yield block("block-reference", "kernels.reference, computed in fp32", _block_reference)
     yield block("block-sdpa", "torch's norm and linear maps around its attention", _unfused(_sdpa()))
