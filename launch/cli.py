@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     _add_synth(commands)
     _add_prepare(commands)
+    _add_inspect(commands)
     _add_sweep(commands)
     _add_profile(commands)
     _add_report(commands)
@@ -136,6 +137,21 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return EXIT_DONE
     return prepare(config, out, console, strict=options.strict, address=options.address)
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("inspect", help="pictures of a store's samples and of what training makes of them")
+    parser.add_argument("store", type=Path, metavar="STORE", help="folder that htnet prepare wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the pictures")
+    parser.add_argument("--samples", type=int, default=8, metavar="N", help="samples, even over classes (default 8)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of choice and augmentation (default 0)")
+    parser.set_defaults(command=_inspect)
+
+
+def _inspect(options: argparse.Namespace, console: Console) -> int:
+    from launch.inspect import inspect_store
+
+    return inspect_store(options.store, options.out, console, samples=options.samples, seed=options.seed)
 
 
 def _add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
