@@ -14,6 +14,7 @@ from torch import Tensor
 
 _CHUNK = 1 << 20
 """Weights per call on a CPU: a chunk's float32 gradient (4 MiB) stays in the cache."""
+_STATE = ("master", "exp_avg", "exp_avg_sq")
 
 
 class MasterAdam(torch.optim.Optimizer):
@@ -36,6 +37,8 @@ class MasterAdam(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self._fused = torch._fused_adamw_ if decoupled else torch._fused_adam_
         self._clip_norm = clip_norm
+        self._pieces: dict[Tensor, list[tuple[Tensor, ...]]] = {}
+        self._widened: dict[torch.device, Tensor] = {}
 
     def narrow(self, dtype: torch.dtype) -> None:
         """Keep the parameters' values as masters and round the parameters to ``dtype``, in place."""
@@ -48,6 +51,7 @@ class MasterAdam(torch.optim.Optimizer):
                 "step": torch.zeros((), device=parameter.device),
             }
             parameter.data = master.to(dtype)
+        self._cut()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override] # closures are for line searches
@@ -64,6 +68,21 @@ class MasterAdam(torch.optim.Optimizer):
         for index, parameter in enumerate(self._parameters()):
             saved = state_dict["state"][index]
             self.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in saved.items()}
+        self._cut()
+
+    def _cut(self) -> None:
+        """Views of weight, master and moments by piece, once and not at every step, and a buffer per device."""
+        for parameter in self._parameters():
+            tensors = (parameter.data, *(self.state[parameter][key] for key in _STATE))
+            size = self._size(parameter)
+            self._pieces[parameter] = list(zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True))
+            buffer = self._widened.get(parameter.device)
+            if buffer is None or len(buffer) < min(size, parameter.numel()):
+                self._widened[parameter.device] = torch.empty(min(size, parameter.numel()), device=parameter.device)
+
+    @staticmethod
+    def _size(parameter: Tensor) -> int:
+        return _CHUNK if parameter.device.type == "cpu" else max(1, parameter.numel())
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -75,21 +94,24 @@ class MasterAdam(torch.optim.Optimizer):
         return (self._clip_norm / (torch.stack(norms).square().sum().sqrt() + 1e-6)).clamp(max=1.0)
 
     def _update(self, parameter: Tensor, group: dict[str, Any], scale: Tensor | None) -> None:
-        state = self.state[parameter]
-        state["step"] += 1
+        step = self.state[parameter]["step"]
+        step += 1
         assert parameter.grad is not None
-        # flatten() copies a gradient whose layout differs from its weight's; reshape of the weight must not
-        tensors = (parameter.data.view(-1), parameter.grad.flatten(), *(state[key].view(-1) for key in _STATE))
-        size = _CHUNK if parameter.device.type == "cpu" else max(1, parameter.numel())
-        for weight, narrow, master, mean, square in zip(*(t.split(size) for t in tensors), strict=True):
-            gradient = narrow.float() if scale is None else narrow.float() * scale
+        pieces, buffer = self._pieces[parameter], self._widened[parameter.device]
+        assert pieces[0][0].data_ptr() == parameter.data_ptr(), "the parameter was moved after narrow()"
+        # flatten() copies a gradient whose layout differs from its weight's
+        gradients = parameter.grad.flatten().split(self._size(parameter))
+        for (weight, master, mean, square), narrow in zip(pieces, gradients, strict=True):
+            gradient = buffer[: len(narrow)].copy_(narrow)
+            if scale is not None:
+                gradient.mul_(scale)
             self._fused(
                 [master],
                 [gradient],
                 [mean],
                 [square],
                 [],
-                [state["step"]],
+                [step],
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -99,6 +121,3 @@ class MasterAdam(torch.optim.Optimizer):
                 maximize=False,
             )
             weight.copy_(master)
-
-
-_STATE = ("master", "exp_avg", "exp_avg_sq")
