@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from htnet.data.landmarks import face_crop
-from htnet.data.synth import DATASETS, generate, plan_clips, render_frame, true_flow
+from htnet.data.synth import COMPOSITE, DATASETS, generate, plan_clips, render_frame, true_flow
 from htnet.data.synth_motion import backward_field, expression, forward_flow
 from htnet.data.types import Emotion
 from htnet.errors import InputError
@@ -41,7 +41,7 @@ def test_the_layouts_are_those_of_the_real_datasets(small: Path) -> None:
     assert list((small / "samm/006/006_1_1").glob("006_0*.jpg"))
     assert (small / "smic/SMIC-HS-E_annotation.xlsx").is_file()
     assert (small / "smic/HS/s01/micro/negative/s1_ne_01/reg_image000001.bmp").is_file()
-    assert all((small / name / "landmarks.csv").is_file() for name in DATASETS)
+    assert all((small / name / "landmarks.csv").is_file() for name in COMPOSITE)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_faces(small: Path, tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
 """The prepared store: one tar per subject, a manifest with byte ranges, a record of how it was made.
 
-A store appears whole or not at all: it is written to ``.<name>.partial`` beside its final place, a subject at a time,
+A store appears whole or not at all: it is written into ``.<name>.partial`` beside its final place, a subject at a time,
 synced, and renamed; ``.<name>.lock`` keeps a second writer out. A writer that follows a killed one goes on with the
-subjects that are whole. Two stores made from the same input are byte-identical. Format::
+subjects that are whole. Two stores made from the same input are byte-identical. In the making::
+
+    .STORE.partial/parts/recipe.txt                  what is being made, and with what
+    .STORE.partial/parts/<dataset>/<subject>.json    a part record: this subject is done
+    .STORE.partial/store/                            becomes STORE
+
+Format::
 
     STORE/store.json          format version, recipe, digest, size of every shard
     STORE/manifest.parquet    htnet.data.manifest
-    STORE/left_out.csv        clips that are no samples: clip, rule, reason, place
+    STORE/left_out.csv        clips that are no samples: :data:`LEFT_OUT_COLUMNS`
     STORE/shards/<dataset>/<subject>.tar    WebDataset-style members <clip>.flow.npy, <clip>.json, ...
 """
 
@@ -14,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import io
@@ -48,6 +55,10 @@ from htnet.data.types import Emotion, Sample
 from htnet.errors import InputError
 
 FORMAT_VERSION = 1
+LEFT_OUT_COLUMNS = ("clip", "rule", "reason", "place", "failed")
+"""``clip`` is dataset/subject/clip; ``failed`` is true where something is wrong with the files."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""How a network file system says that it does not lock files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +152,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     return dict(record)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Staging:
     """A store in the making, ``.<name>.partial`` beside its final place.
 
@@ -148,61 +160,107 @@ class Staging:
     interruption, and :meth:`done` tells the next run. :meth:`finish` makes the store of it.
     """
 
-    def __init__(self, path: Path, partial: Path, recipe: Mapping[str, Any]) -> None:
-        self._path, self.folder, self._recipe = path, partial, recipe
+    path: Path
+    """Where the store will be."""
+    folder: Path
+    recipe: Mapping[str, Any]
+    cleared: bool = False
+    """Whether something else was in the making there before, which is gone now."""
+    unlocked: str | None = None
+    """Why nothing keeps a second writer out; None where the lock is held."""
 
     def done(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Part records by (dataset, subject): rows, left_out, seconds."""
-        found = {}
-        for path in sorted((self.folder / "parts").glob("*.json")):
-            part = json.loads(path.read_text(encoding="utf-8"))
-            found[part["dataset"], part["subject"]] = part
-        return found
+        """Part records by (dataset, subject), sorted: rows, left_out, seconds.
+
+        A record that cannot be read, or whose shard is not as it says, counts as none: the subject is made again.
+        """
+        parts = (self._part(path) for path in (self.folder / "parts").glob("*/*.json"))
+        return dict(sorted(((part["dataset"], part["subject"]), part) for part in parts if part is not None))
+
+    def _part(self, path: Path) -> dict[str, Any] | None:
+        try:
+            part: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if part["shard"] is not None:
+                name, size = part["shard"]
+                if (self.folder / "store" / name).stat().st_size != size:
+                    return None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return part
 
     def discard(self) -> None:
         """Remove everything; nothing is left behind."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def finish(self, left_out: Sequence[Sequence[str]] = ()) -> Store:
-        """Write the manifest, ``left_out.csv`` (clip, rule, reason, place) and the record, and rename."""
-        parts = [part for _, part in sorted(self.done().items())]
-        rows = [from_record(record, self._path) for part in parts for record in part["rows"]]
+    def finish(self, left_out: Sequence[Mapping[str, object]] = ()) -> Store:
+        """Write the manifest, ``left_out.csv`` (:data:`LEFT_OUT_COLUMNS`) and the record, and rename.
+
+        Raises:
+            InputError: there is no sample.
+        """
+        rows = [from_record(record, self.path) for part in self.done().values() for record in part["rows"]]
         if not rows:
-            raise InputError(f"{self._path}: the sources hold no sample; a store needs at least one")
-        write_manifest(self.folder / "manifest.parquet", rows)
-        with (self.folder / "left_out.csv").open("w", encoding="utf-8", newline="") as file:
+            raise InputError(f"{self.path}: the sources hold no sample; a store needs at least one")
+        whole = self.folder / "store"
+        write_manifest(whole / "manifest.parquet", rows)
+        with (whole / "left_out.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("clip", "rule", "reason", "place"))
-            writer.writerows(left_out)
-        _write_record(self.folder, rows, self._recipe)
-        shutil.rmtree(self.folder / "parts")
-        _sync_tree(self.folder)
-        self.folder.rename(self._path)
+            writer.writerow(LEFT_OUT_COLUMNS)
+            writer.writerows([_cell(item[name]) for name in LEFT_OUT_COLUMNS] for item in left_out)
+        _write_record(whole, rows, self.recipe)
+        _sync_tree(whole)
+        whole.rename(self.path)
         # some network file systems cannot sync a folder
         with contextlib.suppress(OSError):
-            _sync(self._path.parent)
-        return open_store(self._path)
+            _sync(self.path.parent)
+        self.discard()
+        return open_store(self.path)
+
+
+def _cell(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def read_left_out(store: Store) -> tuple[dict[str, str], ...]:
+    """Rows of a store's ``left_out.csv``; none where the store has no such file, as those of before had not."""
+    path = store.path / "left_out.csv"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return tuple(csv.DictReader(file))
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
 
 
 @contextmanager
-def staging(path: Path, recipe: Mapping[str, Any]) -> Iterator[Staging]:
-    """The store in the making at ``path``; what an interrupted run of the same recipe wrote is kept, all else removed.
+def staging(path: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any] | None = None) -> Iterator[Staging]:
+    """The store in the making at ``path``; what an interrupted run of the same kind wrote is kept, all else removed.
+
+    Args:
+        recipe: what decides the content; goes into the store.
+        made_with: what may change its last bits (versions, device). Parts made with something else are made again, but
+            a store that is there is not another store for it.
 
     Raises:
         InputError: ``path`` is taken or cannot be written to, or another process writes there.
     """
     partial, lock = _beside(path)
-    text = json.dumps(dict(recipe), sort_keys=True)
+    text = json.dumps({"recipe": dict(recipe), "made_with": dict(made_with or {})}, sort_keys=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(lock):
+        with _locked(lock) as unlocked:
             if os.path.lexists(path):
                 raise InputError(f"{path}: is there already; remove it or choose another --out")
-            if not _same_text(partial / "parts" / "recipe.txt", text):
+            mark = partial / "parts" / "recipe.txt"
+            going_on = _same_text(mark, text)
+            cleared = not going_on and mark.exists()
+            if not going_on:
                 shutil.rmtree(partial, ignore_errors=True)
                 (partial / "parts").mkdir(parents=True)
-                _write_atomically(partial / "parts" / "recipe.txt", text.encode())
-            yield Staging(path, partial, recipe)
+                (partial / "store").mkdir()
+                _write_atomically(mark, text.encode())
+            yield Staging(path=path, folder=partial, recipe=recipe, cleared=cleared, unlocked=unlocked)
     except OSError as error:  # no right to write, a full disk, a name that the file system cannot hold
         raise InputError(f"{path}: the store cannot be written: {error}") from None
 
@@ -238,11 +296,13 @@ def write_part(
     part = {
         "dataset": dataset,
         "subject": subject,
+        "shard": [name, (folder / "store" / name).stat().st_size] if items else None,
         "rows": [to_record(row) for row in rows],
         "left_out": list(left_out),
         "seconds": dict(seconds or {}),
     }
-    target = folder / "parts" / f"{file_stem(dataset)}__{file_stem(subject)}.json"
+    target = folder / "parts" / file_stem(dataset) / f"{file_stem(subject)}.json"
+    target.parent.mkdir(exist_ok=True)
     _write_atomically(target, json.dumps(part).encode())
 
 
@@ -280,11 +340,15 @@ def _check_image(item: PreparedSample) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a killed writer of a finished ``path`` left beside it, unless a writer is at work; never raises."""
+    """Remove what a killed writer of a finished ``path`` left beside it, unless a writer is at work; never raises.
+
+    Where the file system has no locks nobody can tell, and it stays.
+    """
     partial, lock = _beside(path)
     if partial.exists() or lock.exists():
-        with contextlib.suppress(InputError, OSError), _locked(lock):
-            shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(InputError, OSError), _locked(lock) as unlocked:
+            if unlocked is None:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _beside(path: Path) -> tuple[Path, Path]:
@@ -292,19 +356,27 @@ def _beside(path: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keeps other processes out; the file is removed at the end, a kill frees the lock and leaves the file."""
+def _locked(path: Path) -> Iterator[str | None]:
+    """Keeps other processes out; yields the reason where the file system has no locks, else None.
+
+    The file is removed at the end; a kill frees the lock and leaves the file.
+    """
     with path.open("w") as lock:
+        unlocked = None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # the holder before us removes the file when it ends: a lock on the removed one guards nothing
             held = os.path.samestat(os.fstat(lock.fileno()), path.stat())
         except (BlockingIOError, FileNotFoundError):
             held = False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            held, unlocked = True, os.strerror(error.errno)
         if not held:
             raise InputError(f"{path}: another htnet prepare is writing this store; wait for it")
         try:
-            yield
+            yield unlocked
         finally:
             path.unlink(missing_ok=True)
 
@@ -318,8 +390,8 @@ def _write_atomically(path: Path, data: bytes, temporary_folder: Path | None = N
     temporary.replace(path)
 
 
-def _write_shard(root: Path, name: str, items: Sequence[PreparedSample]) -> list[ManifestRow]:
-    target = root / name
+def _write_shard(folder: Path, name: str, items: Sequence[PreparedSample]) -> list[ManifestRow]:
+    target = folder / "store" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     checksums: dict[str, str] = {}
     buffer = io.BytesIO()
@@ -336,7 +408,7 @@ def _write_shard(root: Path, name: str, items: Sequence[PreparedSample]) -> list
             info.name: ByteRange(start=info.offset_data, bytes=info.size, sha256=checksums[info.name]) for info in tar
         }
     # what a killed writer leaves must not lie among the shards
-    _write_atomically(target, buffer.getvalue(), root / "parts")
+    _write_atomically(target, buffer.getvalue(), folder / "parts")
     return [
         ManifestRow(
             sample=item.sample,

@@ -41,9 +41,9 @@ class Style:
     lower: float
 
 
-def draw_style(rng: np.random.Generator) -> Style:
-    """Choose a style at random; no side ever rests, so a clip's class is visible in every region."""
-    left, right, upper, lower = (float(value) for value in rng.uniform(0.8, 1.0, 4))
+def draw_style(rng: np.random.Generator, low: float, high: float) -> Style:
+    """Choose a style at random, each strength from ``low`` to ``high``."""
+    left, right, upper, lower = (float(value) for value in rng.uniform(low, high, 4))
     return Style(left=left, right=right, upper=upper, lower=lower)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htnet.data.landmarks import face_crop
-from htnet.data.synth import DATASETS, plan_clips, render_frame, true_flow
+from htnet.data.synth import COMPOSITE
+from htnet.data.synth_clips import plan_clips, render_frame, true_flow
 from htnet.data.synth_motion import Field
 
 Pictures = NDArray[np.uint8]
@@ -30,8 +31,8 @@ def synth_pairs(count: int, side: int, seed: int = 0) -> tuple[Pictures, Picture
 
 def _pairs(count: int, side: int, seed: int) -> Iterator[tuple[Pictures, Pictures, Field]]:
     image_size = max(64, round(side * 1.35))
-    subjects = -(-count // (6 * len(DATASETS[:3])))
-    for dataset in DATASETS[:3]:
+    subjects = -(-count // (6 * len(COMPOSITE)))
+    for dataset in COMPOSITE:
         for clip in plan_clips(dataset, subjects=subjects, clips=6, seed=seed, image_size=image_size):
             crop = face_crop(clip.landmarks, (image_size, image_size))
             gray = [

@@ -1,0 +1,225 @@
+"""One synthetic clip: what is decided about it, its true flow and its frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from htnet.data.synth_faces import Look, draw_face, draw_look, look_landmarks
+from htnet.data.synth_layouts import DAMAGES, LAYOUTS, Damage, Layout, Trap
+from htnet.data.synth_motion import (
+    Field,
+    Style,
+    backward_field,
+    course,
+    draw_style,
+    expression,
+    forward_flow,
+    warp_face,
+)
+from htnet.data.types import Emotion, Landmarks
+
+_SENSOR_NOISE = 1.2
+
+Difficulty = Literal["easy", "realistic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Motion:
+    """How strongly people move. ``amplitude`` and ``sway`` in pixels of a 160-pixel frame, ``strength`` as of Style."""
+
+    amplitude: tuple[float, float]
+    sway: float
+    strength: tuple[float, float]
+    hardly: float
+    """Share of the clips in which hardly anything moves."""
+
+
+_MOTION: dict[str, _Motion] = {
+    # the strongest part moves 2 to 3 pixels, and no part of an expression rests
+    "easy": _Motion(amplitude=(2.0, 3.0), sway=0.25, strength=(0.8, 1.0), hardly=0.0),
+    "realistic": _Motion(amplitude=(0.6, 2.0), sway=0.6, strength=(0.1, 1.0), hardly=0.15),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthClip:
+    """One planned clip: everything its frames are made of.
+
+    ``dataset``, ``subject`` and ``clip`` are the identity that an adapter should give it. Frame numbers are those of
+    the files. ``amplitude``, ``sway`` and ``jitter`` are in pixels of a frame; ``jitter`` is the (phase, period) of
+    the head's sway per axis. ``trap`` and ``damage``: what is wrong with its annotation or files on purpose.
+    """
+
+    dataset: str
+    subject: str
+    clip: str
+    label: int
+    emotion: str
+    image_size: int
+    first: int
+    onset: int
+    apex: int
+    offset: int
+    last: int
+    amplitude: float
+    sway: float
+    jitter: tuple[tuple[float, float], tuple[float, float]]
+    style: Style
+    look: Look
+    noise_seed: int
+    trap: Trap | None = None
+    damage: Damage | None = None
+
+    @property
+    def landmarks(self) -> Landmarks:
+        """Five landmarks of the onset frame, in its pixels."""
+        return look_landmarks(self.look, self.image_size)
+
+
+def plan_clips(
+    dataset: str,
+    *,
+    subjects: int,
+    clips: int,
+    seed: int,
+    image_size: int,
+    difficulty: Difficulty = "easy",
+    traps: bool = False,
+    damaged: float = 0.0,
+    xls: bool = False,
+) -> tuple[SynthClip, ...]:
+    """Decide every clip of a layout without drawing anything; parameters as in :func:`htnet.data.synth.generate`.
+
+    Traps are clips of their own: the others are the same with and without them.
+
+    Returns:
+        The clips in the order of the dataset's annotation file, a subject's traps after its other clips.
+    """
+    layout = LAYOUTS[dataset]
+    motion = _MOTION[difficulty]
+    planted = [trap for trap in layout.traps if traps and (xls or not trap.old_workbook)]
+    plan: list[SynthClip] = []
+    for subject in range(subjects):
+        key = [seed, list(LAYOUTS).index(dataset), subject]
+        look = draw_look(np.random.default_rng(key))
+        seen: dict[int, int] = {}
+        # traps go round the subjects
+        for index, trap in enumerate([None] * clips + planted[subject::subjects]):
+            label = (subject + index) % len(Emotion)
+            seen[label] = seen.get(label, 0) + 1
+            rng = np.random.default_rng([*key, index])
+            clip = _plan_clip(layout, motion, rng, look, place=(subject, index), label=label, number=seen[label])
+            plan.append(_trapped(_scaled(clip, image_size), trap))
+    return _damage(plan, layout, damaged, [seed, list(LAYOUTS).index(dataset)])
+
+
+def true_flow(clip: SynthClip, frame: int) -> Field:
+    """True optical flow from the onset frame to ``frame``.
+
+    Args:
+        clip: a clip of :func:`plan_clips`.
+        frame: a frame number of the clip, ``clip.first`` to ``clip.last``.
+
+    Returns:
+        (S, S, 2) float32 pixels, channels flow_u (x to the right) and flow_v (y down).
+    """
+    if not clip.first <= frame <= clip.last:
+        raise ValueError(f"frame must be in {clip.first}..{clip.last} of {clip.clip}, got {frame}")
+    return forward_flow(_backward(clip, frame))
+
+
+def render_frame(clip: SynthClip, frame: int) -> NDArray[np.uint8]:
+    """Draw one frame of a clip, or of the resting face around it: (S, S, 3) uint8, blue-green-red, sensor noise."""
+    warped = warp_face(_base(clip.look, clip.image_size), _backward(clip, frame))
+    rng = np.random.default_rng([clip.noise_seed, frame])
+    noise = _SENSOR_NOISE * rng.standard_normal(warped.shape[:2], dtype=np.float32)
+    return np.clip(np.rint(warped + noise[..., None]), 0, 255).astype(np.uint8)
+
+
+def _plan_clip(
+    layout: Layout,
+    motion: _Motion,
+    rng: np.random.Generator,
+    look: Look,
+    *,
+    place: tuple[int, int],
+    label: int,
+    number: int,
+) -> SynthClip:
+    """A clip of subject and index ``place``, lengths in pixels of a 160-pixel frame."""
+    subject, index = place
+    low, high = layout.length
+    rise, fall = (int(rng.integers(low, high + 1)) for _ in range(2))
+    first = layout.first_frame(rng, index)
+    onset = first + layout.margin
+    emotions = layout.emotions[label]
+    periods = rng.uniform(30.0, 60.0, 2)
+    phases = rng.uniform(0.0, 2 * np.pi, 2)
+    clip = SynthClip(
+        dataset=layout.dataset_name(subject),
+        subject=layout.subject_name(subject),
+        clip=layout.clip_name(subject, index, label, number, onset),
+        label=label,
+        emotion=emotions[int(rng.integers(len(emotions)))],
+        image_size=160,
+        first=first,
+        onset=onset,
+        apex=onset + rise,
+        offset=onset + rise + fall,
+        last=onset + rise + fall + layout.margin,
+        amplitude=float(rng.uniform(*motion.amplitude)),
+        sway=motion.sway,
+        jitter=((float(phases[0]), float(periods[0])), (float(phases[1]), float(periods[1]))),
+        style=draw_style(rng, *motion.strength),
+        look=look,
+        noise_seed=int(rng.integers(2**31)),
+    )
+    return replace(clip, amplitude=0.15 * clip.amplitude) if rng.random() < motion.hardly else clip
+
+
+def _scaled(clip: SynthClip, image_size: int) -> SynthClip:
+    # an expression moves the same share of the face at any size; sway is the camera's, in its pixels
+    return replace(clip, image_size=image_size, amplitude=clip.amplitude * image_size / 160)
+
+
+def _trapped(clip: SynthClip, trap: Trap | None) -> SynthClip:
+    subject, name = (trap and trap.name) or (clip.subject, clip.clip)
+    return replace(clip, trap=trap, subject=subject, clip=name)
+
+
+def _damage(plan: list[SynthClip], layout: Layout, share: float, key: list[int]) -> tuple[SynthClip, ...]:
+    """Choose clips without a trap, at least one where any share is asked for."""
+    whole = [index for index, clip in enumerate(plan) if clip.trap is None]
+    if not share or not layout.damaged:
+        return tuple(plan)
+    rng = np.random.default_rng([*key, 2**31])
+    chosen = rng.choice(whole, size=min(len(whole), int(np.ceil(share * len(whole)))), replace=False)
+    for index in chosen:
+        which = layout.damaged[int(rng.integers(len(layout.damaged)))]
+        how = tuple(DAMAGES)[int(rng.integers(len(DAMAGES)))]
+        frame = plan[index].onset if which == "onset" else plan[index].apex
+        plan[index] = replace(plan[index], damage=Damage(frame=frame, how=how))
+    return tuple(plan)
+
+
+def _backward(clip: SynthClip, frame: int) -> Field:
+    bumps = expression(clip.look, clip.label, clip.style)
+    amplitude = clip.amplitude * course(frame, clip.onset, clip.apex, clip.offset)
+    sway = [
+        clip.sway * (np.sin(phase + 2 * np.pi * frame / period) - np.sin(phase + 2 * np.pi * clip.onset / period))
+        for phase, period in clip.jitter
+    ]
+    return backward_field(bumps, clip.image_size, amplitude, (float(sway[0]), float(sway[1])))
+
+
+@lru_cache(maxsize=4)
+def _base(look: Look, image_size: int) -> NDArray[np.uint8]:
+    # a subject's clips follow each other, so a few pictures are enough
+    base = draw_face(look, image_size)
+    base.setflags(write=False)
+    return base
