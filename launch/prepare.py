@@ -2,88 +2,83 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 from rich.console import Console
 
-from htnet.config import Config, PrepareConfig, ResourcesConfig, SourceConfig
-from htnet.config_io import changed_keys, to_plain
-from htnet.data.adapters import DATASETS, build_adapter
+from htnet.config import Config, PrepareConfig, ResourcesConfig
+from htnet.config_io import changed_keys
 from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
-from htnet.data.adapters.htnet_release import LANDMARKS as RELEASE_LANDMARKS
-from htnet.data.extraction import ExtractionSettings, check_landmarks, subject_table
-from htnet.data.labels import LabelScheme, check_official_list, load_scheme
-from htnet.data.landmarks import LandmarkTable, read_landmarks
-from htnet.data.store import Staging, Store, open_store, remove_leftovers, staging
-from htnet.data.types import SampleId
-from htnet.errors import EXIT_DONE, EXIT_PARTIAL, HTNetError, InputError
-from launch.prepare_report import Progress, print_list, print_store, say, write_report
-from launch.prepare_task import SubjectOutcome, SubjectTask, prepare_subject
+from htnet.data.extraction import subject_table
+from htnet.data.store import Staging, Store, open_store, read_left_out, remove_leftovers, staging
+from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
+from launch.prepare_plan import Plan, extraction_settings, list_differences, make_plan
+from launch.prepare_report import Progress, print_left_out, print_list, print_store, print_times, say, write_report
+from launch.prepare_task import SHARED, SubjectOutcome, SubjectTask, prepare_subject
+from launch.run_folder import package_version
 from launch.scheduler import ray_cluster
+from launch.sweep import _terminable as terminable
 
-LANDMARKS_FILE = "landmarks.csv"
-"""Landmark table of a dataset folder where none is named."""
-_SHOWN_DIFFERENCES = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What the sources hold, before any picture is decoded."""
-
-    scheme: LabelScheme
-    subjects: dict[tuple[str, str], list[Clip | FlowPicture]]
-    tables: dict[SampleId, LandmarkTable]
-    left_out: tuple[LeftOut, ...]
-    recipe: dict[str, Any]
-
-    @property
-    def clips(self) -> int:
-        """Clips that are to become samples."""
-        return sum(len(entries) for entries in self.subjects.values())
+Parts = Mapping[tuple[str, str], Mapping[str, Any]]
+_GO_ON = "The same command goes on from here."
+_TEXTS = ("clip", "rule", "reason", "place")
 
 
 def prepare(config: Config, out: Path, console: Console, *, strict: bool = False, address: str | None = None) -> int:
-    """Make the store that ``config.prepare`` describes, or keep the one that was made so already; the exit code."""
+    """Make the store that ``config.prepare`` describes, or keep the one that was made so already; the exit code.
+
+    Raises:
+        InputError: an annotation, sources or a place that cannot be used; ``strict`` and a clip that failed. Nothing
+            is left behind then; an interruption, a full disk and a dead worker leave what is done.
+    """
     plan = make_plan(config.prepare)
     store = _made_before(out, plan.recipe)
     if store is not None:
         remove_leftovers(out)
-        say(console, _up_to_date(store))
-        return EXIT_DONE
-    failed = next((item for item in plan.left_out if item.failed), None)
-    if strict and failed is not None:
-        raise InputError(f"{failed.place}: {failed.reason}")
+        return _keep(store, console, strict=strict)
     start = time.monotonic()
-    with staging(out, plan.recipe) as stage:
+    with staging(out, plan.recipe, _made_with(config.prepare)) as stage:
+        if stage.unlocked is not None:
+            say(console, f"{out}: no lock there ({stage.unlocked}): nothing keeps a second writer of this store away")
+        if stage.cleared:
+            say(console, f"{stage.folder}: was made from other input, settings or versions: removed")
         try:
-            _make_subjects(config.prepare, plan, stage, console, strict=strict, address=address)
+            if strict:
+                _refuse_failures([*plan.left_out, *_left_out_of(stage.done())])
+            failed = _make_subjects(config.prepare, plan, stage, console, strict=strict, address=address)
+            if failed:
+                _tell_failed(failed, console)
+                return EXIT_PARTIAL
+            parts = _whole(plan, stage)
+            left_out = [*plan.left_out, *_left_out_of(parts)]
+            if not any(part["rows"] for part in parts.values()):
+                print_left_out(left_out, console)
+            store = stage.finish([asdict(item) for item in left_out])
         except InputError:
-            stage.discard()  # an interruption leaves what is done, bad input leaves nothing
+            stage.discard()
             raise
-        parts = stage.done()
-        left_out = [*plan.left_out, *_left_out_of(parts)]
-        store = stage.finish([(item.clip, item.rule, item.reason, item.place) for item in left_out])
-    report = write_report(out, parts, seconds=time.monotonic() - start)
+        except KeyboardInterrupt:
+            done = sum(len(plan.subjects[key]) for key in stage.done())
+            say(console, f"Interrupted with {done} of {len(plan.entries)} clips done. {_GO_ON}")
+            return EXIT_PARTIAL
+    report = write_report(out, parts, seconds=time.monotonic() - start, store=store)
     print_store(store, left_out, console)
-    say(console, f"how long it took: {report}")
+    print_times(report, console)
     return EXIT_PARTIAL if any(item.failed for item in left_out) else EXIT_DONE
 
 
 def list_sources(config: Config, console: Console) -> int:
     """``--list``: what the sources hold and what is left out why; no picture is decoded and nothing written."""
     plan = make_plan(config.prepare, check_list=False)
-    entries = [entry for entries in plan.subjects.values() for entry in entries]
-    print_list(plan.scheme, entries, plan.left_out, console)
+    print_list(plan.scheme, plan.entries, plan.left_out, console)
     if config.prepare.official_list is not None:
-        differences = _differences(Path(config.prepare.official_list), plan)
+        differences = list_differences(Path(config.prepare.official_list), plan)
         for line in differences:
             say(console, f"official list: {line}")
         say(console, f"official list: {len(differences)} differences" if differences else "official list: agrees")
@@ -98,85 +93,7 @@ def dry_run(config: Config, out: Path) -> list[str]:
         f"{source.adapter}: {source.root}: {json.dumps(facts)}"
         for source, facts in zip(config.prepare.sources, plan.recipe["sources"], strict=True)
     ]
-    return [*sources, f"would write {out}: {plan.clips} clips" if store is None else _up_to_date(store)]
-
-
-def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
-    """Read every annotation; :class:`InputError` for what is wrong with one, or for a clip in two sources."""
-    if not prepare.sources:
-        raise InputError("prepare.sources: at least one source is needed, got none")
-    scheme = load_scheme(
-        prepare.label_scheme, [name for source in prepare.sources for name in DATASETS[source.adapter]]
-    )
-    subjects: dict[tuple[str, str], list[Clip | FlowPicture]] = defaultdict(list)
-    tables: dict[SampleId, LandmarkTable] = {}
-    places: dict[SampleId, str] = {}
-    left_out: list[LeftOut] = []
-    facts = []
-    for source in prepare.sources:
-        adapter = build_adapter(source, scheme)
-        described = adapter.describe()
-        table = _landmarks(source)
-        taken: list[Clip | FlowPicture] = []
-        for entry in adapter.entries():
-            if isinstance(entry, LeftOut):
-                left_out.append(entry)
-                continue
-            if entry.id in places:
-                raise InputError(f"{entry.place}: clip {entry.id} is in two sources: also {places[entry.id]}")
-            places[entry.id], tables[entry.id] = entry.place, table
-            subjects[entry.id.dataset, entry.id.subject].append(entry)
-            taken.append(entry)
-        check_landmarks(table, taken)
-        facts.append({**described, "landmarks_sha256": table.sha256, "frames_sha256": _listing(taken)})
-    settings = extraction_settings(prepare, strict=False).recipe()
-    recipe = {"sources": facts, "label_scheme": scheme.name, "classes": list(scheme.classes), **settings}
-    plan = Plan(
-        scheme=scheme,
-        subjects=dict(sorted(subjects.items())),
-        tables=tables,
-        left_out=tuple(left_out),
-        recipe=json.loads(json.dumps(recipe, default=str)),
-    )
-    if check_list and prepare.official_list is not None:
-        _refuse_differences(Path(prepare.official_list), plan)
-    return plan
-
-
-def _listing(entries: Sequence[Clip | FlowPicture]) -> str:
-    """What tells frames that were added or exchanged: names and sizes; to read them all would be the work itself."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(str(entry.id).encode())
-        if isinstance(entry, Clip):
-            files = sorted(entry.frames.iterdir()) if entry.frames.is_dir() else [entry.frames]
-            digest.update(repr([(file.name, file.stat().st_size) for file in files]).encode())
-    return digest.hexdigest()
-
-
-def _landmarks(source: SourceConfig) -> LandmarkTable:
-    usual = RELEASE_LANDMARKS if source.adapter == "htnet_release" else LANDMARKS_FILE
-    return read_landmarks(Path(source.root) / usual if source.landmarks is None else Path(source.landmarks))
-
-
-def extraction_settings(prepare: PrepareConfig, *, strict: bool) -> ExtractionSettings:
-    """The part of the configuration that a task needs."""
-    plain = to_plain(prepare)
-    names = {field.name for field in dataclasses.fields(ExtractionSettings)}
-    values = {name: value for name, value in plain.items() if name in names and name != "device"}
-    on_gpu = prepare.device == "cuda" or (prepare.device == "auto" and prepare.gpus_per_task > 0)
-    return ExtractionSettings(**values, device="cuda" if on_gpu else "cpu", strict=strict)
-
-
-def _differences(path: Path, plan: Plan) -> list[str]:
-    return check_official_list(path, {e.id: e.label for entries in plan.subjects.values() for e in entries})
-
-
-def _refuse_differences(path: Path, plan: Plan) -> None:
-    lines = _differences(path, plan)
-    if lines:
-        shown = "; ".join(lines[:_SHOWN_DIFFERENCES])
-        raise InputError(f"{path}: {len(lines)} differences between the official list and the sources: {shown}")
+    return [*sources, f"would write {out}: {len(plan.entries)} clips" if store is None else _up_to_date(store)]
 
 
 def _made_before(out: Path, recipe: dict[str, Any]) -> Store | None:
@@ -197,16 +114,48 @@ def _up_to_date(store: Store) -> str:
     return f"{store.path} is up to date: {len(store.rows)} samples"
 
 
+def _keep(store: Store, console: Console, *, strict: bool) -> int:
+    """The same input has the same answer: clips that failed when the store was made are missing still."""
+    rows = [row for row in read_left_out(store) if row.get("failed") == "true"]
+    failed = [LeftOut(**{name: row[name] for name in _TEXTS}, failed=True) for row in rows]
+    if strict:
+        _refuse_failures(failed)
+    say(console, _up_to_date(store))
+    print_left_out(failed, console)
+    return EXIT_PARTIAL if failed else EXIT_DONE
+
+
+def _refuse_failures(left_out: Sequence[LeftOut]) -> None:
+    for item in left_out:
+        if item.failed:
+            raise InputError(f"{item.place}: {item.clip}: {item.reason}")
+
+
+def _tell_failed(failed: Sequence[tuple[SubjectTask, SubjectOutcome]], console: Console) -> None:
+    for task, outcome in failed:
+        say(console, f"{task.name}: not done: {outcome.failed}")
+        if outcome.traceback is not None:
+            say(console, outcome.traceback)
+    say(console, f"{len(failed)} subjects are not done, so there is no store. {_GO_ON}")
+
+
+def _made_with(prepare: PrepareConfig) -> dict[str, object]:
+    """What may change the last bits of a flow image: parts of a store are not mixed of two."""
+    versions = {name: package_version(name) for name in ("htnet", "torch", "numpy")}
+    device = extraction_settings(prepare, strict=False).device
+    return {**versions, "opencv": cv2.__version__, "device": device, "threads": prepare.threads}
+
+
 def _make_subjects(
     prepare: PrepareConfig, plan: Plan, stage: Staging, console: Console, *, strict: bool, address: str | None
-) -> None:
-    """Run the tasks of the subjects that are not done yet."""
+) -> list[tuple[SubjectTask, SubjectOutcome]]:
+    """Run the tasks of the subjects that are not done yet; those that did not come to an end."""
     done = stage.done()
     tasks = [
         SubjectTask(
             dataset=dataset,
             subject=subject,
-            entries=tuple(entries),
+            entries=tuple(_absolute(entry) for entry in entries),
             landmarks=subject_table({entry.id: plan.tables[entry.id] for entry in entries}),
             settings=extraction_settings(prepare, strict=strict),
             folder=stage.folder.resolve(),
@@ -214,34 +163,58 @@ def _make_subjects(
         for (dataset, subject), entries in plan.subjects.items()
         if (dataset, subject) not in done
     ]
-    if not tasks:
-        return
-    resources = ResourcesConfig(cpus_per_fold=float(prepare.threads), gpus_per_fold=prepare.gpus_per_task)
-    finished = plan.clips - sum(len(task.entries) for task in tasks)
     if not any(isinstance(entry, Clip) for task in tasks for entry in task.entries):
-        for task in tasks:  # flow pictures are decoded in a second; no cluster is started for them
-            _check(task, prepare_subject(task))
-        return
-    with ray_cluster(address, resources) as ray, Progress(console, total=plan.clips, done=finished) as progress:
-        for task, outcome in _run(ray, tasks, resources):
-            progress.advance(f"{task.dataset}/{task.subject}", _check(task, outcome))
+        # flow pictures are decoded in a second; no cluster is started for them
+        outcomes = [(task, _accepted(prepare_subject(task))) for task in tasks]
+        return [(task, outcome) for task, outcome in outcomes if outcome.failed is not None]
+    failed = []
+    before = {key: len(plan.subjects[key]) for key in done}
+    # its own check speaks of folds; what a task needs is checked here, by its own names.
+    # terminable last: ray.init sets a handler of its own for SIGTERM
+    with (
+        ray_cluster(address, ResourcesConfig()) as ray,
+        terminable(),
+        Progress(console, clips=len(plan.entries), subjects=len(plan.subjects), before=before.values()) as progress,
+    ):
+        _check_fits(ray, prepare)
+        for task, outcome in _run(ray, tasks, prepare):
+            progress.advance(task.name, _accepted(outcome))
+            if outcome.failed is not None:
+                failed.append((task, outcome))
+    return failed
 
 
-def _check(task: SubjectTask, outcome: SubjectOutcome) -> SubjectOutcome:
-    """The outcome of a task that did its work; an error where it could not."""
+def _accepted(outcome: SubjectOutcome) -> SubjectOutcome:
     if outcome.refused is not None:
         raise InputError(outcome.refused)
-    if outcome.broken is not None:
-        raise HTNetError(f"{task.dataset}/{task.subject}: {outcome.broken}")
     return outcome
 
 
+def _absolute(entry: Clip | FlowPicture) -> Clip | FlowPicture:
+    """Workers may have another working directory; what a user reads in the annotation's place stays as it was."""
+    if isinstance(entry, Clip):
+        return replace(entry, frames=entry.frames.absolute())
+    return replace(entry, picture=entry.picture.absolute())
+
+
+def _check_fits(ray: Any, prepare: PrepareConfig) -> None:
+    """Refuse tasks that would wait for ever: a task runs on one node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needs = {"CPU": prepare.threads, "GPU": prepare.gpus_per_task}
+    if not any(all(needed <= node.get(key, 0) for key, needed in needs.items()) for node in nodes):
+        largest = ", ".join(f"{max(node.get(key, 0) for node in nodes):g} {key}s" for key in needs)
+        raise InputError(
+            f"prepare.threads={prepare.threads}, prepare.gpus_per_task={prepare.gpus_per_task:g}: no node has as many "
+            f"CPUs and GPUs (at most {largest}): no task can run"
+        )
+
+
 def _run(
-    ray: Any, tasks: Sequence[SubjectTask], resources: ResourcesConfig
+    ray: Any, tasks: Sequence[SubjectTask], prepare: PrepareConfig
 ) -> Iterator[tuple[SubjectTask, SubjectOutcome]]:
-    """Outcomes as they come. Ray starts a task again whose worker died; its shard is written whole or not at all."""
+    """Ray starts a task again whose worker died; its shard is written whole or not at all."""
     remote = ray.remote(
-        num_cpus=resources.cpus_per_fold, num_gpus=resources.gpus_per_fold, max_retries=resources.retries, max_calls=0
+        num_cpus=prepare.threads, num_gpus=prepare.gpus_per_task, max_retries=ResourcesConfig().retries, max_calls=0
     )(prepare_subject)
     flights = {remote.remote(task): task for task in tasks}
     while flights:
@@ -249,11 +222,23 @@ def _run(
         for reference in ready:
             task = flights.pop(reference)
             try:
-                yield task, ray.get(reference)
+                outcome = ray.get(reference)
             except ray.exceptions.RayError as error:
-                reason = " ".join(str(error).split())
-                raise HTNetError(f"{task.dataset}/{task.subject}: its worker died again and again: {reason}") from None
+                reason = f"its worker died again and again: {' '.join(str(error).split())}"
+                outcome = SubjectOutcome(clips=len(task.entries), failed=reason)
+            yield task, outcome
 
 
-def _left_out_of(parts: dict[tuple[str, str], dict[str, Any]]) -> list[LeftOut]:
-    return [LeftOut(**item) for _, part in sorted(parts.items()) for item in part["left_out"]]
+def _whole(plan: Plan, stage: Staging) -> Parts:
+    """The part records of all subjects."""
+    parts = stage.done()
+    for dataset, subject in plan.subjects:
+        if (dataset, subject) not in parts:
+            raise InputError(
+                f"{stage.folder}: {dataset}/{subject} is done, says its worker, but is not there; the store {SHARED}"
+            )
+    return parts
+
+
+def _left_out_of(parts: Parts) -> list[LeftOut]:
+    return [LeftOut(**item) for part in parts.values() for item in part["left_out"]]

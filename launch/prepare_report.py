@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,11 @@ from rich.text import Text
 from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
 from htnet.data.labels import LabelScheme
 from htnet.data.store import Store
+from htnet.results import write_json_atomic
 from launch.prepare_task import SubjectOutcome
+from launch.run_folder import environment
+
+_SHOWN_SUBJECTS = 3
 
 
 def say(console: Console, line: str) -> None:
@@ -28,17 +32,20 @@ def say(console: Console, line: str) -> None:
 
 
 class Progress:
-    """Clips done, left out and still to come; a line on a terminal, a line per subject in a log file."""
+    """Clips and subjects done, left out and still to come; a line on a terminal, a line per subject in a log file."""
 
-    def __init__(self, console: Console, *, total: int, done: int) -> None:
-        self._console, self._total, self._done, self._before = console, total, done, done
-        self._left_out = 0
+    def __init__(self, console: Console, *, clips: int, subjects: int, before: Collection[int]) -> None:
+        """``before``: clips of each subject that was done before."""
+        self._console = console
+        self._clips, self._clips_done, self._clips_before = clips, sum(before), sum(before)
+        self._subjects, self._subjects_done = subjects, len(before)
+        self._left_out = self._failed = 0
         self._start = time.monotonic()
         self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._line)
 
     def __enter__(self) -> Progress:
-        if self._before:
-            say(self._console, f"going on: {self._before} of {self._total} clips were done before")
+        if self._subjects_done:
+            say(self._console, f"going on: {self._clips_done} of {self._clips} clips were done before")
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -50,26 +57,34 @@ class Progress:
             self._live.stop()
 
     def advance(self, subject: str, outcome: SubjectOutcome) -> None:
-        """A subject is done."""
-        self._done += outcome.clips
-        self._left_out += outcome.left_out
+        """A subject has come to its end."""
+        if outcome.failed is None:
+            self._clips_done += outcome.clips
+            self._subjects_done += 1
+            self._left_out += outcome.left_out
+        else:
+            self._failed += 1
         if not self._console.is_terminal:
-            say(self._console, f"{subject}: {outcome.clips} clips; {self._line()}")
+            end = "not done" if outcome.failed is not None else f"{outcome.clips} clips"
+            say(self._console, f"{subject}: {end}; {self._line()}")
 
     def _line(self) -> Text:
-        seconds = time.monotonic() - self._start
-        made = self._done - self._before
-        rest = seconds / made * (self._total - self._done) if made else None
-        left = "" if rest is None else f", {rest:.0f} s to go"
-        out = f", {self._left_out} left out" if self._left_out else ""
-        return Text(f"{self._done} of {self._total} clips{out}{left}")
+        parts = [f"{self._clips_done} of {self._clips} clips", f"{self._subjects_done} of {self._subjects} subjects"]
+        parts += [f"{self._left_out} clips left out"] if self._left_out else []
+        parts += [f"{self._failed} subjects not done"] if self._failed else []
+        rate = (self._clips_done - self._clips_before) / max(time.monotonic() - self._start, 1e-9)
+        if rate:
+            seconds = round((self._clips - self._clips_done) / rate)
+            left = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+            parts += [f"{rate:.3g} clips a second", f"left {left}"]
+        return Text(", ".join(parts))
 
 
 def print_store(store: Store, left_out: Sequence[LeftOut], console: Console) -> None:
     """Counts of a finished store, and every clip that is not in it."""
     pairs = [(sample.id.dataset, sample.subject, sample.label) for sample in store.samples]
     console.print(_counts(str(store.path), pairs, store.classes))
-    _print_left_out(left_out, console)
+    print_left_out(left_out, console)
 
 
 def print_list(
@@ -81,7 +96,7 @@ def print_list(
     notes = Counter(note for entry in entries if isinstance(entry, Clip) for note in entry.notes)
     for rule, count in sorted(notes.items()):
         say(console, f"read by rule: {rule}: {count} clips")
-    _print_left_out(left_out, console)
+    print_left_out(left_out, console)
 
 
 def _counts(
@@ -106,25 +121,62 @@ def _counts(
     return table
 
 
-def _print_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
+def print_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
+    """How many clips each rule left out, and every one of them with its reason."""
     for rule, count in sorted(Counter(item.rule for item in left_out).items()):
         say(console, f"left out by rule: {rule}: {count} clips")
     for item in left_out:
         say(console, f"{'FAILED' if item.failed else 'left out'}: {item.clip}: {item.reason} ({item.place})")
 
 
-def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], *, seconds: float) -> Path:
-    """What took how long, beside the store, which holds nothing that differs from run to run; the file's path."""
+def write_report(
+    out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], *, seconds: float, store: Store
+) -> Path:
+    """What took how long and on what, beside the store, which holds nothing that differs from run to run.
+
+    Seconds of subjects and stages are those of their tasks, which run side by side, and count what interrupted runs
+    did as well; ``run`` is the last one alone. Slowest subjects come first. Returns the file's path.
+    """
     path = out.with_name(f"{out.name}.prepare.json")
     stages: Counter[str] = Counter()
-    subjects = {}
-    for (dataset, subject), part in sorted(parts.items()):
+    subjects = []
+    for (dataset, subject), part in parts.items():
         stages.update(part["seconds"])
-        subjects[f"{dataset}/{subject}"] = {"clips": len(part["rows"]), "seconds": part["seconds"]}
+        clips = len(part["rows"]) + len(part["left_out"])
+        whole = round(sum(part["seconds"].values()), 3)
+        subjects.append(
+            {
+                "subject": f"{dataset}/{subject}",
+                "clips": clips,
+                "left_out": len(part["left_out"]),
+                "seconds": whole,
+                "seconds_per_clip": round(whole / max(1, clips), 3),
+                "stages": part["seconds"],
+            }
+        )
     report = {
-        "wall_seconds_of_the_last_run": round(seconds, 3),
+        "run": {"wall_seconds": round(seconds, 3), **environment(store)},
         "seconds_by_stage": {name: round(value, 3) for name, value in stages.most_common()},
-        "subjects": subjects,
+        "subjects": sorted(subjects, key=lambda item: (-item["seconds"], item["subject"])),
     }
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json_atomic(path, report)
     return path
+
+
+def print_times(path: Path, console: Console) -> None:
+    """Stages and the slowest subjects of a report that :func:`write_report` wrote."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    table = Table(title="seconds of all tasks together", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("stage", "seconds", "share"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    total = sum(report["seconds_by_stage"].values())
+    for name, value in report["seconds_by_stage"].items():
+        table.add_row(Text(name), f"{value:.1f}", f"{value / max(total, 1e-9):.0%}")
+    console.print(table)
+    for item in report["subjects"][:_SHOWN_SUBJECTS]:
+        say(
+            console,
+            f"slowest: {item['subject']}: {item['seconds']:.1f} s for {item['clips']} clips, "
+            f"{item['seconds_per_clip']:.2f} s each",
+        )
+    say(console, f"took {report['run']['wall_seconds']:.1f} s; times by subject and stage: {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from htnet.data.extraction import ExtractionSettings
 from htnet.data.landmarks import LandmarkTable
 from htnet.errors import InputError
 
+SHARED = "must lie on storage that all nodes share"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectTask:
-    """Everything that the task needs; small, because it is sent to it."""
+    """Everything that the task needs; small, because it is sent to it. Paths are absolute."""
 
     dataset: str
     subject: str
@@ -25,15 +28,25 @@ class SubjectTask:
     folder: Path
     """The store in the making, on storage that all nodes share."""
 
+    @property
+    def name(self) -> str:
+        """Subject keyed by its dataset, ``casme2/sub17``."""
+        return f"{self.dataset}/{self.subject}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectOutcome:
-    """``refused``: bad input, to be told in one line; ``broken``: a defect, with its traceback."""
+    """What became of a subject. ``refused``: bad input, which ends the run.
+
+    ``failed``: the machine (a full disk, a dead worker) or a defect, then with a ``traceback``; the subject is not
+    done, the others go on.
+    """
 
     clips: int
     left_out: int = 0
     refused: str | None = None
-    broken: str | None = None
+    failed: str | None = None
+    traceback: str | None = None
 
 
 def prepare_subject(task: SubjectTask) -> SubjectOutcome:
@@ -48,13 +61,25 @@ def prepare_subject(task: SubjectTask) -> SubjectOutcome:
     torch.set_num_threads(task.settings.threads)
     clips = len(task.entries)
     try:
-        if not task.folder.is_dir():
-            raise InputError(f"{task.folder}: this node does not see the store's folder; it must be on shared storage")
+        _check_node(task)
         found = extract(task.entries, task.landmarks, task.settings)
         left_out = [dataclasses.asdict(item) for item in found.left_out]
         write_part(task.folder, task.dataset, task.subject, found.samples, left_out, found.seconds)
     except InputError as error:
         return SubjectOutcome(clips=clips, refused=str(error))
-    except Exception:  # the driver tells it; a task that raises would be tried again in vain
-        return SubjectOutcome(clips=clips, broken=traceback.format_exc())
+    except OSError as error:
+        return SubjectOutcome(clips=clips, failed=f"node {platform.node()}: {error}")
+    except Exception as error:  # whatever one subject dies of, the others go on; to try it again would be in vain
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return SubjectOutcome(clips=clips, failed=reason, traceback=traceback.format_exc())
     return SubjectOutcome(clips=clips, left_out=len(left_out))
+
+
+def _check_node(task: SubjectTask) -> None:
+    """Make sure that this node sees what the driver sees: clips that it does not see would all be left out."""
+    if not task.folder.is_dir():
+        raise InputError(f"node {platform.node()}: {task.folder}: not there; the store {SHARED}")
+    for entry in task.entries:
+        path = entry.frames if isinstance(entry, Clip) else entry.picture
+        if not path.exists():
+            raise InputError(f"node {platform.node()}: {path}: not there; the sources {SHARED}")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
+import fcntl
+import io
 import json
 import os
 import shutil
@@ -15,14 +19,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from test_htnet_adapters import clips, read
+from test_htnet_release import CLIPS, make_release
 
+import launch.prepare
+from htnet.config import ResourcesConfig
+from htnet.data.extraction import ExtractionSettings
 from htnet.data.frames import list_frames
-from htnet.data.store import open_store
+from htnet.data.landmarks import LandmarkTable
+from htnet.data.store import Staging, open_store, staging
 from htnet.data.synth import generate
 from launch import cli
+from launch.prepare_report import Progress
+from launch.prepare_task import SubjectOutcome, SubjectTask, prepare_subject
+from launch.scheduler import ray_cluster
 
+ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ("casme2", "samm")
+GO_ON = "The same command goes on from here."
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +47,66 @@ def raw(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def ray_of_all(tmp_path_factory):
+    with ray_cluster(None, ResourcesConfig()) as ray:
+        yield ray
+
+
+@pytest.fixture
+def started_ray(ray_of_all, monkeypatch):
+    """One Ray for many tests, because to start it takes longer than all of them."""
+    monkeypatch.setattr(launch.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all))
+
+
+def sources(raw: Path) -> list[dict[str, str]]:
+    return [{"adapter": name, "root": str(raw / name)} for name in DATASETS]
+
+
+def stop(self, left_out):
+    """In place of the last step: Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 def configured(folder: Path, raw: Path, **prepare) -> Path:
-    sources = [{"adapter": name, "root": str(raw / name)} for name in DATASETS]
     path = folder / "c.yaml"
-    plain = {"prepare": {"sources": sources, "working_size": 64, **prepare}, "data": {"store": str(folder / "store")}}
+    plain = {
+        "prepare": {"sources": sources(raw), "working_size": 64, **prepare},
+        "data": {"store": str(folder / "store")},
+    }
     path.write_text(yaml.safe_dump(plain))
     return path
+
+
+def run(config: Path, *options: str) -> int:
+    return cli.main(["prepare", str(config), *options])
 
 
 def content(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
 
 
+def times_of_shards(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
+
+
 @pytest.fixture(scope="module")
-def undisturbed(raw, tmp_path_factory) -> dict[str, bytes]:
+def undisturbed(raw, ray_of_all, tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert cli.main(["prepare", str(configured(folder, raw))]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all))
+        assert run(configured(folder, raw)) == 0
     return content(folder / "store")
+
+
+@pytest.fixture
+def interrupted(raw, tmp_path, started_ray, monkeypatch) -> Path:
+    """The configuration of a run that was stopped when all subjects were done, before the store was whole."""
+    config = configured(tmp_path, raw)
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", stop)
+        assert run(config) == 1
+    return config
 
 
 def damage_one_clip(raw: Path, tmp_path: Path) -> tuple[Path, Path]:
@@ -60,66 +118,277 @@ def damage_one_clip(raw: Path, tmp_path: Path) -> tuple[Path, Path]:
     return copy, path
 
 
-@pytest.mark.slow
-def test_a_damaged_clip_is_listed_and_the_rest_is_prepared(raw, tmp_path, capsys):
+# --- clips that fail
+
+
+def test_a_damaged_clip_is_listed_and_the_rest_is_prepared(raw, tmp_path, capsys, started_ray):
     copy, path = damage_one_clip(raw, tmp_path)
-    config = str(configured(tmp_path, copy))
-    assert cli.main(["prepare", config]) == 1
+    config = configured(tmp_path, copy)
+    assert run(config) == 1
     out = capsys.readouterr().out
-    assert f"FAILED: samm/007/007_1_2: {path}: unreadable picture" in out
+    line = f"FAILED: samm/007/007_1_2: {path}: unreadable picture"
+    assert line in out
     assert "left out by rule: unreadable_frames: 1 clips" in out
     store = open_store(tmp_path / "store")
     assert len(store.rows) == 19
     with (store.path / "left_out.csv").open(newline="") as file:
-        assert [(row["clip"], row["rule"]) for row in csv.DictReader(file)] == [
-            ("samm/007/007_1_2", "unreadable_frames")
-        ]
-    report = json.loads((tmp_path / "store.prepare.json").read_text())
-    assert report["seconds_by_stage"]["flow"] > 0
-    assert report["subjects"]["samm/007"]["clips"] == 1
-    # a store with a gap is up to date until the input changes
-    assert cli.main(["prepare", config]) == 0
-    shutil.rmtree(store.path)
-    assert cli.main(["prepare", config, "--strict"]) == 2
+        [row] = csv.DictReader(file)
+    assert (row["clip"], row["rule"], row["failed"]) == ("samm/007/007_1_2", "unreadable_frames", "true")
+    # the same input has the same answer
+    before = content(tmp_path)
+    assert run(config) == 1
+    out = capsys.readouterr().out
+    assert f"{store.path} is up to date: 19 samples" in out
+    assert line in out
+    assert run(config, "--strict") == 2
+    assert f"samm/007/007_1_2: {path}: unreadable picture" in capsys.readouterr().err
+    assert content(tmp_path) == before
+
+
+def test_strict_stops_at_the_first_clip_that_fails_and_leaves_nothing(raw, tmp_path, capsys, started_ray):
+    copy, path = damage_one_clip(raw, tmp_path)
+    assert run(configured(tmp_path, copy), "--strict") == 2
     assert f"htnet prepare: {path}: unreadable picture" in capsys.readouterr().err
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["c.yaml", "raw"]
+
+
+def test_strict_sees_the_failures_of_the_run_that_it_goes_on_with(raw, tmp_path, capsys, started_ray, monkeypatch):
+    copy, path = damage_one_clip(raw, tmp_path)
+    config = configured(tmp_path, copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "finish", stop)
+        assert run(config) == 1
+    assert f"Interrupted with 20 of 20 clips done. {GO_ON}" in capsys.readouterr().out
+    assert run(config, "--strict") == 2
+    assert f"samm/007/007_1_2: {path}: unreadable picture" in capsys.readouterr().err
     assert not list(tmp_path.glob(".store*"))
-    assert not store.path.exists()
+
+
+def test_where_every_clip_fails_each_is_listed_and_there_is_no_store(raw, tmp_path, capsys, started_ray):
+    copy = Path(shutil.copytree(raw / "samm", tmp_path / "samm"))
+    for clip in clips(read(copy, "samm")):
+        for path in list_frames(clip.frames).values():
+            path.write_bytes(b"")
+    assert run(configured(tmp_path, raw, sources=[{"adapter": "samm", "root": str(copy)}])) == 2
+    out, err = capsys.readouterr()
+    assert out.count("FAILED: samm/") == 10
+    assert err == f"htnet prepare: {tmp_path / 'store'}: the sources hold no sample; a store needs at least one\n"
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["c.yaml", "samm"]
+
+
+# --- interruption, and going on
+
+
+def test_what_is_done_is_not_done_again_and_what_is_damaged_is(interrupted, tmp_path, undisturbed, capsys):
+    partial = tmp_path / ".store.partial"
+    before = times_of_shards(partial)
+    record = partial / "parts" / "casme2" / "sub01.json"
+    record.write_text(record.read_text()[:100])
+    (partial / "store" / "shards" / "casme2" / "sub02.tar").unlink()
+    with (partial / "store" / "shards" / "samm" / "006.tar").open("ab") as shard:
+        shard.write(b"more")
+    capsys.readouterr()
+    assert run(interrupted) == 0
+    assert "going on: 14 of 20 clips were done before" in capsys.readouterr().out
+    after = times_of_shards(tmp_path / "store")
+    assert {name for name in after if after[name] != before[name]} == {"sub01.tar", "sub02.tar", "006.tar"}
+    assert content(tmp_path / "store") == undisturbed
+    assert not list(tmp_path.glob(".store*"))
+
+
+def test_a_store_of_which_everything_was_done_needs_no_cluster(interrupted, tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setattr(launch.prepare, "ray_cluster", None)
+    assert run(interrupted) == 0
+    assert content(tmp_path / "store") == undisturbed
+
+
+def test_what_was_made_in_another_way_is_removed_and_that_is_said(interrupted, tmp_path, capsys):
+    assert run(interrupted, "--set", "prepare.strain=sobel") == 0
+    out = capsys.readouterr().out
+    assert f"{tmp_path / '.store.partial'}: was made from other input, settings or versions: removed" in out
+    assert "going on" not in out
+    assert open_store(tmp_path / "store").recipe["flow"]["strain"] == "sobel"
+
+
+def test_parts_of_other_versions_are_not_mixed_with_those_of_this_one(interrupted, monkeypatch, capsys):
+    monkeypatch.setattr(launch.prepare, "package_version", lambda name: "0.1")
+    assert run(interrupted) == 0
+    assert "was made from other input, settings or versions: removed" in capsys.readouterr().out
+
+
+def test_a_subject_that_the_machine_failed_stops_no_other_and_can_be_mended(
+    raw, tmp_path, capsys, started_ray, undisturbed, monkeypatch
+):
+    config = configured(tmp_path, raw)
+
+    def unlucky(task: SubjectTask) -> SubjectOutcome:
+        died_once = task.folder / "died-once"
+        if task.subject == "sub02" or (task.subject == "007" and not died_once.exists()):
+            died_once.touch()
+            os._exit(1)
+        if task.subject == "sub01":
+            return SubjectOutcome(clips=2, failed="node x: No space left on device")
+        return prepare_subject(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.prepare, "prepare_subject", unlucky)
+        assert run(config) == 1
+    out = capsys.readouterr().out
+    assert "casme2/sub01: not done: node x: No space left on device" in out
+    assert "casme2/sub02: not done: its worker died again and again:" in out
+    assert f"2 subjects are not done, so there is no store. {GO_ON}" in out
+    assert not (tmp_path / "store").exists()
+    before = times_of_shards(tmp_path / ".store.partial")
+    assert set(before) == {"sub03.tar", "sub04.tar", "sub05.tar", *(f"{n:03d}.tar" for n in range(6, 11))}
+    assert run(config) == 0
+    assert content(tmp_path / "store") == undisturbed
+    after = times_of_shards(tmp_path / "store")
+    assert all(after[name] == before[name] for name in before)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ("No space left on device", False)),
+        (ZeroDivisionError("a defect"), ("ZeroDivisionError: a defect", True)),
+    ],
+)
+def test_a_task_tells_what_the_machine_refused_in_a_line_and_a_defect_with_its_traceback(
+    raw, tmp_path, monkeypatch, error, outcome
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("htnet.data.store.write_part", fail)
+    done = prepare_subject(task_of(raw, tmp_path))
+    assert outcome[0] in done.failed
+    assert (done.traceback is not None) == outcome[1]
+    assert done.refused is None
+
+
+def test_a_node_that_does_not_see_the_clips_or_the_store_refuses_and_leaves_nothing_out(raw, tmp_path):
+    task = task_of(raw, tmp_path / "none")
+    assert (
+        f"{task.folder}: not there; the store must lie on storage that all nodes share" in prepare_subject(task).refused
+    )
+    copy = Path(shutil.copytree(raw / "samm", tmp_path / "samm"))
+    task = task_of(copy.parent, tmp_path)
+    shutil.rmtree(task.entries[1].frames)
+    expected = f"{task.entries[1].frames}: not there; the sources must lie on storage that all nodes share"
+    assert expected in prepare_subject(task).refused
+
+
+def task_of(raw: Path, folder: Path) -> SubjectTask:
+    entries = tuple(entry for entry in clips(read(raw / "samm", "samm")) if entry.id.subject == "006")
+    points = {entry.id: ((30.0, 35.0), (60.0, 35.0), (45.0, 50.0), (33.0, 65.0), (57.0, 65.0)) for entry in entries}
+    return SubjectTask(
+        dataset="samm",
+        subject="006",
+        entries=entries,
+        landmarks=LandmarkTable(path=raw, points=points, flow_size=None),
+        settings=ExtractionSettings(working_size=32),
+        folder=folder,
+    )
+
+
+def test_a_subject_whose_record_the_driver_does_not_see_is_an_error_not_a_gap(
+    raw, tmp_path, capsys, started_ray, monkeypatch
+):
+    def elsewhere(task: SubjectTask) -> SubjectOutcome:
+        return SubjectOutcome(clips=2) if task.subject == "007" else prepare_subject(task)
+
+    monkeypatch.setattr(launch.prepare, "prepare_subject", elsewhere)
+    assert run(configured(tmp_path, raw)) == 2
+    assert "samm/007 is done, says its worker, but is not there; the store must lie on" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_the_store_is_the_same_to_the_last_byte(raw, tmp_path, undisturbed):
+def test_killed_at_random_moments_the_store_is_the_same_to_the_last_byte_for_any_number_of_workers(
+    raw, tmp_path, undisturbed
+):
     config = configured(tmp_path, raw)
     command = [sys.executable, "-m", "launch.cli", "prepare", str(config)]
+    parts = tmp_path / ".store.partial" / "parts"
+
+    def records() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in parts.rglob("*.json")}
+
     rng = np.random.default_rng()
-    halfway = 0
-    for _ in range(3):
-        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-        parts = tmp_path / ".store.partial" / "parts"
-        deadline = time.monotonic() + 60
-        before = len(list(parts.glob("*.json")))
-        while process.poll() is None and len(list(parts.glob("*.json"))) <= before and time.monotonic() < deadline:
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        process = subprocess.Popen(
+            command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        before, deadline = len(records()), time.monotonic() + 60
+        while process.poll() is None and len(records()) <= before and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(float(rng.uniform(0, 0.1)))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        halfway += 0 < len(list(parts.glob("*.json"))) < 10
-    done = {path: path.stat().st_mtime_ns for path in parts.glob("*.json")}
-    shards = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".store.partial").rglob("*.tar")}
-    assert halfway, "no kill fell into the work"
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        # batch systems send SIGTERM to the driver; what kills, kills everything
+        (os.killpg if end == signal.SIGKILL else os.kill)(process.pid, end)
+        out, err = process.communicate(timeout=60)
+        if process.returncode == 1:
+            assert f"clips done. {GO_ON}" in out
+            assert "Traceback" not in err
+    assert not (tmp_path / "store").exists(), "no kill fell into the work"
+    done, shards = records(), times_of_shards(parts.parent)
+    one_worker = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), *command]
+    finished = subprocess.run(one_worker, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert len(done) == 10 or "clips were done before" in finished.stdout
+    assert f"going on: {2 * len(done)} of 20 clips were done before" in finished.stdout
     assert content(tmp_path / "store") == undisturbed
-    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.tar")}
-    assert all(times[name] == shards[name] for name in shards), "a subject was made twice"
+    after = times_of_shards(tmp_path / "store")
+    assert all(after[path.stem + ".tar"] == shards[path.stem + ".tar"] for path in done), "a subject was made twice"
     assert not list(tmp_path.glob(".store*"))
+
+
+# --- where it runs
+
+
+def test_paths_relative_to_the_drivers_folder_are_found_by_workers_elsewhere(
+    raw, tmp_path, started_ray, undisturbed, monkeypatch
+):
+    config = configured(tmp_path, raw, sources=sources(Path(raw.name)))
+    monkeypatch.chdir(raw.parent)
+    assert run(config) == 0
+    assert content(tmp_path / "store") == undisturbed
+
+
+def test_a_task_that_fits_nowhere_is_refused_by_the_keys_of_prepare(raw, tmp_path, capsys, started_ray):
+    for override, words in (("threads=99", "prepare.threads=99"), ("gpus_per_task=64", "prepare.gpus_per_task=64")):
+        assert run(configured(tmp_path, raw), "--set", f"prepare.{override}") == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert "no node has as many CPUs and GPUs" in err
+        assert not list(tmp_path.glob(".store*"))
+
+
+@pytest.mark.slow
+def test_over_a_running_cluster_the_store_is_the_same(raw, tmp_path, undisturbed):
+    from test_launch_sweep import ray_head
+
+    config = configured(tmp_path, raw)
+    command = [sys.executable, "-m", "launch.cli", "prepare", str(config), "--address"]
+    with ray_head(tmp_path / "home", RAY_AUTH_MODE="disabled") as head:
+        for number, address in enumerate((f"127.0.0.1:{head.port}", f"ray://127.0.0.1:{head.client_port}")):
+            out = tmp_path / f"store{number}"
+            done = subprocess.run(
+                [*command, address, "--out", str(out)], cwd=ROOT, env=head.environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            assert content(out) == undisturbed
+    gone = subprocess.run([*command, address], cwd=ROOT, capture_output=True, text=True)
+    assert gone.returncode == 2
+    assert "no Ray cluster answers there" in gone.stderr
+    assert not (tmp_path / "store").exists()
+
+
+# --- sources
 
 
 def test_a_list_says_what_there_is_and_decodes_nothing(raw, tmp_path, capsys):
     copy, _ = damage_one_clip(raw, tmp_path)
     shutil.rmtree(clips(read(copy / "casme2", "casme2"))[0].frames)
-    assert cli.main(["prepare", str(configured(tmp_path, copy)), "--list"]) == 0
+    assert run(configured(tmp_path, copy), "--list") == 0
     out = capsys.readouterr().out
     assert [line.split()[1:3] for line in out.splitlines() if line.strip().startswith("all")] == [["10", "19"]]
     assert "samm/006" in out
@@ -132,12 +401,122 @@ def test_an_official_list_that_differs_stops_before_any_work(raw, tmp_path, caps
     entries = [clip for name in DATASETS for clip in clips(read(raw / name, name))]
     lines = [f"{clip.id.dataset},{clip.id.subject},{clip.id.clip},{clip.label}" for clip in entries]
     path.write_text("\n".join(lines))
-    config = str(configured(tmp_path, raw, official_list=str(path)))
-    assert cli.main(["prepare", config, "--dry-run"]) == 0
-    assert cli.main(["prepare", config, "--list"]) == 0
+    config = configured(tmp_path, raw, official_list=str(path))
+    assert run(config, "--dry-run") == 0
+    assert run(config, "--list") == 0
     assert "official list: agrees" in capsys.readouterr().out
     path.write_text("\n".join(lines[1:]))
-    assert cli.main(["prepare", config]) == 2
+    assert run(config) == 2
     assert "1 differences between the official list and the sources: casme2/sub01/" in capsys.readouterr().err
-    assert cli.main(["prepare", config, "--list"]) == 0
+    assert run(config, "--list") == 0
     assert "official list: 1 differences" in capsys.readouterr().out
+
+
+def test_sources_whose_flow_images_differ_in_size_are_refused_with_both_named(raw, tmp_path, capsys):
+    release = make_release(tmp_path / "release", clips=[("smic", "s01", "s1_ne_01", 0)])
+    both = [*sources(raw), {"adapter": "htnet_release", "root": str(release)}]
+    assert run(configured(tmp_path, raw, sources=both), "--set", "prepare.flow_size=56") == 2
+    assert capsys.readouterr().err == (
+        "htnet prepare: prepare.sources: flow images of one store have one size: those of "
+        f"{raw / 'casme2'} (casme2) are made with prepare.flow_size 56, "
+        f"those of {release} (htnet_release) come with 28\n"
+    )
+    assert run(configured(tmp_path, raw, sources=both), "--dry-run") == 0
+
+
+def test_classes_of_a_mapping_are_in_the_store_and_another_mapping_makes_another_store(
+    raw, tmp_path, capsys, started_ray
+):
+    words = {"disgust": "strong", "happiness": "weak", "surprise": "weak"}
+    mapping = tmp_path / "own.yaml"
+    emotions = {clip.emotion.lower() for clip in clips(read(raw / "casme2", "casme2"))}
+
+    def write(words: dict[str, str]) -> None:
+        known = dict.fromkeys(emotions, None) | words
+        mapping.write_text(yaml.safe_dump({"classes": ["weak", "strong"], "words": {"casme2": known}}))
+
+    write(words)
+    config = configured(tmp_path, raw, sources=sources(raw)[:1], label_scheme=str(mapping))
+    assert run(config) == 0
+    out = capsys.readouterr().out
+    assert "weak" in out
+    assert "negative" not in out
+    store = open_store(tmp_path / "store")
+    assert store.classes == ("weak", "strong")
+    by_word = {sample.emotion.lower(): store.classes[sample.label] for sample in store.samples}
+    assert by_word == {word: words[word] for word in by_word}
+    # the same names and the same clips, but one emotion is in the other class
+    write(words | {"surprise": "strong"})
+    assert run(config) == 2
+    assert "holds a store made from other input or settings (sources differ)" in capsys.readouterr().err
+
+
+# --- the place
+
+
+def test_a_second_writer_is_kept_out_and_spoils_nothing(raw, tmp_path, capsys):
+    with staging(tmp_path / "store", {"somebody": "else's"}) as stage:
+        assert run(configured(tmp_path, raw)) == 2
+        assert stage.folder.is_dir()
+    assert "another htnet prepare is writing this store; wait for it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_where_files_cannot_be_locked_the_work_goes_on_and_says_so(tmp_path, capsys, monkeypatch, code):
+    def refuse(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    release = [{"adapter": "htnet_release", "root": str(make_release(tmp_path / "release"))}]
+    assert run(configured(tmp_path, tmp_path, sources=release)) == 0
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'store'}: no lock there ({os.strerror(code)}): nothing keeps a second writer" in out
+    assert len(open_store(tmp_path / "store").rows) == len(CLIPS)
+    assert not list(tmp_path.glob(".store*"))
+
+
+def test_a_file_where_the_parts_should_be_is_one_line(tmp_path, capsys):
+    release = [{"adapter": "htnet_release", "root": str(make_release(tmp_path / "release"))}]
+    (tmp_path / ".store.partial").write_text("mine")
+    assert run(configured(tmp_path, tmp_path, sources=release)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'store'}: the store cannot be written" in line
+    assert (tmp_path / ".store.partial").read_text() == "mine"
+
+
+# --- what is shown
+
+
+def test_the_report_says_what_took_how_long_on_what(interrupted, tmp_path, capsys):
+    capsys.readouterr()
+    assert run(interrupted) == 0
+    out = capsys.readouterr().out
+    report = json.loads((tmp_path / "store.prepare.json").read_text())
+    assert {item["subject"] for item in report["subjects"]} == {
+        *(f"casme2/sub{n:02d}" for n in range(1, 6)),
+        *(f"samm/{n:03d}" for n in range(6, 11)),
+    }
+    # the interrupted run's work counts
+    for stage, seconds in report["seconds_by_stage"].items():
+        assert seconds == pytest.approx(sum(item["stages"][stage] for item in report["subjects"]), abs=0.01)
+    assert report["seconds_by_stage"]["flow"] > 0
+    seconds = [item["seconds"] for item in report["subjects"]]
+    assert seconds == sorted(seconds, reverse=True)
+    assert f"slowest: {report['subjects'][0]['subject']}: {seconds[0]:.1f} s for 2 clips" in out
+    assert {"host", "cpus", "versions", "command"} <= report["run"].keys()
+
+
+def test_the_line_counts_what_this_run_did_and_reckons_the_rest_from_it(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("launch.prepare_report.time.monotonic", lambda: now[0])
+    text = io.StringIO()
+    with Progress(Console(file=text, width=200), clips=40, subjects=6, before=[10, 10]) as progress:
+        now[0] = 110.0
+        progress.advance("samm/006", SubjectOutcome(clips=5, left_out=1))
+        progress.advance("samm/007", SubjectOutcome(clips=5, failed="no luck"))
+    assert text.getvalue().splitlines() == [
+        "going on: 20 of 40 clips were done before",
+        "samm/006: 5 clips; 25 of 40 clips, 3 of 6 subjects, 1 clips left out, 0.5 clips a second, left 0:00:30",
+        "samm/007: not done; 25 of 40 clips, 3 of 6 subjects, 1 clips left out, 1 subjects not done, "
+        "0.5 clips a second, left 0:00:30",
+    ]

@@ -1,0 +1,156 @@
+"""What ``htnet prepare`` is to do: the sources' clips by subject, and the recipe that identifies them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from htnet.config import PrepareConfig, SourceConfig
+from htnet.config_io import to_plain
+from htnet.data.adapters import DATASETS, build_adapter
+from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
+from htnet.data.adapters.htnet_release import LANDMARKS as RELEASE_LANDMARKS
+from htnet.data.extraction import ExtractionSettings, check_landmarks
+from htnet.data.labels import LabelScheme, check_official_list, load_scheme
+from htnet.data.landmarks import LandmarkTable, read_landmarks
+from htnet.data.types import SampleId
+from htnet.errors import InputError
+
+LANDMARKS_FILE = "landmarks.csv"
+"""Landmark table of a dataset folder where none is named."""
+_SHOWN_DIFFERENCES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the sources hold, before any picture is decoded."""
+
+    scheme: LabelScheme
+    subjects: dict[tuple[str, str], list[Clip | FlowPicture]]
+    tables: dict[SampleId, LandmarkTable]
+    left_out: tuple[LeftOut, ...]
+    recipe: dict[str, Any]
+
+    @property
+    def entries(self) -> list[Clip | FlowPicture]:
+        """Clips that are to become samples, by subject."""
+        return [entry for entries in self.subjects.values() for entry in entries]
+
+
+def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
+    """Read every annotation; :class:`InputError` for what is wrong with one, or for sources that do not fit together.
+
+    ``check_list``: refuse samples that differ from ``prepare.official_list``, where one is named.
+    """
+    if not prepare.sources:
+        raise InputError("prepare.sources: at least one source is needed, got none")
+    scheme = load_scheme(
+        prepare.label_scheme, [name for source in prepare.sources for name in DATASETS[source.adapter]]
+    )
+    subjects: dict[tuple[str, str], list[Clip | FlowPicture]] = defaultdict(list)
+    tables: dict[SampleId, LandmarkTable] = {}
+    places: dict[SampleId, str] = {}
+    left_out: list[LeftOut] = []
+    facts = []
+    sizes: dict[int, str] = {}
+    for source in prepare.sources:
+        adapter = build_adapter(source, scheme)
+        described = adapter.describe()
+        table = _landmarks(source)
+        taken: list[Clip | FlowPicture] = []
+        for entry in adapter.entries():
+            if isinstance(entry, LeftOut):
+                left_out.append(entry)
+                continue
+            if entry.id in places:
+                raise InputError(f"{entry.place}: clip {entry.id} is in two sources: also {places[entry.id]}")
+            places[entry.id], tables[entry.id] = entry.place, table
+            subjects[entry.id.dataset, entry.id.subject].append(entry)
+            taken.append(entry)
+        check_landmarks(table, taken)
+        _check_size(prepare, source, table, taken, sizes)
+        facts.append({**described, "landmarks_sha256": table.sha256, "clips_sha256": _identity(taken)})
+    settings = extraction_settings(prepare, strict=False).recipe()
+    recipe = {"sources": facts, "label_scheme": scheme.name, "classes": list(scheme.classes), **settings}
+    plan = Plan(
+        scheme=scheme,
+        subjects=dict(sorted(subjects.items())),
+        tables=tables,
+        left_out=tuple(left_out),
+        recipe=json.loads(json.dumps(recipe, default=str)),
+    )
+    if check_list and prepare.official_list is not None:
+        _refuse_differences(Path(prepare.official_list), plan)
+    return plan
+
+
+def _check_size(
+    prepare: PrepareConfig,
+    source: SourceConfig,
+    table: LandmarkTable,
+    taken: Sequence[Clip | FlowPicture],
+    sizes: dict[int, str],
+) -> None:
+    """Refuse sources whose flow images differ in size; ``sizes`` says which source has which, and grows."""
+    if not taken:
+        return
+    come_with_flow = isinstance(taken[0], FlowPicture) and table.flow_size is not None
+    size = table.flow_size if come_with_flow and table.flow_size is not None else prepare.flow_size
+    how = "come with" if come_with_flow else "are made with prepare.flow_size"
+    sizes.setdefault(size, f"those of {source.root} ({source.adapter}) {how} {size}")
+    if len(sizes) > 1:
+        raise InputError(f"prepare.sources: flow images of one store have one size: {', '.join(sizes.values())}")
+
+
+def _identity(entries: Sequence[Clip | FlowPicture]) -> str:
+    """What tells that clips are read otherwise, or frames were added or exchanged: names and sizes.
+
+    To read all frames would be the work itself.
+    """
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(repr((entry.id, entry.label, entry.emotion)).encode())
+        if isinstance(entry, Clip):
+            files = sorted(entry.frames.iterdir()) if entry.frames.is_dir() else [entry.frames]
+            digest.update(repr((entry.onset, entry.apex, entry.offset, entry.fps)).encode())
+            digest.update(repr([(file.name, _size(file)) for file in files]).encode())
+    return digest.hexdigest()
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # a link to nowhere: the clip's own task says so, if the frame is one that it needs
+        return -1
+
+
+def _landmarks(source: SourceConfig) -> LandmarkTable:
+    usual = RELEASE_LANDMARKS if source.adapter == "htnet_release" else LANDMARKS_FILE
+    return read_landmarks(Path(source.root) / usual if source.landmarks is None else Path(source.landmarks))
+
+
+def extraction_settings(prepare: PrepareConfig, *, strict: bool) -> ExtractionSettings:
+    """The part of the configuration that a task needs."""
+    plain = to_plain(prepare)
+    names = {field.name for field in dataclasses.fields(ExtractionSettings)}
+    values = {name: value for name, value in plain.items() if name in names and name != "device"}
+    on_gpu = prepare.device == "cuda" or (prepare.device == "auto" and prepare.gpus_per_task > 0)
+    return ExtractionSettings(**values, device="cuda" if on_gpu else "cpu", strict=strict)
+
+
+def list_differences(path: Path, plan: Plan) -> list[str]:
+    """Where the samples differ from an official list, a line each."""
+    return check_official_list(path, {entry.id: entry.label for entry in plan.entries})
+
+
+def _refuse_differences(path: Path, plan: Plan) -> None:
+    lines = list_differences(path, plan)
+    if lines:
+        shown = "; ".join(lines[:_SHOWN_DIFFERENCES])
+        raise InputError(f"{path}: {len(lines)} differences between the official list and the sources: {shown}")
