@@ -62,12 +62,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--end-to-end", action="store_true", help="fold training against the public code's way, on CPUs")
     other.add_argument("--training", action="store_true", help="epochs of training without input, on this device")
+    other.add_argument("--input", action="store_true", help="the training stream against a plain DataLoader")
+    parser.add_argument("--train-step", action="store_true", help="with --input: the share of waiting in a step too")
 
 
 def profile(options: argparse.Namespace, console: Console) -> int:
     """Run what the options ask for; returns the exit code."""
     if options.end_to_end:
         return _end_to_end(options)
+    if options.train_step and not options.input:
+        raise InputError("--train-step belongs to --input")
+    if options.input:
+        from launch.profile_input import profile_input
+
+        return profile_input(options, console)
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

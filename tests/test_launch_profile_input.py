@@ -1,0 +1,149 @@
+"""``htnet profile --input`` compares like with like, writes what it measured, and refuses what it does not know."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+
+from dali_pipelines import EpochSampler, FlowStream, fit_transform
+from launch import cli, profile_input
+from launch.profile_input import CASES, DIFFERENCE, OURS, PROVIDERS, Plan, Result, check_equal, make_store
+
+CPU = torch.device("cpu")
+TINY = ("--input", "--set", "samples=12 batch=8 steps=1", "--rounds", "2")
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    code = cli.main(["profile", *map(str, arguments)])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("input") / "store", samples=30, size=28)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_rival_makes_the_batches_that_folds_train_on_over_several_epochs(case, store):
+    data, rows = CASES[case][0], tuple(range(30))
+    transform = fit_transform(store, rows, data=data, mosaic_size=28)
+    sampler = EpochSampler(rows=rows, batch_size=16, seed=5, shuffle=True)
+    stream = FlowStream(store, sampler, data=data, transform=transform, device=CPU, threads=1)
+    rival = profile_input.PlainBatches(store, sampler, data=data, transform=transform)
+    for step in range(5):
+        batch, (images, labels) = stream.next(), rival[step]
+        assert torch.equal(labels, batch.labels)
+        torch.testing.assert_close(images, batch.images, rtol=0, atol=1e-4 * batch.images.abs().max().item())
+
+
+def test_the_augmented_case_changes_what_the_plain_one_leaves(store):
+    sampler = EpochSampler(rows=tuple(range(30)), batch_size=30, seed=0, shuffle=False)
+    for case, changes in (("plain", False), ("augmented", True), ("streamed", False)):
+        data = CASES[case][0]
+        transform = fit_transform(store, range(30), data=data, mosaic_size=28)
+        rival = profile_input.PlainBatches(store, sampler, data=data, transform=transform)
+        assert torch.equal(rival[0][0], rival[1][0]) is not changes
+
+
+@pytest.mark.parametrize("wrong", ["pixels", "labels", "nan"])
+def test_nothing_passes_the_gate_that_is_not_the_same(wrong):
+    images, labels = torch.rand(4, 3, 28, 28), torch.arange(4)
+    assert check_equal("plain", "other", [(images.clone(), labels)], [(images, labels)]) == 0.0
+    other = images.clone()
+    if wrong != "labels":
+        other[0, 0, 0, 0] += 0.1 if wrong == "pixels" else torch.nan
+    with pytest.raises(RuntimeError, match=DIFFERENCE):
+        check_equal("plain", "other", [(other, labels.flip(0) if wrong == "labels" else labels)], [(images, labels)])
+
+
+def test_a_rival_that_differs_is_not_timed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None, "DataLoader, 0 workers": 0})
+    monkeypatch.setattr(profile_input, "changed_image", lambda image, change: image)
+    code, out, _ = run(capsys, *TINY, "--cases", "augmented", "--out", tmp_path)
+    assert code == 1
+    assert "nothing is timed" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_appended_with_machine_and_versions(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None, "DataLoader, 0 workers": 0})
+    for runs in (1, 2):
+        code, out, _ = run(capsys, *TINY, "--out", tmp_path / "new")
+        assert code == 0
+        assert "samples per second on the" in out
+        with (tmp_path / "new" / "input.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["case"], row["provider"]) for row in rows[-2:]] == [
+            ("streamed", OURS),
+            ("streamed", "DataLoader, 0 workers"),
+        ]
+        assert len(rows) == 6 * runs
+    for row in rows:
+        assert all(row[name] for name in ("commit", "cpu", "torch", "dali", "opencv", "load", "date"))
+        assert float(row["q1"]) <= float(row["median_samples_per_s"]) <= float(row["q3"])
+        assert row["n"] == "2"
+
+
+@pytest.mark.slow
+def test_worker_processes_make_the_same_batches_and_end_quietly(capfd):
+    code, out, err = run(capfd, *TINY, "--cases", "augmented", "--rounds", 1)
+    assert code == 0, err
+    assert list(PROVIDERS)[2] in out
+    assert "terminate" not in err
+    assert "Traceback" not in err
+
+
+def test_the_ratio_is_ours_over_theirs():
+    other = list(PROVIDERS)[1]
+    results = [
+        Result(case="plain", provider=OURS, rates=(100.0, 300.0, 200.0), difference=0.0),
+        Result(case="plain", provider=other, rates=(50.0,), difference=0.0),
+    ]
+    lines = profile_input._lines(results, Plan(), CPU)
+    assert [line["ours_is_times_as_fast"] for line in lines] == [1.0, 4.0]
+
+
+def test_a_file_with_other_columns_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    (tmp_path / "input.csv").write_text("a,b\n1,2\n")
+    monkeypatch.setattr(profile_input, "measure", lambda *_: pytest.fail("measured"))
+    code, _, err = run(capsys, *TINY, "--out", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert (tmp_path / "input.csv").read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--cases", "fine"), "--cases fine: --input knows plain, augmented, streamed"),
+        (("--set", "tokens=4"), "--set tokens=4: --input knows samples, size, batch, steps"),
+        (("--set", "samples=none"), "--set samples=none: must be a whole number from 1"),
+        (("--set", "size=3"), "--set size=3: must be a whole number from 4"),
+        (("--rounds", 0), "--rounds and --time-limit must be positive"),
+        (("--providers", "triton"), "--input takes neither --providers nor --modes"),
+    ],
+)
+def test_what_it_does_not_know_is_refused_in_one_line(capsys, arguments, message):
+    code, _, err = run(capsys, "--input", *arguments)
+    assert (code, err) == (2, f"htnet profile: {message}\n")
+
+
+def test_the_training_step_belongs_to_the_input(capsys):
+    code, _, err = run(capsys, "--train-step")
+    assert (code, err) == (2, "htnet profile: --train-step belongs to --input\n")
+
+
+def test_a_dry_run_says_what_would_be_measured(capsys, monkeypatch):
+    monkeypatch.setattr(profile_input, "measure", lambda *_: pytest.fail("measured"))
+    code, out, _ = run(capsys, "--input", "--dry-run")
+    assert code == 0
+    assert [line.partition(":")[0] for line in out.splitlines()] == list(CASES)
+
+
+def test_no_round_begins_after_the_time_allowed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None})
+    code, _, _ = run(capsys, *TINY, "--cases", "plain", "--rounds", 500, "--time-limit", 0.5, "--out", tmp_path)
+    assert code == 0
+    with (tmp_path / "input.csv").open(newline="") as file:
+        assert int(next(csv.DictReader(file))["n"]) < 10
