@@ -60,7 +60,7 @@ def test_nothing_passes_the_gate_that_is_not_the_same(wrong):
 
 def test_a_rival_that_differs_is_not_timed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None, "DataLoader, 0 workers": 0})
-    monkeypatch.setattr(profile_input, "changed_image", lambda image, change: image)
+    monkeypatch.setattr(profile_input, "changed_image", lambda image, changes, index: image)
     code, out, _ = run(capsys, *TINY, "--cases", "augmented", "--out", tmp_path)
     assert code == 1
     assert "nothing is timed" in out
