@@ -116,6 +116,8 @@ class PrepareConfig:
     """A clip without landmarks: stop, leave it out and go on, or take the mean of the subject's other clips."""
     keep_frames: bool = False
     """Whether onset and apex pictures go into the store as well; data.input frames needs them."""
+    keep_neighbours: int = 0
+    """Frames on each side of onset and apex that are kept, too, where there are any; augment.time_jitter needs them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where flow is computed; auto takes the GPU that a task was given, else the CPU."""
     threads: int = 1
@@ -133,6 +135,10 @@ class PrepareConfig:
             raise ValueError(
                 f"working_size must not be smaller than flow_size, got {self.working_size} and {self.flow_size}"
             )
+        if not 0 <= self.keep_neighbours <= 100:
+            raise ValueError(f"keep_neighbours must be in [0, 100], got {self.keep_neighbours}")
+        if self.keep_neighbours and not self.keep_frames:
+            raise ValueError(f"keep_neighbours={self.keep_neighbours} needs keep_frames=true")
 
 
 @dataclass(frozen=True, kw_only=True)
