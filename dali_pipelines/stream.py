@@ -20,6 +20,7 @@ from torch.utils.dlpack import from_dlpack
 
 from dali_pipelines.augment import needed
 from dali_pipelines.batch import Batch
+from dali_pipelines.frame_flow import FrameFlow, changes_frames
 from dali_pipelines.graph import ChangeNodes, FlowTransform, decode, image_to_input, to_device
 from dali_pipelines.mix import mix_batch
 from dali_pipelines.sampler import EpochSampler, in_order
@@ -28,6 +29,8 @@ from htnet.config import AugmentConfig, DataConfig, MixConfig
 from htnet.data.store import Store, decode_flow
 from htnet.errors import InputError
 
+AHEAD = 2
+"""Batches that DALI makes ready ahead of their use."""
 _PLAIN = AugmentConfig()
 _CHANGES: dict[str, tuple[Any, int]] = {
     "angle": (types.FLOAT, 0),
@@ -82,19 +85,23 @@ class FlowStream:
         self._resident: Batch | None = None
         limit = data.cache_mb << 20
         rows = sorted(set(sampler.rows))
+        options: dict[str, Any]
         if not changes_pixels(data.augment) and len(rows) * 12 * transform.mosaic_size**2 <= limit:
-            options: dict[str, Any] = {"device": device, "threads": threads, "read": read}
+            options = {"device": device, "threads": threads, "read": read}
             self._resident = load_set(store, rows, data=data, transform=transform, **options)
             self._place = {row: index for index, row in enumerate(rows)}
             return
-        encoded = read is None
-        if encoded and decoded_bytes(store, rows) <= limit:
+        encoded, flows = read is None, None
+        if changes_frames(data.augment):
+            options = {"device": device, "threads": threads, "first_step": self._step, "cache_bytes": limit}
+            flows, encoded = FrameFlow(store, sampler, augment=data.augment, ahead=AHEAD, **options), False
+        elif encoded and decoded_bytes(store, rows) <= limit:
             images = {row: decode_flow(store.read_member(row, "flow.npy")) for row in rows}
             read, encoded = images.__getitem__, False
         self._pipeline = build_pipeline(
             store,
             sampler,
-            read or stored_bytes(store),
+            flows or read or stored_bytes(store),
             encoded=encoded,
             data=data,
             transform=transform,
@@ -149,7 +156,7 @@ def _step_of(state: bytes) -> int:
 def build_pipeline(
     store: Store,
     sampler: EpochSampler,
-    read: Reader,
+    read: Reader | FrameFlow,
     *,
     encoded: bool,
     data: DataConfig,
@@ -158,8 +165,11 @@ def build_pipeline(
     threads: int,
     first_step: int,
 ) -> Pipeline:
-    """The DALI pipeline that gives (images, rows) of the steps from ``first_step`` on."""
-    on_gpu = device.type == "cuda"
+    """The DALI pipeline that gives (images, rows) of the steps from ``first_step`` on.
+
+    The flow images are those that ``read`` gives by row, or, where frames change, makes of a whole step's.
+    """
+    on_gpu, by_step = device.type == "cuda", isinstance(read, FrameFlow)
     augment = data.augment
     sides = {store.rows[row].sample.flow_size // 4 * 4 for row in set(sampler.rows)}
     resize = sides != {transform.mosaic_size} or augment.jitter.scale > 0
@@ -168,11 +178,12 @@ def build_pipeline(
         num_threads=threads,
         device_id=(device.index or 0) if on_gpu else None,
         seed=sampler.seed,
-        prefetch_queue_depth=2,
+        prefetch_queue_depth=AHEAD,
     )
     with pipeline:
         image = fn.external_source(
-            source=ImageSource(sampler, read, first_step),
+            source=read if by_step else ImageSource(sampler, read, first_step),
+            device="gpu" if by_step and on_gpu else "cpu",
             batch=True,
             batch_info=True,
             dtype=types.UINT8 if encoded else types.FLOAT16,

@@ -215,6 +215,20 @@ class DropRegionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimeJitterConfig:
+    """Take frames beside onset and apex, as another annotator would. Needs input=frames and prepare.keep_neighbours."""
+
+    frames: int = 0
+    """Largest distance from the annotated frame, drawn for onset and apex each; at most prepare.keep_neighbours."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if self.frames < 0:
+            raise ValueError(f"frames must not be negative, got {self.frames}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MixConfig:
     """Combine each sample of a batch with another of it, pictures and labels alike."""
 
@@ -244,6 +258,8 @@ class AugmentConfig:
     """Flow magnification."""
     drop_region: DropRegionConfig = field(default_factory=DropRegionConfig)
     """Region dropout."""
+    time_jitter: TimeJitterConfig = field(default_factory=TimeJitterConfig)
+    """Onset and apex jitter."""
     mix: MixConfig = field(default_factory=MixConfig)
     """Mixup or cutmix."""
 
@@ -290,6 +306,8 @@ class DataConfig:
         if self.balance != "none" and not self.shuffle:
             raise ValueError(f"balance={self.balance} needs shuffle=true: a balanced epoch has no file order")
         augment = self.augment
+        if self.input != "frames":
+            self._refuse_what_needs_frames()
         if self.scaling == "minmax" and augment.magnify != MagnifyConfig():
             raise ValueError(
                 "augment.magnify needs scaling=stored: minmax stretches every flow image to 0..255, magnified or not"
@@ -299,6 +317,11 @@ class DataConfig:
                 "augment.flip and augment.rotate need crop=anatomical: the upstream rule swaps x and y, so that a "
                 "mirrored or turned face is not cut at the same parts"
             )
+
+    def _refuse_what_needs_frames(self) -> None:
+        for name, value, plain in (("augment.time_jitter", self.augment.time_jitter, TimeJitterConfig()),):
+            if value != plain:
+                raise ValueError(f"{name} needs input=frames: with input={self.input} no flow is computed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -345,6 +345,7 @@ OTHER = {
     "data.augment.magnify.low": 0.5,
     "data.augment.magnify.high": 2.0,
     "data.augment.drop_region.probability": 0.5,
+    "data.augment.time_jitter.frames": 1,
     "data.augment.mix.kind": "mixup",
     "data.augment.mix.alpha": 0.5,
     "model.image_size": 56,
@@ -388,6 +389,7 @@ OTHER = {
 NEEDED = {
     "prepare.keep_neighbours": {"prepare.keep_frames": True},
     "data.augment.magnify": {"data.scaling": "stored"},  # minmax would undo it
+    "data.augment.time_jitter": {"data.input": "frames"},
 }
 """What keys (or the sections of these names) cannot be set without."""
 

@@ -7,8 +7,13 @@ them are taken, and no frame lies in the store twice.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
+
+from htnet.data.store import Store
+from htnet.data.strain import StrainKind
+from htnet.errors import InputError
 
 Part = Literal["onset", "apex"]
 PARTS: tuple[Part, Part] = ("onset", "apex")
@@ -46,3 +51,52 @@ def nearest_member(members: Container[str], part: Part, offset: int) -> str:
     while offset and frame_member(part, offset) not in members:
         offset -= step
     return frame_member(part, offset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesRecipe:
+    """How a store's flow images were made of frames, which flow computed anew follows."""
+
+    size: int
+    """Side of the flow images."""
+    working_size: int
+    """Side of the pictures whose flow is computed."""
+    strain: StrainKind
+    neighbours: int
+    """Frames kept on each side of onset and apex."""
+
+    @classmethod
+    def of(cls, store: Store) -> FramesRecipe:
+        """:class:`InputError` where the store does not say."""
+        settings = store.recipe.get("flow")
+        if not isinstance(settings, dict) or not {"size", "working_size", "strain"} <= settings.keys():
+            raise InputError(f"{store.path}: data.input=frames needs a store whose flow htnet prepare made")
+        return cls(
+            size=int(settings["size"]),
+            working_size=int(settings["working_size"]),
+            strain=settings["strain"],
+            neighbours=int(store.recipe.get("keep_neighbours", 0)),
+        )
+
+
+def check_frames(store: Store, rows: Iterable[int], *, jitter: int) -> FramesRecipe:
+    """Make sure that flow can be computed from the rows' frames, before any is decoded.
+
+    Raises:
+        InputError: a sample without frames, a store that does not say how its flow was made, a time jitter beyond the
+            frames that the store keeps.
+    """
+    recipe = FramesRecipe.of(store)
+    for row in sorted(set(rows)):
+        for part in PARTS:
+            if frame_member(part) not in store.rows[row].members:
+                raise InputError(
+                    f"{store.path}: sample {store.rows[row].sample.id} has no {frame_member(part)}: data.input=frames "
+                    "needs prepare.keep_frames=true"
+                )
+    if jitter > recipe.neighbours:
+        raise InputError(
+            f"{store.path}: data.augment.time_jitter.frames={jitter} needs prepare.keep_neighbours of at least "
+            f"{jitter}, this store has {recipe.neighbours}"
+        )
+    return recipe
