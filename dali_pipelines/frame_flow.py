@@ -26,6 +26,7 @@ from dali_pipelines.frames import (
     run,
     to_grey,
 )
+from dali_pipelines.photometric import FIELDS, PhotometricSource, change_light, needed, photometric_nodes
 from dali_pipelines.sampler import EpochSampler, in_order
 from dali_pipelines.source import Reader
 from htnet.config import AugmentConfig
@@ -63,6 +64,7 @@ class FrameFlow:
         jitter = augment.time_jitter.frames
         self._recipe = check_frames(store, sampler.rows, jitter=jitter)
         self._choice = PairChoice(store, sampler, jitter=jitter)
+        self._light = augment.photometric
         pictures, size = self._choice.every_picture(), self._recipe.working_size
         if cached := len(pictures) * size**2 <= cache_bytes:
             grey = decode_frames(store, pictures, size=size, device=device, threads=threads)
@@ -78,12 +80,16 @@ class FrameFlow:
 
     def next(self) -> torch.Tensor:
         """The next step's flow images, (B, F, F, 3) float32, channels (flow_u, flow_v, strain), on the device."""
+        onsets, apexes = self.next_pair()
+        return flow_tensor(onsets, apexes, method="tvl1", size=self._recipe.size, strain=self._recipe.strain)
+
+    def next_pair(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next step's onsets and apexes instead, (B, S, S) grey 0..255: uint8, float32 where the light changes."""
         outputs = run(self._pipeline, self._device, self._pictures_ahead, self._store)
         self._step += 1
         # a copy: DALI uses its buffers again while the flow is being computed
         onsets, apexes = (pictures.squeeze(-1).clone() for pictures in outputs)
-        recipe = self._recipe
-        return flow_tensor(onsets, apexes, method="tvl1", size=recipe.size, strain=recipe.strain)
+        return onsets, apexes
 
     def _pictures_ahead(self) -> list[Picture]:
         """What DALI may be reading while this step is asked for."""
@@ -106,9 +112,22 @@ class FrameFlow:
             )
             if not cached:
                 pair = [to_grey(data, size=self._recipe.working_size, on_gpu=on_gpu) for data in pair]
-            pipeline.set_outputs(*pair)
+            pipeline.set_outputs(*self._changed(pair, sampler))
         pipeline.build()
         return pipeline
+
+    def _changed(self, pair: Sequence[Any], sampler: EpochSampler) -> list[Any]:
+        """Nodes of onset and apex after their photometric changes."""
+        names = needed(self._light)
+        if not names:
+            return list(pair)
+        side = self._recipe.working_size
+        source = PhotometricSource(self._light, sampler, side=side, first_step=self._first, names=names)
+        nodes = photometric_nodes(source, names)
+        device = "gpu" if self._device.type == "cuda" else "cpu"
+        return [
+            change_light(picture, nodes, noise=name, device=device) for picture, name in zip(pair, FIELDS, strict=True)
+        ]
 
 
 def for_dali(pixels: torch.Tensor) -> Any:
@@ -136,4 +155,4 @@ def flow_from_frames(store: Store, rows: Sequence[int], *, device: torch.device,
 def changes_frames(augment: AugmentConfig) -> bool:
     """Whether a sample's pictures differ from step to step, and with them its flow."""
     plain = AugmentConfig()
-    return augment.time_jitter != plain.time_jitter
+    return (augment.time_jitter, augment.photometric) != (plain.time_jitter, plain.photometric)

@@ -215,6 +215,30 @@ class DropRegionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhotometricConfig:
+    """Change the pictures before flow is computed: onset and apex alike, but for the noise. Needs input=frames."""
+
+    brightness: float = 0.0
+    """Largest shift of all grey values, up or down, as a share of the range from black to white."""
+    contrast: float = 0.0
+    """Largest change of the distances to mid grey, as a share of them."""
+    gamma: float = 1.0
+    """Largest exponent of the grey values as shares of white; the least is its inverse, uniform in the logarithm."""
+    blur: float = 0.0
+    """Largest standard deviation of a Gaussian blur, in pixels of prepare.working_size; uniform from 0."""
+    noise: float = 0.0
+    """Largest standard deviation of Gaussian noise, in grey values of 255; uniform from 0. Each frame has its own."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        bounds = {"brightness": (0, 0.5), "contrast": (0, 0.9), "gamma": (1, 4), "blur": (0, 8), "noise": (0, 64)}
+        for name, (low, high) in bounds.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeJitterConfig:
     """Take frames beside onset and apex, as another annotator would. Needs input=frames and prepare.keep_neighbours."""
 
@@ -258,6 +282,8 @@ class AugmentConfig:
     """Flow magnification."""
     drop_region: DropRegionConfig = field(default_factory=DropRegionConfig)
     """Region dropout."""
+    photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
+    """Changes of the pictures."""
     time_jitter: TimeJitterConfig = field(default_factory=TimeJitterConfig)
     """Onset and apex jitter."""
     mix: MixConfig = field(default_factory=MixConfig)
@@ -319,7 +345,10 @@ class DataConfig:
             )
 
     def _refuse_what_needs_frames(self) -> None:
-        for name, value, plain in (("augment.time_jitter", self.augment.time_jitter, TimeJitterConfig()),):
+        for name, value, plain in (
+            ("augment.photometric", self.augment.photometric, PhotometricConfig()),
+            ("augment.time_jitter", self.augment.time_jitter, TimeJitterConfig()),
+        ):
             if value != plain:
                 raise ValueError(f"{name} needs input=frames: with input={self.input} no flow is computed")
 

@@ -345,6 +345,11 @@ OTHER = {
     "data.augment.magnify.low": 0.5,
     "data.augment.magnify.high": 2.0,
     "data.augment.drop_region.probability": 0.5,
+    "data.augment.photometric.brightness": 0.1,
+    "data.augment.photometric.contrast": 0.1,
+    "data.augment.photometric.gamma": 1.5,
+    "data.augment.photometric.blur": 1.0,
+    "data.augment.photometric.noise": 2.0,
     "data.augment.time_jitter.frames": 1,
     "data.augment.mix.kind": "mixup",
     "data.augment.mix.alpha": 0.5,
@@ -389,6 +394,7 @@ OTHER = {
 NEEDED = {
     "prepare.keep_neighbours": {"prepare.keep_frames": True},
     "data.augment.magnify": {"data.scaling": "stored"},  # minmax would undo it
+    "data.augment.photometric": {"data.input": "frames"},
     "data.augment.time_jitter": {"data.input": "frames"},
 }
 """What keys (or the sections of these names) cannot be set without."""
