@@ -26,11 +26,12 @@ from dali_pipelines.frames import (
     run,
     to_grey,
 )
+from dali_pipelines.hardware_flow import check_engine, engine_vectors, finest_grid, flow_of_vectors, no_engine
 from dali_pipelines.photometric import FIELDS, PhotometricSource, change_light, needed, photometric_nodes
 from dali_pipelines.sampler import EpochSampler, in_order
 from dali_pipelines.source import Reader
-from htnet.config import AugmentConfig
-from htnet.data.flow import flow_tensor
+from htnet.config import AugmentConfig, FramesFlow
+from htnet.data.flow import flow_image_tensor, flow_tensor
 from htnet.data.store import Store
 from htnet.data.stored_frames import check_frames
 
@@ -44,7 +45,8 @@ class FrameFlow:
     ``cache_bytes``; else each step reads and decodes its own, ``ahead`` steps before their use.
 
     Raises:
-        InputError: frames or settings that the flow needs are not in the store, or a picture is damaged.
+        InputError: frames or settings that the flow needs are not in the store, a picture is damaged, or the GPU lacks
+            the engine that ``method`` asks for.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class FrameFlow:
         sampler: EpochSampler,
         *,
         augment: AugmentConfig,
+        method: FramesFlow,
         device: torch.device,
         threads: int,
         first_step: int = 0,
@@ -61,10 +64,13 @@ class FrameFlow:
     ) -> None:
         self._store, self._device, self._ahead = store, device, ahead
         self._first = self._step = first_step
+        if method == "hardware":
+            check_engine(device)
         jitter = augment.time_jitter.frames
         self._recipe = check_frames(store, sampler.rows, jitter=jitter)
         self._choice = PairChoice(store, sampler, jitter=jitter)
         self._light = augment.photometric
+        self._grid = finest_grid(device) if method == "hardware" else None
         pictures, size = self._choice.every_picture(), self._recipe.working_size
         if cached := len(pictures) * size**2 <= cache_bytes:
             grey = decode_frames(store, pictures, size=size, device=device, threads=threads)
@@ -80,16 +86,25 @@ class FrameFlow:
 
     def next(self) -> torch.Tensor:
         """The next step's flow images, (B, F, F, 3) float32, channels (flow_u, flow_v, strain), on the device."""
-        onsets, apexes = self.next_pair()
-        return flow_tensor(onsets, apexes, method="tvl1", size=self._recipe.size, strain=self._recipe.strain)
+        size, strain = self._recipe.size, self._recipe.strain
+        if self._grid is None:
+            return flow_tensor(*self.next_pair(), method="tvl1", size=size, strain=strain)
+        (vectors,) = self._run()
+        return flow_image_tensor(flow_of_vectors(vectors, self._recipe.working_size), size=size, strain=strain)
 
     def next_pair(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next step's onsets and apexes instead, (B, S, S) grey 0..255: uint8, float32 where the light changes."""
-        outputs = run(self._pipeline, self._device, self._pictures_ahead, self._store)
-        self._step += 1
-        # a copy: DALI uses its buffers again while the flow is being computed
-        onsets, apexes = (pictures.squeeze(-1).clone() for pictures in outputs)
+        onsets, apexes = (pictures.squeeze(-1) for pictures in self._run())
         return onsets, apexes
+
+    def _run(self) -> list[torch.Tensor]:
+        """The pipeline's outputs of the next step, copied: DALI uses its buffers again while flow is being computed."""
+        try:
+            outputs = run(self._pipeline, self._device, self._pictures_ahead, self._store)
+        except RuntimeError as error:
+            raise no_engine(error) or error from None
+        self._step += 1
+        return [output.clone() for output in outputs]
 
     def _pictures_ahead(self) -> list[Picture]:
         """What DALI may be reading while this step is asked for."""
@@ -112,7 +127,8 @@ class FrameFlow:
             )
             if not cached:
                 pair = [to_grey(data, size=self._recipe.working_size, on_gpu=on_gpu) for data in pair]
-            pipeline.set_outputs(*self._changed(pair, sampler))
+            pair = self._changed(pair, sampler)
+            pipeline.set_outputs(*(pair if self._grid is None else [engine_vectors(*pair, grid=self._grid)]))
         pipeline.build()
         return pipeline
 
@@ -135,8 +151,10 @@ def for_dali(pixels: torch.Tensor) -> Any:
     return pixels if pixels.is_cuda else pixels.numpy()
 
 
-def flow_from_frames(store: Store, rows: Sequence[int], *, device: torch.device, threads: int) -> Reader:
-    """Compute the flow images of the rows from their onset and apex, once.
+def flow_from_frames(
+    store: Store, rows: Sequence[int], *, method: FramesFlow = "tvl1", device: torch.device, threads: int
+) -> Reader:
+    """Compute the flow images of the rows from their onset and apex, once; ``method`` as in DataConfig.
 
     Returns:
         By row, (F, F, 3) float16, channels (flow_u, flow_v, strain), as the store would hold it.
@@ -145,7 +163,7 @@ def flow_from_frames(store: Store, rows: Sequence[int], *, device: torch.device,
         InputError: as :class:`FrameFlow`.
     """
     sampler = in_order(sorted(set(rows)), batch_size=_BATCH)
-    flow = FrameFlow(store, sampler, augment=AugmentConfig(), device=device, threads=threads)
+    flow = FrameFlow(store, sampler, augment=AugmentConfig(), method=method, device=device, threads=threads)
     images: dict[int, NDArray[np.float16]] = {}
     for step in range(sampler.steps_per_epoch):
         images.update(zip(sampler.batch(step).tolist(), flow.next().half().cpu().numpy(), strict=True))

@@ -93,8 +93,9 @@ class FlowStream:
             return
         encoded, flows = read is None, None
         if changes_frames(data.augment):
-            options = {"device": device, "threads": threads, "first_step": self._step, "cache_bytes": limit}
-            flows, encoded = FrameFlow(store, sampler, augment=data.augment, ahead=AHEAD, **options), False
+            options = {"augment": data.augment, "method": data.frames_flow, "device": device, "threads": threads}
+            flows = FrameFlow(store, sampler, first_step=self._step, cache_bytes=limit, ahead=AHEAD, **options)
+            encoded = False
         elif encoded and decoded_bytes(store, rows) <= limit:
             images = {row: decode_flow(store.read_member(row, "flow.npy")) for row in rows}
             read, encoded = images.__getitem__, False

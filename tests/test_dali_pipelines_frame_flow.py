@@ -52,8 +52,10 @@ def sampler_of(store: Store, **changes) -> EpochSampler:
     return EpochSampler(**(options | changes))
 
 
-def make_stream(store: Store, *, threads=1, state=None, cache_mb=2048, augment=JITTERED, **changes) -> FlowStream:
-    data = replace(DATA, cache_mb=cache_mb, augment=augment)
+def make_stream(
+    store: Store, *, data=DATA, threads=1, state=None, cache_mb=2048, augment=JITTERED, **changes
+) -> FlowStream:
+    data = replace(data, cache_mb=cache_mb, augment=augment)
     options = {"data": data, "transform": RAW, "device": CPU, "threads": threads, "num_classes": 3, "state": state}
     return FlowStream(store, sampler_of(store, **changes), **options)
 
@@ -146,7 +148,7 @@ def test_a_rank_gets_its_part_of_the_very_batch_that_one_process_would_get(frame
 def test_where_no_frame_changes_a_step_computes_what_is_computed_once(frames_store):
     sampler = sampler_of(frames_store)
     once = flow_from_frames(frames_store, range(10), device=CPU, threads=1)
-    flow = FrameFlow(frames_store, sampler, augment=AugmentConfig(), device=CPU, threads=1)
+    flow = FrameFlow(frames_store, sampler, augment=AugmentConfig(), method="tvl1", device=CPU, threads=1)
     for step in range(4):
         images = flow.next().half().numpy()
         assert np.array_equal(images, np.stack([once(row) for row in sampler.batch(step)]))

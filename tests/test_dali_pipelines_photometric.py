@@ -27,6 +27,7 @@ from test_dali_pipelines_frame_flow import (
 )
 from test_dali_pipelines_frames import face, jpeg
 
+from dali_pipelines import EpochSampler
 from dali_pipelines.frame_flow import FrameFlow
 from dali_pipelines.frames import decode_frames
 from dali_pipelines.photometric import (
@@ -114,6 +115,11 @@ def pictures_of(store: Store, rows) -> tuple[np.ndarray, np.ndarray]:
     return whole[: len(rows)], whole[len(rows) :]
 
 
+def flow_of(store: Store, sampler: EpochSampler, config: PhotometricConfig) -> FrameFlow:
+    augment = AugmentConfig(photometric=config)
+    return FrameFlow(store, sampler, augment=augment, method="tvl1", device=CPU, threads=1)
+
+
 def changed_plainly(picture: np.ndarray, strengths: dict, index: int, field: np.ndarray) -> np.ndarray:
     """(S, S, 1) by numpy and OpenCV, in the order of a camera."""
     values = {name: float(column[index]) for name, column in strengths.items()}
@@ -125,7 +131,7 @@ def changed_plainly(picture: np.ndarray, strengths: dict, index: int, field: np.
 
 def test_a_steps_pictures_are_those_changed_plainly(frames_store):
     sampler = sampler_of(frames_store, shuffle=False)
-    flow = FrameFlow(frames_store, sampler, augment=AugmentConfig(photometric=STRONG), device=CPU, threads=1)
+    flow = flow_of(frames_store, sampler, STRONG)
     for step in range(2):
         found, pictures = flow.next_pair(), pictures_of(frames_store, sampler.batch(step).tolist())
         strengths = draw_strengths(STRONG, sampler, step)
@@ -148,9 +154,7 @@ def store_of_equal_frames(folder) -> Store:
 def test_light_that_changes_for_both_frames_is_no_motion_and_noise_is(tmp_path):
     store = store_of_equal_frames(tmp_path)
     for config, moves in ((SILENT, False), (PhotometricConfig(noise=6.0), True)):
-        flow = FrameFlow(
-            store, sampler_of(store, batch_size=6), augment=AugmentConfig(photometric=config), device=CPU, threads=1
-        )
+        flow = flow_of(store, sampler_of(store, batch_size=6), config)
         for _ in range(2):
             assert bool(flow.next().any()) == moves
 

@@ -337,6 +337,7 @@ OTHER = {
     "data.shuffle": False,
     "data.balance": "class",
     "data.input": "frames",
+    "data.frames_flow": "hardware",
     "data.cache_mb": 0,
     "data.augment.flip.probability": 0.5,
     "data.augment.rotate.degrees": 5.0,
@@ -394,6 +395,7 @@ OTHER = {
 NEEDED = {
     "prepare.keep_neighbours": {"prepare.keep_frames": True},
     "data.augment.magnify": {"data.scaling": "stored"},  # minmax would undo it
+    "data.frames_flow": {"data.input": "frames"},
     "data.augment.photometric": {"data.input": "frames"},
     "data.augment.time_jitter": {"data.input": "frames"},
 }
