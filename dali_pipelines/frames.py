@@ -1,96 +1,147 @@
-"""Flow images from the stored onset and apex: ``data.input: frames``.
+"""Stored pictures: which ones a step takes, and how they become grey pictures of the size at which flow is computed.
 
-DALI decodes and resizes (on a GPU with its hardware decoder), the project's flow runs on the same device in batches,
-and what comes out takes the place of the stored flow images; regions and augmentation are the same graph. Nothing
-random happens before the flow, so it is computed once per fold and kept.
-
-DALI's ``optical_flow`` operator is another feature: it uses the video engine of some NVIDIA GPUs, whose vectors are
-made for motion compensation on a grid of 4 pixels, not for motion below a pixel.
+DALI decodes and resizes, on a GPU with its hardware decoder. The pictures are face crops that htnet prepare encoded, so
+they bear no orientation of a camera; where a foreign one does, it is applied, as OpenCV does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from torch.utils.dlpack import from_dlpack
 
-from dali_pipelines.source import Reader
-from htnet.data.flow import flow_tensor
+from dali_pipelines.sampler import EpochSampler
 from htnet.data.frames import is_whole
 from htnet.data.store import Store
+from htnet.data.stored_frames import PARTS, nearest_member
 from htnet.errors import InputError
 
-MEMBERS = ("onset.jpg", "apex.jpg")
-_BATCH = 32
+Picture = tuple[int, str]
+"""A row of the manifest and the name of a member."""
+PictureReader = Callable[[Picture], Any]
+"""Encoded, (n,) uint8, or grey, (S, S, 1) uint8."""
+
+_BATCH = 64
+_SALT = 0x74696D65  # the sampler's generators have the same seed
 
 
-def flow_from_frames(store: Store, rows: Sequence[int], *, device: torch.device, threads: int) -> Reader:
-    """Compute the flow images of the rows, with the store's own flow settings.
+class PairChoice:
+    """Which pictures are the onset and the apex of each sample of a step: a function of the seed and the step.
 
-    Returns:
-        By row, (F, F, 3) float16, channels (flow_u, flow_v, strain), as the store would hold it.
-
-    Raises:
-        InputError: the store holds no frames or does not say how its flow was made; a damaged picture, by its sample.
+    With ``jitter`` frames beside them, up to so many frames away, as far as they are stored.
     """
-    settings = store.recipe.get("flow")
-    if not isinstance(settings, dict) or "working_size" not in settings:
-        raise InputError(f"{store.path}: data.input=frames needs a store whose flow htnet prepare made")
-    images: dict[int, NDArray[np.float16]] = {}
-    wanted = sorted(set(rows))
-    size = int(settings["working_size"])
-    for batch, onsets, apexes in decode_pairs(store, wanted, size=size, device=device, threads=threads):
-        flow = flow_tensor(
-            onsets, apexes, method=settings["method"], size=int(settings["size"]), strain=settings["strain"]
+
+    def __init__(self, store: Store, sampler: EpochSampler, *, jitter: int) -> None:
+        self._sampler, self._jitter = sampler, jitter
+        self._members = {row: store.rows[row].members for row in set(sampler.rows)}
+
+    def pictures(self, step: int) -> tuple[list[Picture], list[Picture]]:
+        """The onsets and the apexes of the step's samples."""
+        rows = self._sampler.batch(step).tolist()
+        offsets = draw_offsets(self._sampler, step, self._jitter).tolist()
+        members = [self._members[row] for row in rows]
+        onsets, apexes = (
+            [(row, nearest_member(members[i], part, offsets[i][k])) for i, row in enumerate(rows)]
+            for k, part in enumerate(PARTS)
         )
-        images.update(zip(batch, flow.half().cpu().numpy(), strict=True))
-    return images.__getitem__
+        return onsets, apexes
+
+    def every_picture(self) -> list[Picture]:
+        """All pictures that any step may take."""
+        reach = range(-self._jitter, self._jitter + 1)
+        return [
+            (row, member)
+            for row, members in sorted(self._members.items())
+            for member in sorted({nearest_member(members, part, offset) for part in PARTS for offset in reach})
+        ]
 
 
-def decode_pairs(
-    store: Store, rows: Sequence[int], *, size: int, device: torch.device, threads: int
-) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """Rows with their onsets and apexes, (B, size, size) uint8 grey on the device, a batch at a time."""
-    batches = [list(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
+class PairSource:
+    """DALI's callback for the onsets and the apexes of a step; it holds no position."""
+
+    def __init__(self, choice: PairChoice, read: PictureReader, first_step: int) -> None:
+        self._choice, self._read, self._first = choice, read, first_step
+
+    def __call__(self, info: Any) -> tuple[list[Any], list[Any]]:
+        onsets, apexes = self._choice.pictures(self._first + info.iteration)
+        return [self._read(picture) for picture in onsets], [self._read(picture) for picture in apexes]
+
+
+def draw_offsets(sampler: EpochSampler, step: int, reach: int) -> NDArray[np.int64]:
+    """Offsets in frames of onset and apex for this rank's samples of a step, (B, 2), uniform in -reach..reach."""
+    generator = np.random.default_rng([sampler.seed, step, _SALT])
+    drawn = generator.integers(-reach, reach, (sampler.size_of(step), 2), endpoint=True)
+    return drawn[sampler.rank :: sampler.ranks]
+
+
+def encoded_picture(store: Store, picture: Picture) -> NDArray[np.uint8]:
+    """The bytes of a picture; :class:`InputError` names the sample where it is missing, damaged or cut off."""
+    row, member = picture
+    data = store.read_member(row, member)
+    if not is_whole(data):
+        sample = store.rows[row].sample
+        raise InputError(f"{store.path}: {member} of {sample.id} is no JPEG, PNG or BMP, or truncated")
+    return np.frombuffer(data, np.uint8)
+
+
+def to_grey(encoded: Any, *, size: int, on_gpu: bool) -> Any:
+    """Encoded pictures of any kind and size -> (size, size, 1) uint8 grey."""
+    picture = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.GRAY)
+    return fn.resize(picture, size=[size, size], interp_type=types.INTERP_LINEAR)
+
+
+def new_pipeline(*, batch_size: int, threads: int, device: torch.device, ahead: int) -> Pipeline:
+    """An empty pipeline on the device; nothing in it draws by itself, so that its seed means nothing."""
     on_gpu = device.type == "cuda"
-
-    def read(info: Any) -> tuple[list[NDArray[np.uint8]], ...]:
-        batch = batches[info.iteration % len(batches)]  # DALI asks ahead, beyond the last one
-        return tuple([_picture(store, row, member) for row in batch] for member in MEMBERS)
-
-    pipeline = Pipeline(
-        batch_size=min(_BATCH, len(rows)),
+    return Pipeline(
+        batch_size=batch_size,
         num_threads=threads,
         device_id=(device.index or 0) if on_gpu else None,
         seed=0,
-        prefetch_queue_depth=1,
+        prefetch_queue_depth=ahead,
     )
+
+
+def decode_frames(
+    store: Store, pictures: Sequence[Picture], *, size: int, device: torch.device, threads: int
+) -> Iterator[tuple[Picture, torch.Tensor]]:
+    """The pictures in their order, each (size, size, 1) uint8 grey on the device."""
+    batches = [pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)]
+
+    def read(info: Any) -> list[NDArray[np.uint8]]:
+        # DALI asks ahead, beyond the last one
+        return [encoded_picture(store, picture) for picture in batches[info.iteration % len(batches)]]
+
+    pipeline = new_pipeline(batch_size=len(batches[0]), threads=threads, device=device, ahead=1)
     with pipeline:
-        encoded = fn.external_source(source=read, num_outputs=2, batch=True, batch_info=True, dtype=types.UINT8, ndim=1)
-        decoded = (
-            fn.decoders.image(data, device="mixed" if on_gpu else "cpu", output_type=types.GRAY) for data in encoded
-        )
-        pipeline.set_outputs(
-            *(fn.resize(picture, size=[size, size], interp_type=types.INTERP_LINEAR) for picture in decoded)
-        )
+        encoded = fn.external_source(source=read, batch=True, batch_info=True, dtype=types.UINT8, ndim=1)
+        pipeline.set_outputs(to_grey(encoded, size=size, on_gpu=device.type == "cuda"))
     pipeline.build()
     for batch in batches:
-        onsets, apexes = (from_dlpack(output.as_tensor()).squeeze(-1).clone() for output in pipeline.run())
-        yield batch, onsets, apexes
+        (grey,) = run(pipeline, device, lambda: pictures, store)
+        yield from zip(batch, grey.clone(), strict=True)
 
 
-def _picture(store: Store, row: int, member: str) -> NDArray[np.uint8]:
-    sample = store.rows[row].sample
-    if member not in store.rows[row].members:
-        raise InputError(
-            f"{store.path}: sample {sample.id} has no {member}: data.input=frames needs prepare.keep_frames=true"
-        )
-    data = store.read_member(row, member)
-    if not is_whole(data):
-        raise InputError(f"{store.path}: {member} of {sample.id} is no JPEG, PNG or BMP, or truncated")
-    return np.frombuffer(data, np.uint8)
+def run(
+    pipeline: Pipeline, device: torch.device, asked: Callable[[], Iterable[Picture]], store: Store
+) -> list[torch.Tensor]:
+    """The pipeline's next outputs, in DALI's memory; InputError names the sample where a picture cannot be decoded.
+
+    ``asked`` are the pictures among which the bad one is.
+    """
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    try:
+        outputs = pipeline.run(stream)
+    except RuntimeError as error:
+        for row, member in asked():
+            picture = cv2.imdecode(encoded_picture(store, (row, member)), cv2.IMREAD_COLOR)
+            if picture is None:
+                raise InputError(f"{store.path}: {member} of {store.rows[row].sample.id} cannot be decoded") from error
+        raise
+    return [from_dlpack(output.as_tensor()) for output in outputs]

@@ -21,6 +21,7 @@ from torch.utils.dlpack import from_dlpack
 
 from dali_pipelines.augment import Places, draw, plan_changes
 from dali_pipelines.batch import Batch
+from dali_pipelines.frame_flow import FrameFlow, changes_frames
 from dali_pipelines.graph import FlowTransform, decode, image_to_input, to_device
 from dali_pipelines.mix import mix_batch
 from dali_pipelines.resample import changed_mosaics
@@ -30,6 +31,8 @@ from htnet.config import AugmentConfig, DataConfig, MixConfig
 from htnet.data.store import Store, decode_flow
 from htnet.errors import InputError
 
+AHEAD = 2
+"""Batches that DALI makes ready ahead of their use."""
 _PLAIN = AugmentConfig()
 
 
@@ -76,14 +79,25 @@ class FlowStream:
         self._changes = changes_pixels(data.augment)
         limit = data.cache_mb << 20
         rows = sorted(set(sampler.rows))
+        self._flows: FrameFlow | None = None
         self._resident: Tensor | None = None
+        placed: dict[str, Any] = {"device": device, "threads": threads}
         if self._changes:
             _check_one_size(store, rows)
-            if decoded_bytes(store, rows) <= limit:
-                self._resident = _decoded(store, rows, read).to(device)
-        elif len(rows) * 12 * transform.mosaic_size**2 <= limit:
-            options: dict[str, Any] = {"device": device, "threads": threads, "read": read}
-            self._resident = load_set(store, rows, data=data, transform=transform, **options).images
+        if changes_frames(data.augment):
+            options = {
+                "augment": data.augment,
+                "method": data.frames_flow,
+                "cache_bytes": limit,
+                "ahead": AHEAD,
+                **placed,
+            }
+            self._flows = FrameFlow(store, sampler, first_step=self._step, **options)
+            return
+        if self._changes and decoded_bytes(store, rows) <= limit:
+            self._resident = _decoded(store, rows, read).to(device)
+        elif not self._changes and len(rows) * 12 * transform.mosaic_size**2 <= limit:
+            self._resident = load_set(store, rows, data=data, transform=transform, read=read, **placed).images
         if self._resident is not None:
             self._place = {row: index for index, row in enumerate(rows)}
             return
@@ -94,10 +108,9 @@ class FlowStream:
             encoded=read is None,
             data=data,
             transform=transform,
-            device=device,
-            threads=threads,
             first_step=self._step,
             whole=self._changes,
+            **placed,
         )
 
     def next(self) -> Batch:
@@ -130,6 +143,10 @@ class FlowStream:
 
     def _computed(self) -> tuple[Tensor, Tensor]:
         """The same from the pipeline, which counts the steps itself."""
+        if self._flows is not None:
+            # rounded as flow images are that are stored or kept
+            flow_images = self._flows.next().half().permute(0, 3, 1, 2)
+            return flow_images, torch.from_numpy(self.sampler.batch(self._step).copy())
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         images, rows = self._pipeline.run(stream)
         # DALI uses its buffers again two batches later
@@ -187,7 +204,7 @@ def build_pipeline(
         num_threads=threads,
         device_id=(device.index or 0) if on_gpu else None,
         seed=sampler.seed,
-        prefetch_queue_depth=2,
+        prefetch_queue_depth=AHEAD,
     )
     with pipeline:
         image = fn.external_source(

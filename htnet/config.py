@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+FramesFlow = Literal["tvl1", "hardware"]
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
@@ -116,6 +117,8 @@ class PrepareConfig:
     """A clip without landmarks: stop, leave it out and go on, or take the mean of the subject's other clips."""
     keep_frames: bool = False
     """Whether onset and apex pictures go into the store as well; data.input frames needs them."""
+    keep_neighbours: int = 0
+    """Frames on each side of onset and apex that are kept, too, where there are any; augment.time_jitter needs them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where flow is computed; auto takes the GPU that a task was given, else the CPU."""
     threads: int = 1
@@ -133,6 +136,10 @@ class PrepareConfig:
             raise ValueError(
                 f"working_size must not be smaller than flow_size, got {self.working_size} and {self.flow_size}"
             )
+        if not 0 <= self.keep_neighbours <= 100:
+            raise ValueError(f"keep_neighbours must be in [0, 100], got {self.keep_neighbours}")
+        if self.keep_neighbours and not self.keep_frames:
+            raise ValueError(f"keep_neighbours={self.keep_neighbours} needs keep_frames=true")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +216,44 @@ class DropRegionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhotometricConfig:
+    """Change the pictures before flow is computed: onset and apex alike, but for the noise. Needs input=frames."""
+
+    brightness: float = 0.0
+    """Largest shift of all grey values, up or down, as a share of the range from black to white."""
+    contrast: float = 0.0
+    """Largest change of the distances to mid grey, as a share of them."""
+    gamma: float = 1.0
+    """Largest exponent of the grey values as shares of white; the least is its inverse, uniform in the logarithm."""
+    blur: float = 0.0
+    """Largest standard deviation of a Gaussian blur, in pixels of prepare.working_size; uniform from 0."""
+    noise: float = 0.0
+    """Largest standard deviation of Gaussian noise, in grey values of 255; uniform from 0. Each frame has its own."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        bounds = {"brightness": (0, 0.5), "contrast": (0, 0.9), "gamma": (1, 4), "blur": (0, 8), "noise": (0, 64)}
+        for name, (low, high) in bounds.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be in [{low}, {high}], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeJitterConfig:
+    """Take frames beside onset and apex, as another annotator would. Needs input=frames and prepare.keep_neighbours."""
+
+    frames: int = 0
+    """Largest distance from the annotated frame, drawn for onset and apex each; at most prepare.keep_neighbours."""
+
+    __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if self.frames < 0:
+            raise ValueError(f"frames must not be negative, got {self.frames}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MixConfig:
     """Combine each sample of a batch with another of it, pictures and labels alike."""
 
@@ -238,6 +283,10 @@ class AugmentConfig:
     """Flow magnification."""
     drop_region: DropRegionConfig = field(default_factory=DropRegionConfig)
     """Region dropout."""
+    photometric: PhotometricConfig = field(default_factory=PhotometricConfig)
+    """Changes of the pictures."""
+    time_jitter: TimeJitterConfig = field(default_factory=TimeJitterConfig)
+    """Onset and apex jitter."""
     mix: MixConfig = field(default_factory=MixConfig)
     """Mixup or cutmix."""
 
@@ -271,6 +320,8 @@ class DataConfig:
     """Show every class, or every dataset, equally often; an epoch keeps its length. Needs shuffle."""
     input: Literal["flow", "frames"] = "flow"
     """flow reads the stored flow images; frames computes them from the stored onset and apex (prepare.keep_frames)."""
+    frames_flow: FramesFlow = "tvl1"
+    """Flow of input=frames: TV-L1, or an NVIDIA GPU's flow engine, which is fast and not the paper's feature."""
     cache_mb: int = 2048
     """Decoded samples stay on the fold's device up to this many MiB; a larger set is read again each epoch."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -284,6 +335,8 @@ class DataConfig:
         if self.balance != "none" and not self.shuffle:
             raise ValueError(f"balance={self.balance} needs shuffle=true: a balanced epoch has no file order")
         augment = self.augment
+        if self.input != "frames":
+            self._refuse_what_needs_frames()
         if self.scaling == "minmax" and augment.magnify != MagnifyConfig():
             raise ValueError(
                 "augment.magnify needs scaling=stored: minmax stretches every flow image to 0..255, magnified or not"
@@ -293,6 +346,15 @@ class DataConfig:
                 "augment.flip and augment.rotate need crop=anatomical: the upstream rule swaps x and y, so that a "
                 "mirrored or turned face is not cut at the same parts"
             )
+
+    def _refuse_what_needs_frames(self) -> None:
+        for name, value, plain in (
+            ("augment.photometric", self.augment.photometric, PhotometricConfig()),
+            ("augment.time_jitter", self.augment.time_jitter, TimeJitterConfig()),
+            ("frames_flow=hardware", self.frames_flow, "tvl1"),
+        ):
+            if value != plain:
+                raise ValueError(f"{name} needs input=frames: with input={self.input} no flow is computed")
 
 
 @dataclass(frozen=True, kw_only=True)

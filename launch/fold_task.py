@@ -165,7 +165,9 @@ class FoldTraining:
         train_rows = tuple(row for row in fold.train if self.store.samples[row].subject not in inner)
         placed: dict[str, Any] = {"device": self.device, "threads": config.engine.threads}
         everything = (*fold.train, *fold.test)
-        read = flow_from_frames(self.store, everything, **placed) if config.data.input == "frames" else None
+        read = None
+        if config.data.input == "frames":
+            read = flow_from_frames(self.store, everything, method=config.data.frames_flow, **placed)
         size = config.model.image_size
         transform = fit_transform(self.store, train_rows, data=config.data, mosaic_size=size, read=read)
         shared: dict[str, Any] = {"transform": transform, "read": read, **placed}

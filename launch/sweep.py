@@ -16,6 +16,7 @@ from htnet.config import Config
 from htnet.config_io import config_hash, load_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store import Store, open_store
+from htnet.data.stored_frames import check_frames
 from htnet.data.types import Fold
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from htnet.results import (
@@ -89,8 +90,10 @@ def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
     folds = loso_folds(store, datasets=config.data.datasets, subjects=config.data.subjects)
     for fold in folds:
         validation_subjects(store, fold, config.score.validation_subjects, config.seed)
-    used = [store.samples[row] for row in {row for fold in folds for row in (*fold.train, *fold.test)}]
-    for sample in used:
+    rows = {row for fold in folds for row in (*fold.train, *fold.test)}
+    if config.data.input == "frames":
+        check_frames(store, rows, jitter=config.data.augment.time_jitter.frames)
+    for sample in [store.samples[row] for row in rows]:
         if not 0 <= sample.label < config.model.num_classes:
             raise InputError(
                 f"{store.path}: {sample.id} has label {sample.label}; model.num_classes={config.model.num_classes}"
@@ -106,6 +109,8 @@ def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
         )
     if config.engine.device == "cuda" and config.resources.gpus_per_fold == 0:
         raise InputError("engine.device=cuda needs resources.gpus_per_fold > 0 (1, or 1/k for k folds on a GPU)")
+    if config.data.frames_flow == "hardware" and config.resources.gpus_per_fold == 0:
+        raise InputError("data.frames_flow=hardware needs a GPU: set resources.gpus_per_fold, or use tvl1")
     if config.engine.precision == "fp16" and config.resources.gpus_per_fold == 0:
         raise InputError("engine.precision=fp16 needs a GPU: set resources.gpus_per_fold, or use bf16 or fp32")
     return folds

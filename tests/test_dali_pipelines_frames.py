@@ -15,7 +15,7 @@ from conftest import random_samples
 from PIL import Image
 
 from dali_pipelines import EpochSampler, FlowStream, fit_transform, flow_from_frames
-from dali_pipelines.frames import decode_pairs
+from dali_pipelines.frames import decode_frames
 from htnet.config import Config, DataConfig, PrepareConfig, SourceConfig
 from htnet.data.extraction import extract
 from htnet.data.store import Store, write_store
@@ -48,9 +48,10 @@ def store_of(folder: Path, *pairs: tuple[bytes, bytes], recipe=None) -> Store:
 
 
 def decoded(store: Store, count: int = 1, size: int = 64) -> torch.Tensor:
-    ((rows, onsets, _),) = decode_pairs(store, range(count), size=size, device=CPU, threads=1)
-    assert rows == list(range(count))
-    return onsets
+    wanted = [(row, "onset.jpg") for row in range(count)]
+    pictures, grey = zip(*decode_frames(store, wanted, size=size, device=CPU, threads=1), strict=True)
+    assert list(pictures) == wanted
+    return torch.stack(grey).squeeze(-1)
 
 
 @pytest.fixture(scope="module")

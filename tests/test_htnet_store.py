@@ -254,7 +254,7 @@ def test_a_missing_folder_a_file_and_another_folder_are_no_stores(tmp_path):
 
 def test_a_store_of_a_newer_format_asks_for_an_update(store):
     edit_record(store, format=FORMAT_VERSION + 1, shards="changed meaning")
-    with pytest.raises(InputError, match=r"store\.json: store format 2 is newer than this htnet reads \(1\); update"):
+    with pytest.raises(InputError, match=r"store\.json: store format 3 is newer than this htnet reads \(2\); update"):
         open_store(store.path)
 
 

@@ -296,6 +296,7 @@ def test_a_truncated_shard_is_refused_by_every_command(stored):
         ("score.validation_subjects=2", "2 of 2 training subjects of fold casme2/sub01 leaves none to train on"),
         ("model.num_classes=2", "samm/006/006_1_2 has label 2; model.num_classes=2"),
         ("model.in_channels=2", "model.in_channels: flow input has 3 channels"),
+        ("data.input=frames", "has no onset.jpg: data.input=frames needs prepare.keep_frames=true"),
         ("engine.device=cuda", "engine.device=cuda needs resources.gpus_per_fold > 0"),
     ],
 )

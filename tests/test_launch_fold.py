@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, random_samples
+from test_dali_pipelines_frame_flow import write_frames
 
-from htnet.config import Config
+from htnet.config import AugmentConfig, Config, TimeJitterConfig
 from htnet.config_io import config_hash, dump_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store import open_store, write_store
@@ -158,6 +159,20 @@ def test_an_interrupted_fold_gives_the_record_of_an_undisturbed_one(make_spec, d
     assert comparable(spec) == undisturbed
     assert FoldRecord.read(spec.record_path).attempts == 2
     assert files_in(spec.run_dir) == ["config.yaml", "folds/casme2__sub01.json"]
+
+
+def test_a_fold_whose_frames_change_resumes_to_the_same_record(make_spec, die_in_epoch, tmp_path):
+    store = write_frames(tmp_path / "frames")
+    augment = AugmentConfig(time_jitter=TimeJitterConfig(frames=1))
+    changes = {"data": {"input": "frames", "augment": augment}, "train": {"epochs": 3, "batch_size": 4}}
+    changes |= {"resources": {"checkpoint_every": 1}, "store": store}
+    undisturbed = result_of(make_spec(run="undisturbed", **changes))
+    spec = make_spec(**changes)
+    die_in_epoch(3)
+    assert run_fold(spec).reason == "RuntimeError: the lights went out"
+    assert result_of(spec.again()) == undisturbed
+    still = {**changes, "data": {"input": "frames"}}
+    assert result_of(make_spec(run="still", **still)).train_loss != undisturbed.train_loss
 
 
 def test_a_fold_interrupted_again_and_again_still_gives_the_same_record(make_spec, monkeypatch):

@@ -23,9 +23,10 @@ from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
 from htnet.data.adapters.htnet_release import read_flow_picture
 from htnet.data.apex import SPOTTING, find_apex
 from htnet.data.flow import FlowMethod, flow_images, flow_parameters
-from htnet.data.frames import open_frames, to_gray
+from htnet.data.frames import Frames, open_frames, to_gray
 from htnet.data.landmarks import CROP_RATIO, LandmarkTable, face_crop
 from htnet.data.prepared import PreparedSample
+from htnet.data.stored_frames import frame_member, neighbours
 from htnet.data.strain import StrainKind
 from htnet.data.types import Landmarks, Sample, SampleId
 from htnet.errors import InputError
@@ -48,6 +49,7 @@ class ExtractionSettings:
     strain: StrainKind = "central"
     landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"
     keep_frames: bool = False
+    keep_neighbours: int = 0
     device: str = "cpu"
     threads: int = 1
     strict: bool = False
@@ -66,6 +68,8 @@ class ExtractionSettings:
             "apex": f"annotated; where it is not: {SPOTTING}",
             "landmark_failures": self.landmark_failures,
             "keep_frames": self.keep_frames,
+            # only where there are any: stores of before stay up to date
+            **({"keep_neighbours": self.keep_neighbours} if self.keep_neighbours else {}),
         }
 
 
@@ -184,21 +188,20 @@ class _Extractor:
             with self._timed("apex"):
                 apex = find_apex(frames, onset, offset, crop)
         with self._timed("read"):
-            second = frames.read(apex)
-        if second.shape != first.shape:
-            raise InputError(
-                f"{clip.frames}: frame {apex} must be as large as frame {onset}, {first.shape[:2]}, "
-                f"got {second.shape[:2]}"
-            )
-        cut = crop.cut(first), crop.cut(second)
+            second = _read_alike(clip, frames, apex, (onset, first))
+            cut = crop.cut(first), crop.cut(second)
+            kept = {frame_member("onset"): cut[0], frame_member("apex"): cut[1]} if settings.keep_frames else {}
+            if settings.keep_neighbours:
+                for member, number in neighbours(frames.numbers, onset, apex, settings.keep_neighbours):
+                    kept[member] = crop.cut(_read_alike(clip, frames, number, (onset, first)))
         sample = Sample(
             id=clip.id, label=clip.label, emotion=clip.emotion, landmarks=crop.to_flow(points, settings.flow_size),
             flow_size=settings.flow_size, onset=onset, apex=apex, offset=offset, fps=clip.fps,
         )  # fmt: skip
-        kept = tuple(zip(("onset.jpg", "apex.jpg"), map(_jpeg, cut), strict=True)) if settings.keep_frames else ()
         one, two = (_resized(to_gray(picture), settings.working_size) for picture in cut)
         sources = {"onset_sha256": _digest(first), "apex_sha256": _digest(second)}
-        return _Pair(sample=sample, crops=(one, two), frames=kept, sources=sources)
+        encoded = tuple((member, _jpeg(picture)) for member, picture in kept.items())
+        return _Pair(sample=sample, crops=(one, two), frames=encoded, sources=sources)
 
     def _finish(self, made: list[PreparedSample | LeftOut | _Pair]) -> None:
         """Compute the flow of the pairs that wait for it, in place."""
@@ -241,6 +244,17 @@ def subject_table(tables: Mapping[SampleId, LandmarkTable]) -> LandmarkTable:
     """What a subject's task needs of the tables of its clips, which may come from two sources."""
     points = {sample: table.points[sample] for sample, table in tables.items() if sample in table.points}
     return replace(next(iter(tables.values())), points=points)
+
+
+def _read_alike(clip: Clip, frames: Frames, number: int, onset: tuple[int, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """A frame of the clip; :class:`InputError` where it is not as large as the onset, given by number and picture."""
+    picture, (first, alike) = frames.read(number), onset
+    if picture.shape != alike.shape:
+        raise InputError(
+            f"{clip.frames}: frame {number} must be as large as frame {first}, {alike.shape[:2]}, "
+            f"got {picture.shape[:2]}"
+        )
+    return picture
 
 
 def _digest(picture: NDArray[np.uint8]) -> str:

@@ -134,8 +134,21 @@ def flow_tensor(
         pairs = zip(_as_gray(onset), _as_gray(apex), strict=True)
         fields = np.stack([optical_flow(first, second, method) for first, second in pairs])
         flow = torch.from_numpy(fields).permute(0, 3, 1, 2).contiguous().to(onset.device)
-    work = onset.shape[1]
-    fine = torch.cat([flow * (size / work), optical_strain(flow, strain).unsqueeze(1)], dim=1)
+    return flow_image_tensor(flow, size=size, strain=strain)
+
+
+def flow_image_tensor(flow: Tensor, *, size: int, strain: StrainKind = "central") -> Tensor:
+    """Flow images of flow fields: strain is taken of the fine field, then all three are averaged down to ``size``.
+
+    Args:
+        flow: (B, 2, S, S) flow_u and flow_v, in pixels of this size.
+        size: side F of the flow images, at most S.
+        strain: kind of derivatives, :mod:`htnet.data.strain`.
+
+    Returns:
+        (B, F, F, 3) float32: flow_u and flow_v in pixels of the F-sized crop, strain in pixels per pixel.
+    """
+    fine = torch.cat([flow * (size / flow.shape[2]), optical_strain(flow, strain).unsqueeze(1)], dim=1)
     return area_averaged(fine, size).permute(0, 2, 3, 1).contiguous()
 
 

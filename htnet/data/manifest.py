@@ -1,4 +1,8 @@
-"""The store's table: one row per sample, with the byte ranges of its members in their shard."""
+"""The store's table: one row per sample, with the byte ranges of its members in their shard.
+
+Members beyond :data:`MEMBERS` (frames beside onset and apex) are in a column of their own, which only a table of a
+store that keeps some has; the others, of before and of now, are without it.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,12 @@ from htnet.errors import InputError
 
 MEMBERS = ("flow.npy", "onset.jpg", "apex.jpg")
 """Members that a sample can have, by the name after its key; only the first is always there."""
+NEIGHBOURS = "neighbours"
+"""Column of the other members."""
 
-_RANGE = pa.struct([("start", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())])
+_RANGE_FIELDS = [("start", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
+_RANGE = pa.struct(_RANGE_FIELDS)
+_NAMED_RANGES = pa.list_(pa.struct([("name", pa.string()), *_RANGE_FIELDS]))
 SCHEMA = pa.schema(
     [
         ("dataset", pa.string()),
@@ -64,7 +72,10 @@ def file_stem(name: str) -> str:
 
 def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
     """Write the rows as Parquet; the same rows give the same bytes."""
-    table = pa.Table.from_pylist([to_record(row) for row in rows], schema=SCHEMA)
+    records = [to_record(row) for row in rows]
+    wider = any(NEIGHBOURS in record for record in records)
+    schema = SCHEMA.append(pa.field(NEIGHBOURS, _NAMED_RANGES)) if wider else SCHEMA
+    table = pa.Table.from_pylist(records, schema=schema)
     pq.write_table(table, path, compression="zstd", version="2.6")
 
 
@@ -91,13 +102,15 @@ def manifest_digest(rows: Sequence[ManifestRow]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         record = to_record(row)
-        digest.update(repr([record[name] for name in SCHEMA.names]).encode())
+        names = (*SCHEMA.names, NEIGHBOURS) if NEIGHBOURS in record else SCHEMA.names
+        digest.update(repr([record[name] for name in names]).encode())
     return digest.hexdigest()
 
 
 def to_record(row: ManifestRow) -> dict[str, Any]:
-    """A row as plain values, by the names of :data:`SCHEMA`."""
+    """A row as plain values, by the names of :data:`SCHEMA`, and :data:`NEIGHBOURS` where there are any."""
     sample = row.sample
+    others = [{"name": name, **vars(row.members[name])} for name in sorted(row.members) if name not in MEMBERS]
     members = {name: vars(row.members[name]) if name in row.members else None for name in MEMBERS}
     return {
         "dataset": sample.id.dataset,
@@ -113,6 +126,7 @@ def to_record(row: ManifestRow) -> dict[str, Any]:
         "landmarks": [float(value) for point in sample.landmarks for value in point],
         "shard": row.shard,
         **members,
+        **({NEIGHBOURS: others} if others else {}),
     }
 
 
@@ -129,4 +143,6 @@ def from_record(record: dict[str, Any], path: Path) -> ManifestRow:
         **{name: record[name] for name in ("label", "flow_size", "onset", "apex", "offset", "fps", "emotion")},
     )
     members = {name: ByteRange(**record[name]) for name in MEMBERS if record[name] is not None}
+    for entry in record.get(NEIGHBOURS) or ():
+        members[entry["name"]] = ByteRange(**{name: entry[name] for name in ("start", "bytes", "sha256")})
     return ManifestRow(sample=sample, shard=shard, members=members)

@@ -14,6 +14,9 @@ Format::
     STORE/manifest.parquet    htnet.data.manifest
     STORE/left_out.csv        clips that are no samples: :data:`LEFT_OUT_COLUMNS`
     STORE/shards/<dataset>/<subject>.tar    WebDataset-style members <clip>.flow.npy, <clip>.json, ...
+
+Format 2 is format 1 with frames beside onset and apex (:mod:`htnet.data.stored_frames`); a store without any is written
+as format 1, which earlier versions read.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ from htnet.data.prepared import PreparedSample
 from htnet.data.types import Emotion, Sample
 from htnet.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LEFT_OUT_COLUMNS = ("clip", "rule", "reason", "place", "failed")
 """``clip`` is dataset/subject/clip; ``failed`` is true where something is wrong with the files."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -413,7 +416,7 @@ def _write_shard(folder: Path, name: str, items: Sequence[PreparedSample]) -> li
         ManifestRow(
             sample=item.sample,
             shard=name,
-            members={m: ranges[key] for m in MEMBERS if (key := f"{file_stem(item.sample.id.clip)}.{m}") in ranges},
+            members={m: ranges[f"{file_stem(item.sample.id.clip)}.{m}"] for m in ("flow.npy", *dict(item.frames))},
         )
         for item in items
     ]
@@ -430,7 +433,7 @@ def _members(item: PreparedSample) -> Iterator[tuple[str, bytes]]:
 
 def _write_record(root: Path, rows: Sequence[ManifestRow], recipe: Mapping[str, Any]) -> None:
     record = {
-        "format": FORMAT_VERSION,
+        "format": FORMAT_VERSION if any(row.members.keys() - set(MEMBERS) for row in rows) else 1,
         "digest": manifest_digest(read_manifest(root / "manifest.parquet")),
         "samples": len(rows),
         "subjects": len({row.sample.subject for row in rows}),

@@ -1,0 +1,177 @@
+"""Flow from frames that change from step to step: the right frames, the same batches whatever the machine does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_samples
+from test_dali_pipelines_frames import face, jpeg
+
+from dali_pipelines import Batch, EpochSampler, FlowStream, FlowTransform, flow_from_frames, stream
+from dali_pipelines.frame_flow import FrameFlow
+from dali_pipelines.frames import PairChoice, decode_frames, draw_offsets
+from htnet.config import AugmentConfig, DataConfig, FlipConfig, JitterConfig, TimeJitterConfig
+from htnet.data.flow import flow_images
+from htnet.data.regions import mosaic
+from htnet.data.store import Store, write_store
+from htnet.data.stored_frames import frame_member
+from htnet.errors import InputError
+
+CPU = torch.device("cpu")
+SIZE = 40
+RECIPE = {"flow": {"method": "tvl1", "size": 28, "working_size": SIZE, "strain": "central"}, "keep_neighbours": 2}
+JITTERED = AugmentConfig(time_jitter=TimeJitterConfig(frames=2))
+DATA = DataConfig(input="frames", scaling="stored", standardise=False, augment=JITTERED)
+RAW = FlowTransform(mosaic_size=28, minmax=False)
+MEMBERS = [frame_member(part, offset) for part in ("onset", "apex") for offset in range(-2, 3)]
+
+
+def write_frames(path: Path) -> Store:
+    """Ten samples whose ten frames are ten different pictures each; the last two lack those beside the onset."""
+    items = []
+    for number, item in enumerate(islice(random_samples(), 10)):
+        kept = [name for name in MEMBERS if number < 8 or not name.startswith(("onset-", "onset+"))]
+        frames = tuple((name, jpeg(face(100 * number + MEMBERS.index(name)))) for name in kept)
+        items.append(replace(item, frames=frames))
+    return write_store(path, iter(items), RECIPE)
+
+
+@pytest.fixture(scope="module")
+def frames_store(tmp_path_factory) -> Store:
+    return write_frames(tmp_path_factory.mktemp("frames") / "store")
+
+
+def sampler_of(store: Store, **changes) -> EpochSampler:
+    options = {"rows": tuple(range(len(store.rows))), "batch_size": 4, "seed": 11, "shuffle": True}
+    return EpochSampler(**(options | changes))
+
+
+def make_stream(
+    store: Store, *, data=DATA, threads=1, state=None, cache_mb=2048, augment=JITTERED, **changes
+) -> FlowStream:
+    data = replace(data, cache_mb=cache_mb, augment=augment)
+    options = {"data": data, "transform": RAW, "device": CPU, "threads": threads, "num_classes": 3, "state": state}
+    return FlowStream(store, sampler_of(store, **changes), **options)
+
+
+def take(batches: FlowStream, count: int) -> list[Batch]:
+    return [batches.next() for _ in range(count)]
+
+
+def assert_same(left: list[Batch], right: list[Batch]) -> None:
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        for name in ("rows", "labels", "images"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_the_flow_is_that_of_the_very_frames_that_were_drawn(frames_store):
+    grey = dict(
+        decode_frames(
+            frames_store,
+            [(row, name) for row in range(8) for name in MEMBERS],
+            size=SIZE, device=CPU, threads=1,
+        )
+    )  # fmt: skip
+    batches, sampler = make_stream(frames_store, rows=range(8)), sampler_of(frames_store, rows=range(8))
+    for step in range(4):
+        batch, offsets = batches.next(), draw_offsets(sampler, step, 2)
+        for image, row, (first, second) in zip(batch.images, batch.rows.tolist(), offsets.tolist(), strict=True):
+            pair = (
+                grey[row, frame_member(part, o)].squeeze(-1)[None].numpy()
+                for part, o in (("onset", first), ("apex", second))
+            )
+            flow = flow_images(*pair, method="tvl1", size=28, strain="central", device=CPU)[0].astype(np.float32)
+            wanted = mosaic(flow, frames_store.samples[row].landmarks, "anatomical").transpose(2, 0, 1)
+            np.testing.assert_allclose(image.numpy(), wanted, atol=1e-5 * np.ptp(wanted))
+
+
+def test_offsets_are_drawn_for_onset_and_apex_each_and_all_alike_often(frames_store):
+    sampler = sampler_of(frames_store, batch_size=10)
+    drawn = np.concatenate([draw_offsets(sampler, step, 2) for step in range(500)])
+    counts = Counter(map(tuple, drawn.tolist()))
+    assert set(counts) == {(one, other) for one in range(-2, 3) for other in range(-2, 3)}
+    assert max(counts.values()) < 1.5 * min(counts.values())
+    assert not draw_offsets(sampler, 3, 0).any()
+
+
+def test_a_frame_that_was_not_kept_gives_way_to_the_nearest(frames_store):
+    onsets, apexes = PairChoice(
+        frames_store, sampler_of(frames_store, rows=(9,) * 64, batch_size=64), jitter=2
+    ).pictures(0)
+    assert {member for _, member in onsets} == {"onset.jpg"}
+    assert {member for _, member in apexes} == {frame_member("apex", offset) for offset in range(-2, 3)}
+    every = PairChoice(frames_store, sampler_of(frames_store, rows=(0, 9)), jitter=1).every_picture()
+    assert len(every) == 6 + 4
+
+
+EVERYTHING = replace(JITTERED, flip=FlipConfig(probability=0.5), jitter=JitterConfig(shift=0.05))
+
+
+def test_neither_threads_nor_cache_nor_what_is_made_ahead_changes_a_batch(frames_store, monkeypatch):
+    undisturbed = take(make_stream(frames_store, augment=EVERYTHING), 7)
+    assert not torch.equal(undisturbed[0].images, undisturbed[3].images)
+    for options in ({"threads": 2}, {"cache_mb": 0}, {"cache_mb": 0, "threads": 2}):
+        assert_same(take(make_stream(frames_store, augment=EVERYTHING, **options), 7), undisturbed)
+    for ahead in (1, 4):
+        monkeypatch.setattr(stream, "AHEAD", ahead)
+        for cache_mb in (0, 2048):
+            assert_same(take(make_stream(frames_store, augment=EVERYTHING, cache_mb=cache_mb), 7), undisturbed)
+
+
+def test_a_stream_resumed_at_any_step_goes_on_bit_for_bit(frames_store):
+    undisturbed = take(make_stream(frames_store), 6)
+    walking = make_stream(frames_store)
+    for step in range(5):
+        resumed = make_stream(frames_store, state=walking.state(), cache_mb=0 if step % 2 else 2048)
+        assert_same(take(resumed, 6 - step), undisturbed[step:])
+        assert_same([walking.next()], undisturbed[step : step + 1])
+
+
+def test_a_rank_gets_its_part_of_the_very_batch_that_one_process_would_get(frames_store):
+    whole = make_stream(frames_store)
+    parts = [make_stream(frames_store, rank=rank, ranks=2) for rank in (0, 1)]
+    for _ in range(3):
+        batch = whole.next()
+        for rank, part in enumerate(parts):
+            mine = part.next()
+            assert torch.equal(mine.rows, batch.rows[rank::2])
+            assert torch.equal(mine.images, batch.images[rank::2])
+
+
+def test_where_no_frame_changes_a_step_computes_what_is_computed_once(frames_store):
+    sampler = sampler_of(frames_store)
+    once = flow_from_frames(frames_store, range(10), device=CPU, threads=1)
+    flow = FrameFlow(frames_store, sampler, augment=AugmentConfig(), method="tvl1", device=CPU, threads=1)
+    for step in range(4):
+        images = flow.next().half().numpy()
+        assert np.array_equal(images, np.stack([once(row) for row in sampler.batch(step)]))
+
+
+def test_a_batch_larger_than_the_data_holds_what_there_is(frames_store):
+    batch = make_stream(frames_store, rows=(1, 2, 5), batch_size=64).next()
+    assert sorted(batch.rows.tolist()) == [1, 2, 5]
+    assert batch.images.shape == (3, 3, 28, 28)
+
+
+def test_a_jitter_beyond_what_the_store_keeps_names_both_keys(frames_store):
+    augment = AugmentConfig(time_jitter=TimeJitterConfig(frames=3))
+    with pytest.raises(
+        InputError, match=r"time_jitter\.frames=3 needs prepare\.keep_neighbours of at least 3, this store has 2"
+    ):
+        make_stream(frames_store, augment=augment)
+
+
+def test_what_changes_frames_needs_frames():
+    with pytest.raises(
+        ValueError, match=r"augment\.time_jitter needs input=frames: with input=flow no flow is computed"
+    ):
+        DataConfig(augment=JITTERED)
+    with pytest.raises(ValueError, match="frames must not be negative, got -1"):
+        TimeJitterConfig(frames=-1)
