@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
 from htnet.data.adapters.htnet_release import read_flow_picture
-from htnet.data.apex import SPOTTING, find_apex
+from htnet.data.apex import APEX_FOUND, find_apex, spotting_recipe
 from htnet.data.flow import FlowMethod, flow_images, flow_parameters
-from htnet.data.frames import Frames, open_frames, to_gray
+from htnet.data.frames import Frames, open_frames, resized, to_gray
 from htnet.data.landmarks import CROP_RATIO, LandmarkTable, face_crop
 from htnet.data.prepared import PreparedSample
 from htnet.data.stored_frames import frame_member, neighbours
@@ -65,7 +65,7 @@ class ExtractionSettings:
                 "strain": self.strain,
             },
             "face_crop": f"square of {CROP_RATIO} times the larger of eye distance and eye-mouth distance",
-            "apex": f"annotated; where it is not: {SPOTTING}",
+            "apex_where_not_annotated": spotting_recipe(),
             "landmark_failures": self.landmark_failures,
             "keep_frames": self.keep_frames,
             # only where there are any: stores of before stay up to date
@@ -90,6 +90,7 @@ class _Pair:
     crops: tuple[NDArray[np.uint8], NDArray[np.uint8]]
     frames: tuple[tuple[str, bytes], ...]
     sources: dict[str, str]
+    notes: tuple[str, ...]
 
 
 def extract(
@@ -137,7 +138,7 @@ class _Extractor:
                 raise InputError(f"{self._table.path}: no landmarks for clip {entry.id}")
             rule = UNREADABLE
             if isinstance(entry, FlowPicture):
-                return self._picture(entry, points)
+                return self._picture(entry, points, notes)
             return self._pair(replace(entry, notes=entry.notes + notes), points)
         except InputError as error:
             # a published composite is whole, or something is wrong with the copy
@@ -159,7 +160,7 @@ class _Extractor:
         mean = np.mean(np.asarray(known, np.float64), axis=0)
         return tuple((float(x), float(y)) for x, y in mean), ("mean_shape",)
 
-    def _picture(self, entry: FlowPicture, points: Landmarks) -> PreparedSample:
+    def _picture(self, entry: FlowPicture, points: Landmarks, notes: tuple[str, ...]) -> PreparedSample:
         with self._timed("read"):
             image = read_flow_picture(entry.picture)
         if image.shape[0] != self._table.flow_size:
@@ -170,7 +171,7 @@ class _Extractor:
         sample = Sample(
             id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=points, flow_size=image.shape[0]
         )
-        return PreparedSample(sample=sample, flow_image=image)
+        return PreparedSample(sample=sample, flow_image=image, notes=notes)
 
     def _pair(self, clip: Clip, points: Landmarks) -> _Pair:
         settings = self._settings
@@ -183,10 +184,10 @@ class _Extractor:
             crop = face_crop(points, first.shape)
         except InputError as error:
             raise InputError(f"{self._table.path}: clip {clip.id}: {error}") from None
-        apex = clip.apex
+        apex, notes = clip.apex, clip.notes
         if apex is None:
             with self._timed("apex"):
-                apex = find_apex(frames, onset, offset, crop)
+                apex, notes = find_apex(frames, onset, offset, crop, points), (*notes, APEX_FOUND)
         with self._timed("read"):
             second = _read_alike(clip, frames, apex, (onset, first))
             cut = crop.cut(first), crop.cut(second)
@@ -198,10 +199,10 @@ class _Extractor:
             id=clip.id, label=clip.label, emotion=clip.emotion, landmarks=crop.to_flow(points, settings.flow_size),
             flow_size=settings.flow_size, onset=onset, apex=apex, offset=offset, fps=clip.fps,
         )  # fmt: skip
-        one, two = (_resized(to_gray(picture), settings.working_size) for picture in cut)
+        one, two = (resized(to_gray(picture), settings.working_size) for picture in cut)
         sources = {"onset_sha256": _digest(first), "apex_sha256": _digest(second)}
         encoded = tuple((member, _jpeg(picture)) for member, picture in kept.items())
-        return _Pair(sample=sample, crops=(one, two), frames=encoded, sources=sources)
+        return _Pair(sample=sample, crops=(one, two), frames=encoded, sources=sources, notes=notes)
 
     def _finish(self, made: list[PreparedSample | LeftOut | _Pair]) -> None:
         """Compute the flow of the pairs that wait for it, in place."""
@@ -217,7 +218,9 @@ class _Extractor:
                 device=torch.device(settings.device),
             )  # fmt: skip
         for place, pair, image in zip(places, pairs, images, strict=True):
-            made[place] = PreparedSample(sample=pair.sample, flow_image=image, frames=pair.frames, sources=pair.sources)
+            made[place] = PreparedSample(
+                sample=pair.sample, flow_image=image, frames=pair.frames, sources=pair.sources, notes=pair.notes
+            )
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -259,12 +262,6 @@ def _read_alike(clip: Clip, frames: Frames, number: int, onset: tuple[int, NDArr
 
 def _digest(picture: NDArray[np.uint8]) -> str:
     return hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
-
-
-def _resized(gray: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """A square crop at the size at which flow is computed."""
-    how = cv2.INTER_AREA if gray.shape[0] > side else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(gray, (side, side), interpolation=how), np.uint8)
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> bytes:

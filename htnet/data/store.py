@@ -427,8 +427,8 @@ def _members(item: PreparedSample) -> Iterator[tuple[str, bytes]]:
     np.save(buffer, np.ascontiguousarray(item.flow_image), allow_pickle=False)
     yield "flow.npy", buffer.getvalue()
     yield from item.frames
-    facts = {"dataset": item.sample.id.dataset, "subject": item.sample.id.subject, "clip": item.sample.id.clip}
-    yield "json", json.dumps({**facts, "label": item.sample.label, **item.sources}, sort_keys=True).encode()
+    facts = {**vars(item.sample.id), "label": item.sample.label, "notes": list(item.notes), **item.sources}
+    yield "json", json.dumps(facts, sort_keys=True).encode()
 
 
 def _write_record(root: Path, rows: Sequence[ManifestRow], recipe: Mapping[str, Any]) -> None:
