@@ -89,7 +89,7 @@ class SourceConfig:
     annotations: str | None = None
     """The annotation file, relative to root; default: the names under which the dataset's owners ship it."""
     landmarks: str | None = None
-    """CSV with five landmarks per clip; default: landmarks_5pt.csv (htnet_release) or landmarks.csv in root."""
+    """CSV of 5 or 68 points per clip, or a folder of OpenFace files; default: landmarks.csv (or _5pt.csv) in root."""
 
     __pydantic_config__ = _STRICT
 

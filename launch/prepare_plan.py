@@ -62,7 +62,6 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
     for source in prepare.sources:
         adapter = build_adapter(source, scheme)
         described = adapter.describe()
-        table = _landmarks(source)
         taken: list[Clip | FlowPicture] = []
         for entry in adapter.entries():
             if isinstance(entry, LeftOut):
@@ -70,10 +69,12 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
                 continue
             if entry.id in places:
                 raise InputError(f"{entry.place}: clip {entry.id} is in two sources: also {places[entry.id]}")
-            places[entry.id], tables[entry.id] = entry.place, table
+            places[entry.id] = entry.place
             subjects[entry.id.dataset, entry.id.subject].append(entry)
             taken.append(entry)
+        table = _landmarks(source, taken)
         check_landmarks(table, taken)
+        tables |= dict.fromkeys((entry.id for entry in taken), table)
         _check_size(prepare, source, table, taken, sizes)
         facts.append({**described, "landmarks_sha256": table.sha256, "clips_sha256": _identity(taken)})
     settings = extraction_settings(prepare, strict=False).recipe()
@@ -130,9 +131,9 @@ def _size(file: Path) -> int:
         return -1
 
 
-def _landmarks(source: SourceConfig) -> LandmarkTable:
+def _landmarks(source: SourceConfig, taken: Sequence[Clip | FlowPicture]) -> LandmarkTable:
     usual = RELEASE_LANDMARKS if source.adapter == "htnet_release" else LANDMARKS_FILE
-    return read_landmarks(Path(source.root) / usual if source.landmarks is None else Path(source.landmarks))
+    return read_landmarks(Path(source.root) / usual if source.landmarks is None else Path(source.landmarks), taken)
 
 
 def extraction_settings(prepare: PrepareConfig, *, strict: bool) -> ExtractionSettings:

@@ -130,7 +130,7 @@ class _Extractor:
         try:
             points, notes = self._landmarks_of(entry, siblings)
             if points is None:
-                raise InputError(f"{self._table.path}: no landmarks for clip {entry.id}")
+                raise InputError(self._table.missing(entry.id))
             rule = UNREADABLE
             if isinstance(entry, FlowPicture):
                 return self._picture(entry, points)
@@ -239,8 +239,12 @@ def check_landmarks(table: LandmarkTable, entries: Sequence[Clip | FlowPicture])
 
 def subject_table(tables: Mapping[SampleId, LandmarkTable]) -> LandmarkTable:
     """What a subject's task needs of the tables of its clips, which may come from two sources."""
-    points = {sample: table.points[sample] for sample, table in tables.items() if sample in table.points}
-    return replace(next(iter(tables.values())), points=points)
+    return replace(
+        next(iter(tables.values())),
+        points={sample: table.points[sample] for sample, table in tables.items() if sample in table.points},
+        not_found={sample: table.missing(sample) for sample, table in tables.items() if sample not in table.points},
+        names={sample: table.name_of(sample) for sample, table in tables.items()},
+    )
 
 
 def _digest(picture: NDArray[np.uint8]) -> str:
