@@ -112,8 +112,12 @@ class PrepareConfig:
     """Side in pixels to which the face crop is resized before its flow is computed."""
     strain: Literal["central", "forward", "backward", "sobel"] = "central"
     """Derivatives in the optical strain: numpy.gradient's, or the variants found in public code."""
+    detector: Literal["none", "mtcnn", "yunet"] = "none"
+    """What finds the faces that no landmark table has, on the onset frame; mtcnn needs the extra htnet[mtcnn]."""
+    detector_model: str | None = None
+    """The model file of detector yunet (.onnx)."""
     landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"
-    """A clip without landmarks: stop, leave it out and go on, or take the mean of the subject's other clips."""
+    """A clip without landmarks, given or found: stop, leave it out, or take the mean of the subject's other clips."""
     keep_frames: bool = False
     """Whether onset and apex pictures go into the store as well; data.input frames needs them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -132,6 +136,11 @@ class PrepareConfig:
         if self.working_size < self.flow_size:
             raise ValueError(
                 f"working_size must not be smaller than flow_size, got {self.working_size} and {self.flow_size}"
+            )
+        if (self.detector == "yunet") != (self.detector_model is not None):
+            raise ValueError(
+                f"detector_model is the model file of detector yunet, which needs one, and of no other, got detector "
+                f"{self.detector} and detector_model {self.detector_model}"
             )
 
 

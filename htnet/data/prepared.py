@@ -16,8 +16,8 @@ class PreparedSample:
     """A sample and its flow image.
 
     ``flow_image`` is (F, F, 3) float16, channels (flow_u, flow_v, strain). ``frames`` are the encoded onset and apex
-    pictures where they are kept, by member name (``onset.jpg``, ``apex.jpg``). ``sources`` are checksums of what the
-    flow was made from; they go into the sample's json member.
+    pictures where they are kept, by member name (``onset.jpg``, ``apex.jpg``). ``sources`` says what it was made from:
+    checksums of the frames, and how the landmarks were found; it goes into the sample's json member.
     """
 
     sample: Sample

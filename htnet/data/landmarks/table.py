@@ -86,7 +86,8 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such landmark table (columns: dataset, subject, clip, left_eye_x, ...)") from None
+        what = "(columns: dataset, subject, clip, left_eye_x, ...); prepare.detector does without one"
+        raise InputError(f"{path}: no such landmark table {what}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a CSV in UTF-8 ({error})") from None
     except OSError as error:
