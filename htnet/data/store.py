@@ -173,7 +173,7 @@ class Staging:
     """Why nothing keeps a second writer out; None where the lock is held."""
 
     def done(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Part records by (dataset, subject), sorted: rows, left_out, seconds.
+        """Part records by (dataset, subject), sorted: rows, left_out, seconds, notes.
 
         A record that cannot be read, or whose shard is not as it says, counts as none: the subject is made again.
         """
@@ -282,8 +282,11 @@ def write_part(
     items: Sequence[PreparedSample],
     left_out: Sequence[Mapping[str, Any]] = (),
     seconds: Mapping[str, float] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a subject's shard and its part record into the folder of a :class:`Staging`; each whole or not at all.
+
+    ``left_out``, ``seconds`` and ``notes`` go into the part record as they are.
 
     Raises:
         InputError: a clip given twice, a flow image that is not finite or of another shape.
@@ -303,6 +306,7 @@ def write_part(
         "rows": [to_record(row) for row in rows],
         "left_out": list(left_out),
         "seconds": dict(seconds or {}),
+        "notes": dict(notes or {}),
     }
     target = folder / "parts" / file_stem(dataset) / f"{file_stem(subject)}.json"
     target.parent.mkdir(exist_ok=True)
