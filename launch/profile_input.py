@@ -46,6 +46,7 @@ from htnet.cpu import configure_cpu
 from htnet.data.store import Store
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from launch.benchmarks.end_to_end import environment
+from launch.benchmarks.input_picture import write_picture
 from launch.benchmarks.input_rivals import (
     PlainBatches,
     PlainFrames,
@@ -188,6 +189,7 @@ def profile_input(options: argparse.Namespace, console: Console) -> int:
         return EXIT_PARTIAL
     if path is not None:
         _append(path, results, device)
+        write_picture(path.with_suffix(".png"), _lines(results, device))
     console.print(_table(results, plan, device))
     return EXIT_DONE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 
+import cv2
 import pytest
 import torch
 
@@ -96,6 +97,7 @@ def test_results_are_appended_with_machine_and_versions(monkeypatch, tmp_path, c
             ("streamed", "DataLoader, 0 workers"),
         ]
         assert len(rows) == 6 * runs
+        assert cv2.imread(str(tmp_path / "new" / "input.png")).shape[0] > 200
     for row in rows:
         assert all(row[name] for name in ("commit", "cpu", "torch", "dali", "opencv", "load", "date"))
         assert float(row["q1"]) <= float(row["median_samples_per_s"]) <= float(row["q3"])
