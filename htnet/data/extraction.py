@@ -24,7 +24,7 @@ from htnet.data.adapters.htnet_release import read_flow_picture
 from htnet.data.apex import SPOTTING, find_apex
 from htnet.data.flow import FlowMethod, flow_images, flow_parameters
 from htnet.data.frames import Frames, open_frames, to_gray
-from htnet.data.landmarks import CROP_RATIO, LandmarkTable, face_crop
+from htnet.data.landmarks import CROP_RATIO, LandmarkTable, check_inside, face_crop
 from htnet.data.prepared import PreparedSample
 from htnet.data.stored_frames import frame_member, neighbours
 from htnet.data.strain import StrainKind
@@ -167,6 +167,10 @@ class _Extractor:
                 f"{entry.picture}: a picture of {image.shape[0]} pixels, but the landmarks in {self._table.path} "
                 f"are in pixels of a picture of {self._table.flow_size}"
             )
+        try:
+            check_inside(points, image.shape)
+        except InputError as error:
+            raise InputError(f"{self._table.path}: clip {entry.id}: {error}") from None
         sample = Sample(
             id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=points, flow_size=image.shape[0]
         )
