@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -309,20 +310,28 @@ def resident_mebibytes() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_pipelines_that_are_dropped_leave_nothing_behind(tiny_store):
-    def use(count):
+def held() -> tuple[int, int]:
+    """File handles and threads of this process."""
+    return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
+
+
+def assert_nothing_is_left_by(use: Callable[[], object], times: int, *, warm: int = 10) -> None:
+    """``use`` makes and drops something; once pools and arenas have their size no handle, thread or memory stays."""
+
+    def repeat(count: int) -> None:
         for _ in range(count):
-            make_stream(tiny_store).next()
+            use()
         gc.collect()
 
-    def held():
-        return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
-
-    use(10)  # pools and arenas reach their size
+    repeat(warm)
     before, memory = held(), resident_mebibytes()
-    use(50)
+    repeat(times)
     files, threads = held()
     assert files <= before[0]
     assert threads <= before[1] + 1
     assert resident_mebibytes() - memory < 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_pipelines_that_are_dropped_leave_nothing_behind(tiny_store):
+    assert_nothing_is_left_by(lambda: make_stream(tiny_store).next(), 200)

@@ -14,9 +14,9 @@ import torch
 from conftest import random_samples
 from PIL import Image
 
-from dali_pipelines import EpochSampler, FlowStream, fit_transform, flow_from_frames
+from dali_pipelines import EpochSampler, FlowStream, FlowTransform, fit_transform, flow_from_frames
 from dali_pipelines.frames import decode_frames
-from htnet.config import Config, DataConfig, PrepareConfig, SourceConfig
+from htnet.config import AugmentConfig, Config, DataConfig, PhotometricConfig, PrepareConfig, SourceConfig
 from htnet.data.extraction import extract
 from htnet.data.store import Store, write_store
 from htnet.data.synth import generate
@@ -92,55 +92,34 @@ def test_batches_of_frames_and_of_flow_look_alike_to_the_model(kept):
         assert not torch.equal(one.images, other.images)
 
 
-ODD = {
-    "plain": lambda picture: jpeg(picture),
-    "progressive": lambda picture: jpeg(picture, progressive=True),
-    "grey": lambda picture: cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY))[1].tobytes(),
-    "png": lambda picture: cv2.imencode(".png", picture)[1].tobytes(),
-    "bmp": lambda picture: cv2.imencode(".bmp", picture)[1].tobytes(),
-}
-
-
-@pytest.mark.parametrize("kind", list(ODD))
-def test_every_kind_of_picture_decodes_to_what_opencv_sees(tmp_path, kind):
-    data = ODD[kind](face())
-    store = store_of(tmp_path, (data, data))
-    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    assert np.abs(decoded(store, size=90)[0].numpy().astype(int) - grey).mean() < 2
-
-
-def test_a_cmyk_jpeg_is_read(tmp_path):
-    out = io.BytesIO()
-    Image.fromarray(face()[..., ::-1]).convert("CMYK").save(out, "JPEG", quality=95)
-    grey = cv2.cvtColor(face(), cv2.COLOR_BGR2GRAY)
-    found = decoded(store_of(tmp_path, (out.getvalue(),) * 2), size=90)[0].numpy().astype(int)
-    assert np.corrcoef(found.ravel(), grey.ravel())[0, 1] > 0.95
-
-
-def test_exifs_orientation_is_applied(tmp_path):
-    picture = Image.fromarray(face()[..., ::-1])
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=95, exif=exif)
-    grey = cv2.rotate(cv2.cvtColor(face(), cv2.COLOR_BGR2GRAY), cv2.ROTATE_90_CLOCKWISE)
-    found = decoded(store_of(tmp_path, (out.getvalue(),) * 2), size=90)[0].numpy().astype(int)
-    assert np.abs(found - grey).mean() < 3
-
-
-@pytest.mark.parametrize("side", [1, 8000])
-def test_pictures_of_any_size_are_resized(tmp_path, side):
-    grey = np.full((side, side), 99, np.uint8)
-    data = cv2.imencode(".jpg", grey)[1].tobytes()
-    assert (decoded(store_of(tmp_path, (data, data)))[0].float() - 99).abs().max() <= 1
-
-
 def test_a_store_without_frames_or_settings_is_named(tmp_path, tiny_store):
     with pytest.raises(InputError, match=r"data\.input=frames needs a store whose flow htnet prepare made"):
         flow_from_frames(tiny_store, [0], device=CPU, threads=1)
     bare = write_store(tmp_path / "bare", islice(random_samples(), 3), RECIPE)
     with pytest.raises(InputError, match=r"casme2/sub00/EP00 has no onset\.jpg: .* needs prepare\.keep_frames=true"):
         flow_from_frames(bare, [0, 1, 2], device=CPU, threads=1)
+
+
+NO_PICTURE = b"\xff\xd8\xff" + bytes(200) + b"\xff\xd9"
+"""What has a JPEG's first and last bytes and is none."""
+
+
+@pytest.mark.parametrize("cache_mb", [0, 2048])
+def test_a_member_that_only_looks_like_a_picture_is_named_when_it_cannot_be_decoded(tmp_path, cache_mb):
+    pairs = [(jpeg(face(seed)), jpeg(face(seed + 9))) for seed in range(5)]
+    store = store_of(tmp_path, *pairs[:3], (pairs[3][0], NO_PICTURE), pairs[4])
+    message = r"apex\.jpg of casme2/sub01/EP00 cannot be decoded"
+    with pytest.raises(InputError, match=message):
+        flow_from_frames(store, range(5), device=CPU, threads=1)
+    # in the second step, which is decoded while the first is asked for
+    augment = AugmentConfig(photometric=PhotometricConfig(gamma=1.5))
+    data = DataConfig(input="frames", cache_mb=cache_mb, augment=augment)
+    sampler = EpochSampler(rows=tuple(range(5)), batch_size=2, seed=0, shuffle=False)
+    with pytest.raises(InputError, match=message):
+        FlowStream(
+            store, sampler, data=data, transform=FlowTransform(mosaic_size=28, minmax=True), device=CPU, threads=1
+        ).next()
+    assert flow_from_frames(store, [0, 1, 2, 4], device=CPU, threads=1)(4).shape == (28, 28, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", jpeg(face())[:-200]])

@@ -152,7 +152,7 @@ def test_a_landmark_outside_the_frame_is_a_reason(whole):
     entries, table = entries_and_table(whole / "casme2", "casme2")
     table = replace(table, points={**table.points, entries[0].id: ((500.0, 5.0),) * 5})
     (out,) = extract(entries, table, ExtractionSettings(flow_method="dis")).left_out
-    assert "landmark left_eye at (500, 5) must lie in the frame of 160 x 160 pixels" in out.reason
+    assert "landmark left_eye at (500, 5) must lie in the picture of 160 x 160 pixels" in out.reason
 
 
 def test_landmarks_of_another_kind_are_refused(whole):

@@ -181,7 +181,7 @@ def test_landmarks_that_do_not_fit_the_frame_are_no_landmarks(subject, table, re
     found = extract(subject, without(table, subject[0]), QUICK)
     [out] = found.left_out
     assert out.rule == "no_landmarks"
-    assert f"tiny: clip {subject[0].id}: landmark left_eye at (500, 5) must lie in the frame" in out.reason
+    assert f"tiny: clip {subject[0].id}: landmark left_eye at (500, 5) must lie in the picture" in out.reason
 
 
 # --- one crop for a pair

@@ -112,7 +112,7 @@ def test_a_crop_over_the_edge_repeats_the_edge(left: int, top: int, side: int, h
 
 
 def test_landmarks_outside_the_frame_or_on_one_spot_are_refused() -> None:
-    with pytest.raises(InputError, match=r"landmark left_lip at \(65, 112\) must lie in the frame of 160 x 100"):
+    with pytest.raises(InputError, match=r"landmark left_lip at \(65, 112\) must lie in the picture of 160 x 100"):
         face_crop(FACE, (100, 160, 3))
     with pytest.raises(InputError, match="at least 16"):
         face_crop(((50, 50),) * 5, (100, 100))

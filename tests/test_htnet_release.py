@@ -195,6 +195,15 @@ def test_a_clip_without_landmarks_is_named(release):
     assert refusal(release) == f"{release / LANDMARKS}: no landmarks for clip smic/s01/s1_ne_01"
 
 
+def test_a_landmark_outside_its_picture_is_named_with_its_clip(release):
+    lines = (release / LANDMARKS).read_text().splitlines()
+    moved = [f"{line.rpartition(',')[0]},28.5" if "s1_ne_01" in line else line for line in lines]
+    (release / LANDMARKS).write_text("\n".join(moved))
+    found = refusal(release)
+    assert found.startswith(f"{release / LANDMARKS}: clip smic/s01/s1_ne_01: landmark right_lip at (")
+    assert found.endswith(", 28.5) must lie in the picture of 28 x 28 pixels")
+
+
 def test_landmarks_of_frames_are_refused_because_the_release_has_no_frames(tmp_path, release):
     path = tmp_path / "landmarks.csv"
     rows = "\n".join(f"{d},{s},{c}," + ",".join("200" for _ in SOURCE_COLUMNS) for d, s, c, _ in CLIPS)

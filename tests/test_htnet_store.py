@@ -418,3 +418,12 @@ def test_flow_that_is_not_finite_is_refused_when_the_store_is_made(tmp_path, val
     with pytest.raises(InputError, match=f"{samples[3].sample.id}: flow image must be finite"):
         write_store(tmp_path / "store", iter(samples), {})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_landmarks_that_are_not_finite_are_refused_when_the_store_is_made(tmp_path, value):
+    item = prepared()
+    bad = replace(item, sample=replace(item.sample, landmarks=((value, 1.0), *LANDMARKS[1:])))
+    with pytest.raises(InputError, match=f"{item.sample.id}: landmarks must be finite"):
+        write_store(tmp_path / "store", iter([bad]), {})
+    assert not list(tmp_path.iterdir())

@@ -26,7 +26,7 @@ from htnet.data.detectors import Detector, build_detector
 from htnet.data.faces import FaceFinder, LandmarkPolicy, Located, NoFaceError, onset_of
 from htnet.data.flow import FlowMethod, flow_images, flow_parameters
 from htnet.data.frames import Frames, open_frames, resized, to_gray
-from htnet.data.landmarks import CROP_RATIO, LandmarkTable, face_crop
+from htnet.data.landmarks import CROP_RATIO, LandmarkTable, check_inside, face_crop
 from htnet.data.prepared import PreparedSample
 from htnet.data.stored_frames import frame_member, neighbours
 from htnet.data.strain import StrainKind
@@ -182,6 +182,10 @@ class _Extractor:
                 f"{entry.picture}: a picture of {image.shape[0]} pixels, but the landmarks in {self._table.path} "
                 f"are in pixels of a picture of {self._table.flow_size}"
             )
+        try:
+            check_inside(face.points, image.shape)
+        except InputError as error:
+            raise NoFaceError(f"{face.method}: clip {entry.id}: {error}") from None
         sample = Sample(
             id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=face.points, flow_size=image.shape[0]
         )

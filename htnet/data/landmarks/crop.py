@@ -64,11 +64,8 @@ def face_crop(landmarks: Landmarks, image_shape: tuple[int, ...]) -> FaceCrop:
     Raises:
         InputError: a landmark outside the frame, or a crop of fewer than 16 pixels.
     """
-    height, width = image_shape[:2]
+    check_inside(landmarks, image_shape)
     points = np.asarray(landmarks, np.float64)
-    for name, (x, y) in zip(LANDMARK_NAMES, points, strict=True):
-        if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
-            raise InputError(f"landmark {name} at ({x:g}, {y:g}) must lie in the frame of {width} x {height} pixels")
     eyes, mouth = points[:2].mean(0), points[3:].mean(0)
     reach = max(np.hypot(*(points[1] - points[0])), np.hypot(*(mouth - eyes)))
     side = round(CROP_RATIO * float(reach))
@@ -76,3 +73,11 @@ def face_crop(landmarks: Landmarks, image_shape: tuple[int, ...]) -> FaceCrop:
         raise InputError(f"landmarks span a face crop of {side} pixels, at least 16 are needed")
     corner = (eyes + mouth) / 2 - (side - 1) / 2
     return FaceCrop(left=round(float(corner[0])), top=round(float(corner[1])), side=side)
+
+
+def check_inside(landmarks: Landmarks, image_shape: tuple[int, ...]) -> None:
+    """:class:`InputError` names a landmark outside a picture of (H, W) or (H, W, C)."""
+    height, width = image_shape[:2]
+    for name, (x, y) in zip(LANDMARK_NAMES, landmarks, strict=True):
+        if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):
+            raise InputError(f"landmark {name} at ({x:g}, {y:g}) must lie in the picture of {width} x {height} pixels")
