@@ -137,11 +137,8 @@ class PrepareConfig:
             raise ValueError(
                 f"working_size must not be smaller than flow_size, got {self.working_size} and {self.flow_size}"
             )
-        if (self.detector == "yunet") != (self.detector_model is not None):
-            raise ValueError(
-                f"detector_model is the model file of detector yunet, which needs one, and of no other, got detector "
-                f"{self.detector} and detector_model {self.detector_model}"
-            )
+        if self.detector == "yunet" and self.detector_model is None:
+            raise ValueError("detector yunet needs detector_model, its model file")
 
 
 @dataclass(frozen=True, kw_only=True)
