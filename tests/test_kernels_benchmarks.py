@@ -22,6 +22,7 @@ from kernels.benchmarks.providers import PROVIDERS, Provider, select_providers
 from kernels.benchmarks.record import Row, append_rows, read_rows
 from kernels.benchmarks.runner import Plan, measure
 from kernels.reference import local_attention_reference
+from kernels.testing import BLOCK_TOLERANCES
 from launch.profile import add_arguments
 
 CPU = torch.device("cpu")
@@ -196,6 +197,25 @@ def test_a_provider_that_is_wrong_only_backward_is_not_timed():
     row = measured([fake(build)])[-1]
     assert row.status == "refused"
     assert "of the gradient of qkv" in row.reason
+
+
+@pytest.mark.parametrize(("share", "status"), [(0.5, "ok"), (2.0, "refused")])
+def test_the_block_is_held_to_its_own_tolerances(share, status):
+    allowed = BLOCK_TOLERANCES[torch.float32].backward
+
+    def build(case):
+        right = PROVIDERS["block-reference"].build(case)
+
+        def run(*tensors):
+            out = right(*tensors)
+            return out + share * allowed * (out - out.detach())  # the value is right, all gradients are a little large
+
+        return run
+
+    provider = dataclasses.replace(PROVIDERS["block-reference"], build=build)
+    (row,) = measured([provider])
+    assert row.status == status
+    assert row.error_backward == pytest.approx(share * allowed, rel=0.5)
 
 
 def test_a_provider_that_breaks_is_a_row_and_the_others_are_measured():

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.attention_block.norm import norm_inputs
 from kernels.local_attention.checks import check_block
 from kernels.local_attention.interface import _resolve, _sdpa, _triton, drop_heads
 from kernels.reference import local_attention_block_reference
@@ -180,7 +181,8 @@ def _composed(
     attend: Callable[..., Tensor],
 ) -> Tensor:
     """The block of torch's norm and linear maps around the core ``attend``."""
-    normed = F.layer_norm(x, (x.shape[-1],), norm_weight, norm_bias, eps)
+    wide, gain, bias = norm_inputs(x, norm_weight, norm_bias)
+    normed = F.layer_norm(wide, (x.shape[-1],), gain, bias, eps).to(x.dtype)
     if x.shape[1] == x.shape[2] == blocks_per_side:
         # one token per block: queries and keys have no influence, so they are not computed
         value = F.linear(normed, qkv_weight[2 * (qkv_weight.shape[0] // 3) :])
