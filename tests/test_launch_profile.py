@@ -35,6 +35,11 @@ def test_on_a_cpu_it_prints_rivals_and_static_figures_and_writes_both_pictures(t
     assert done.returncode == 0, done.stderr
     for expected in ("least traffic and arithmetic", "compiled for H200 SXM (sm_90)", "packed_backward", "needs CUDA"):
         assert expected in done.stdout
+    fused = next(line.split() for line in done.stdout.splitlines() if "fused_forward" in line)
+    case, _, registers, spills, stack, shared, warps, tile = fused
+    assert (case, spills, stack, warps, tile) == ("4x5", "0", "0", "8", "128")
+    assert 0 < int(registers) <= 255
+    assert int(shared) > 0
     assert "4x85" not in done.stdout
     rows = read_rows(tmp_path / "out" / "local_attention.csv")
     assert {(row.provider, row.mode) for row in rows if row.status == "ok"} >= {("sdpa", "backward")}
