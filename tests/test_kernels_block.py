@@ -307,33 +307,28 @@ def test_the_table_fuses_where_a_measurement_and_the_shape_speak_for_it(monkeypa
 
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = version("triton").startswith("3.7.")  # what torch pins
-# tokens along a block's side, heads, head_dim, channels, architecture
-COMPILED = [(4, 3, 85, 256, "sm_90"), (8, 3, 85, 256, "sm_90"), (4, 4, 64, 256, "sm_90"), (4, 3, 85, 256, "sm_100")]
 SCRIPT = """
-import json, sys
-from kernels.attention_block.compile import compile_block
-for *shape, arch in json.load(sys.stdin):
-    print(json.dumps(compile_block(*shape, arch=arch)))
+import json
+from dataclasses import asdict
+from kernels.attention_block.compile import IN_USE, compile_block
+for case, channels, archs in IN_USE:
+    for arch in archs:
+        print(json.dumps(asdict(compile_block(case, channels, arch))))
 """
 
 
 @pytest.mark.slow
 def test_the_fused_kernel_compiles_without_spills_within_shared_memory():
+    from kernels.attention_block.compile import IN_USE
     from kernels.compile import SHARED_LIMIT
 
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        input=json.dumps(COMPILED),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(rows) == len(COMPILED)
+    assert len(rows) == sum(len(archs) for *_, archs in IN_USE)
     for row in rows:
         assert not PINNED or (row["spilled"] == 0 and row["stack"] == 0), row
         assert row["shared"] <= SHARED_LIMIT[row["arch"]], row
