@@ -67,9 +67,10 @@ def tiling(tokens: int, head_dim: int, element_size: int, capability: int, *, ba
     """
     row = sum(column_parts(head_dim)) * element_size
     if tokens > largest_packed(element_size):
-        return _tiled(element_size, capability, backward=backward)
+        return _tiled(row, element_size, capability, backward=backward)
     tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     warps = tile // 16 * (2 if row > 192 or (backward and tile == 64) else 1)
+    warps *= 2 if row > 384 and tile == 32 else 1  # float32 with D over 96
     # left alone, ptxas stops at 128 registers on sm_80 and spills two
     ampere = 80 <= capability < 90
     registers = 144 if ampere and not backward and tile // tokens > 1 else 0
@@ -77,15 +78,16 @@ def tiling(tokens: int, head_dim: int, element_size: int, capability: int, *, ba
     return Tiling(tile=tile, packed=tile // tokens, warps=warps, registers=registers, late=late)
 
 
-def _tiled(element_size: int, capability: int, *, backward: bool) -> Tiling:
+def _tiled(row: int, element_size: int, capability: int, *, backward: bool) -> Tiling:
     """Large tiles read keys and values less often; they are as large as the registers of the card allow.
 
     From sm_90 on a product takes its second operand from shared memory; before, it waits in registers too, and a
     backward with more than 16 slots spills, as it does in float32.
     """
+    warps = 8 if row > 384 else 4  # float32 with D over 96
     if backward and (element_size > 2 or capability < 90):
-        return Tiling(tile=16, packed=0, warps=4)
-    return Tiling(tile=64, packed=0, warps=8) if element_size == 2 else Tiling(tile=32, packed=0, warps=4)
+        return Tiling(tile=16, packed=0, warps=warps)
+    return Tiling(tile=64, packed=0, warps=8) if element_size == 2 else Tiling(tile=32, packed=0, warps=warps)
 
 
 def _capability(x: Tensor) -> int:
