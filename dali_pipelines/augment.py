@@ -1,21 +1,21 @@
-"""Random changes of training samples that leave a flow image a flow image.
+"""Random changes of training samples that leave a flow image a flow image: what is drawn, and what it means.
 
 What a sample draws is a function of (seed, step, place in the batch): no generator keeps a state, so threads,
-prefetching, ranks and resumption cannot change it. The draws are numpy, made where the samples are chosen; the
-functions from graph node to graph node below apply them, each to one sample.
+prefetching, ranks and resumption cannot change it. Everything here is numpy, made for a whole batch at once where the
+samples are chosen; :mod:`dali_pipelines.resample` applies it on the device.
 
 A flow image holds vectors. Moving its pixels is half of the work: when the picture is turned or mirrored, so are the
-vectors (u, v); the strain is a magnitude and stays. All changes of values are one 3x3 matrix per sample.
+vectors (u, v); the strain is a magnitude and stays. All changes of values are one 3x3 matrix per sample, and all
+changes of place one affine map per region.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import fn, types
 
 from htnet.config import AugmentConfig
 from htnet.data.regions import CropRule, region_starts
@@ -46,45 +46,82 @@ def draw(seed: int, step: int, size: int, *, rank: int = 0, ranks: int = 1) -> D
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """What happens to one sample: arguments of the graph's nodes."""
+class Changes:
+    """What happens to the samples of a batch, B of each."""
 
-    angle: np.float32
-    """Degrees, counter-clockwise as seen."""
-    mirrored: np.int32
+    angle: NDArray[np.float64]
+    """(B,) degrees, counter-clockwise as seen."""
+    mirrored: NDArray[np.int32]
+    """(B,) 1 or 0."""
     matrix: NDArray[np.float32]
-    """(3, 3), from (u, v, strain) to the changed ones."""
+    """(B, 3, 3), from (u, v, strain) to the changed ones."""
     starts: NDArray[np.int32]
-    """(4, 2) first row and column of the regions, in the turned and mirrored picture."""
+    """(B, 4, 2) first row and column of the regions, in the turned and mirrored picture."""
     side: NDArray[np.int32]
-    """(2,) height and width of a region."""
+    """(B, 2) height and width of a region."""
     kept: NDArray[np.float32]
-    """(4,) 1 or 0 by region."""
+    """(B, 4) 1 or 0 by region."""
+    flow_sizes: NDArray[np.int64]
+    """(B,) sides of the flow images."""
+
+    def windows(self, points: int) -> NDArray[np.float32]:
+        """Where the pixels of a region of ``points`` x ``points`` lie in the unchanged picture.
+
+        Mirroring back and turning back make one affine map of it, (B, 4, 2, 3) by region: from (column, row, 1) of the
+        region to (x, y) in pixels of the flow image. Without a change it falls on whole pixels.
+        """
+        step, last = self.side[:, 0] / points, self.flow_sizes - 1.0
+        first = self.starts[..., ::-1] + ((step - 1) / 2)[:, None, None]
+        mirrored = self.mirrored == 1
+        first[..., 0] = np.where(mirrored[:, None], last[:, None] - first[..., 0], first[..., 0])
+        scale = np.stack([np.where(mirrored, -step, step), step], axis=-1)
+        centre, back = (last / 2)[:, None, None], _rotations(-self.angle)
+        offset = (first - centre) @ back.swapaxes(1, 2) + centre
+        linear = np.broadcast_to((back * scale[:, None])[:, None], (len(step), 4, 2, 2))
+        return np.concatenate([linear, offset[..., None]], axis=-1).astype(np.float32)
 
 
-def plan_change(config: AugmentConfig, draws: Draws, index: int, *, sample: Sample, rule: CropRule) -> Change:
-    """What the draws of sample ``index`` of a batch mean for it."""
-    angle = config.rotate.degrees * float(_around_zero(draws.rotate[index, 0]))
-    mirrored = bool(draws.flip[index, 0] < config.flip.probability)
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the faces of samples are: ``points`` (B, 5, 2) float64 landmarks, ``sizes`` (B,) int64 of flow images."""
+
+    points: NDArray[np.float64]
+    sizes: NDArray[np.int64]
+
+    @staticmethod
+    def of(samples: Sequence[Sample]) -> Places:
+        """Of samples, in their order."""
+        points = np.asarray([sample.landmarks for sample in samples], np.float64)
+        return Places(points=points, sizes=np.asarray([sample.flow_size for sample in samples], np.int64))
+
+    def chosen(self, indices: NDArray[np.int64]) -> Places:
+        """Those of some samples."""
+        return Places(points=self.points[indices], sizes=self.sizes[indices])
+
+
+def plan_changes(config: AugmentConfig, draws: Draws, *, places: Places, rule: CropRule) -> Changes:
+    """What the draws of a batch mean for its samples, all of them at once: it is Python that would be slow."""
+    sizes, halves = places.sizes, places.sizes // 4
+    angle = config.rotate.degrees * _around_zero(draws.rotate[:, 0])
+    mirrored = draws.flip[:, 0] < config.flip.probability
     low, high = np.log(config.magnify.low), np.log(config.magnify.high)
-    factor = float(np.exp(low + (high - low) * draws.magnify[index, 0]))
-    flow_size = sample.flow_size
-    half = flow_size // 4
+    factor = np.exp(low + (high - low) * draws.magnify[:, 0])
     if config.jitter.scale:
-        grown = half * (1 + config.jitter.scale * float(_around_zero(draws.scale[index, 0])))
-        half = int(np.clip(round(grown), 1, flow_size // 2))
-    points = turned_points(np.asarray(sample.landmarks, np.float64), angle, flow_size)
-    points[[0, 1, 3, 4]] += config.jitter.shift * flow_size * _around_zero(draws.shift[index]).reshape(4, 2)
-    starts = region_starts(points, flow_size, rule, half)
-    if mirrored:
-        starts = mirrored_starts(starts, 2 * half, flow_size)
-    return Change(
-        angle=np.float32(angle),
-        mirrored=np.int32(mirrored),
-        matrix=vector_matrix(angle, mirrored, factor),
+        grown = halves * (1 + config.jitter.scale * _around_zero(draws.scale[:, 0]))
+        halves = np.clip(np.rint(grown).astype(np.int64), 1, sizes // 2)
+    points = turned_points(places.points, angle, sizes)
+    shift = _around_zero(draws.shift).reshape(-1, 4, 2)
+    points[:, [0, 1, 3, 4]] += config.jitter.shift * sizes[:, None, None] * shift
+    starts = region_starts(points, sizes, rule, halves)
+    starts = np.where(mirrored[:, None, None], mirrored_starts(starts, 2 * halves, sizes), starts)
+    return Changes(
+        angle=angle,
+        mirrored=mirrored.astype(np.int32),
+        matrix=vector_matrices(angle, mirrored, factor),
         starts=starts,
-        side=np.full(2, 2 * half, np.int32),
-        kept=kept_regions(draws.drop[index], config.drop_region.probability),
+        side=np.repeat(2 * halves, 2).reshape(-1, 2).astype(np.int32),
+        kept=kept_regions(draws.drop, config.drop_region.probability),
+        flow_sizes=sizes,
     )
 
 
@@ -92,68 +129,41 @@ def _around_zero(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
     return 2.0 * numbers - 1.0
 
 
-def turned_points(points: NDArray[np.float64], degrees: float, flow_size: int) -> NDArray[np.float64]:
-    """(x, y) points, (P, 2), of a square picture after a counter-clockwise turn about its centre; a copy."""
-    centre = (flow_size - 1) / 2
-    return (points - centre) @ _rotation(degrees).T + centre
+def turned_points(
+    points: NDArray[np.float64], degrees: NDArray[np.float64], flow_sizes: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """(x, y) points, (B, P, 2), of square pictures after counter-clockwise turns about their centres; a copy."""
+    centres = (flow_sizes[:, None, None] - 1) / 2
+    return (points - centres) @ _rotations(degrees).swapaxes(1, 2) + centres
 
 
-def mirrored_starts(starts: NDArray[np.int32], side: int, flow_size: int) -> NDArray[np.int32]:
-    """Region starts in the mirrored picture, (4, 2): what was cut on the right is now on the left."""
-    swapped = starts[[1, 0, 3, 2]].copy()
-    swapped[:, 1] = flow_size - side - swapped[:, 1]
+def mirrored_starts(
+    starts: NDArray[np.int32], sides: NDArray[np.int64], flow_sizes: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Region starts in the mirrored pictures, (B, 4, 2): what was cut on the right is now on the left."""
+    swapped = starts[:, [1, 0, 3, 2]]
+    swapped[..., 1] = (flow_sizes - sides)[:, None] - swapped[..., 1]
     return swapped
 
 
-def vector_matrix(degrees: float, mirrored: bool, factor: float) -> NDArray[np.float32]:
-    """(3, 3) float32 that turns, mirrors and magnifies (u, v, strain)."""
-    matrix = np.eye(3)
-    matrix[:2, :2] = _rotation(degrees)
-    if mirrored:
-        matrix[0] = -matrix[0]
-    return (factor * matrix).astype(np.float32)
+def vector_matrices(
+    degrees: NDArray[np.float64], mirrored: NDArray[np.bool_], factor: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """(B, 3, 3) float32 that turn, mirror and magnify (u, v, strain)."""
+    matrices = np.broadcast_to(np.eye(3), (len(degrees), 3, 3)).copy()
+    matrices[:, :2, :2] = _rotations(degrees)
+    matrices[mirrored, 0] *= -1
+    return (factor[:, None, None] * matrices).astype(np.float32)
 
 
-def _rotation(degrees: float) -> NDArray[np.float64]:
-    """Counter-clockwise as seen; y points down."""
+def _rotations(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(B, 2, 2), counter-clockwise as seen; y points down."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.array([[cosine, sine], [-sine, cosine]])
+    return np.stack([cosine, sine, -sine, cosine], axis=-1).reshape(-1, 2, 2)
 
 
 def kept_regions(numbers: NDArray[np.float64], probability: float) -> NDArray[np.float32]:
-    """(4,) 1 for regions that stay; where all would go, the one with the largest number stays."""
+    """(B, 4) 1 for regions that stay; where all would go, the one with the largest number stays."""
     kept = numbers >= probability
-    kept[np.argmax(numbers)] = True
+    kept[np.arange(len(numbers)), numbers.argmax(axis=1)] = True
     return kept.astype(np.float32)
-
-
-def turn(image: Any, angle: Any) -> Any:
-    """(F, F, 3) turned by ``angle`` degrees about its centre; what comes in at the border repeats the edge."""
-    return fn.rotate(image, angle=angle, keep_size=True, interp_type=types.INTERP_LINEAR)
-
-
-def mirror(image: Any, mirrored: Any) -> Any:
-    """(F, F, 3) with its columns in reverse where ``mirrored`` is 1."""
-    return fn.flip(image, horizontal=mirrored)
-
-
-def map_vectors(image: Any, matrix: Any) -> Any:
-    """(F, F, 3) with ``matrix`` applied to each pixel's (u, v, strain)."""
-    return fn.coord_transform(image, M=matrix)
-
-
-def needed(config: AugmentConfig) -> tuple[str, ...]:
-    """The fields of :class:`Change` that a graph of this configuration uses."""
-    turns, mirrors = config.rotate.degrees > 0, config.flip.probability > 0
-    matrix = turns or mirrors or (config.magnify.low, config.magnify.high) != (1.0, 1.0)
-    wanted = {"angle": turns, "mirrored": mirrors, "matrix": matrix, "kept": config.drop_region.probability > 0}
-    return ("starts", "side", *(name for name, wants in wanted.items() if wants))
-
-
-def change_image(image: Any, angle: Any, mirrored: Any, matrix: Any) -> Any:
-    """All changes of a flow image whose arguments are there; what is not asked for costs nothing."""
-    if angle is not None:
-        image = turn(image, angle)
-    if mirrored is not None:
-        image = mirror(image, mirrored)
-    return image if matrix is None else map_vectors(image, matrix)

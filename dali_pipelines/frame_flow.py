@@ -1,7 +1,7 @@
 """Flow images from stored frames (``data.input: frames``): once per fold, or at every step where the frames change.
 
 DALI decodes and resizes, the project's TV-L1 runs on the same device, a batch at a time, and what comes out takes the
-place of the stored flow images: regions and the changes of flow images are the same graph. The flow image of a sample
+place of the stored flow images: their changes and regions are the same code. The flow image of a sample
 depends on its two pictures alone, so that both ways give the same bits where nothing changes.
 """
 
@@ -39,7 +39,7 @@ _BATCH = 32
 
 
 class FrameFlow:
-    """Flow images of a sampler's steps, in their order, computed on the device; a callback of DALI's.
+    """Flow images of a sampler's steps, in their order, computed on the device.
 
     A step's pictures are a function of the step. The decoded ones stay on the device where they take no more than
     ``cache_bytes``; else each step reads and decodes its own, ``ahead`` steps before their use.
@@ -78,11 +78,6 @@ class FrameFlow:
         read = decoded.__getitem__ if cached else partial(encoded_picture, store)
         source = PairSource(self._choice, read, first_step)
         self._pipeline = self._build(source, sampler, threads=threads, cached=cached)
-
-    def __call__(self, info: Any) -> Any:
-        """(B, F, F, 3) float16 for DALI, which asks for one step after the other."""
-        assert self._step == self._first + info.iteration
-        return for_dali(self.next().half())
 
     def next(self) -> torch.Tensor:
         """The next step's flow images, (B, F, F, 3) float32, channels (flow_u, flow_v, strain), on the device."""

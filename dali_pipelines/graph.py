@@ -1,4 +1,4 @@
-"""The graph of a sample: bytes -> flow image -> changes -> regions -> mosaic -> normalised tensor.
+"""The graph of a sample: bytes -> flow image -> regions -> mosaic -> normalised tensor.
 
 Plain functions from graph node to graph node; one graph serves CPU and GPU. The parameters are
 constants of the graph (a Python ``if`` here is evaluated once, when the pipeline is built).
@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali import math as dali_math
-
-from dali_pipelines.augment import change_image
 
 # smaller than any span of a float16 flow image that is not constant; keeps 0 / 0 out of a constant one
 _TINY = np.float32(1e-20)
@@ -31,18 +29,6 @@ class FlowTransform:
     minmax: bool
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChangeNodes:
-    """Graph nodes of :class:`dali_pipelines.augment.Change`; None: not asked for."""
-
-    starts: Any
-    side: Any
-    angle: Any = None
-    mirrored: Any = None
-    matrix: Any = None
-    kept: Any = None
 
 
 def decode(flow_bytes: Any) -> Any:
@@ -67,11 +53,6 @@ def cut_region(image: Any, start: Any, side: Any) -> Any:
     return fn.slice(image, start=start, shape=side, axes=[0, 1])
 
 
-def drop_region(region: Any, kept: Any, mean: NDArray[np.float32]) -> Any:
-    """A region as it is where ``kept`` is 1; where it is 0, the training mean, which standardising makes 0."""
-    return (region - types.Constant(mean)) * kept + types.Constant(mean)
-
-
 def join_regions(regions: list[Any]) -> Any:
     """Left eye, right eye, left lip, right lip, (S/2, S/2, 3) each -> mosaic (S, S, 3)."""
     eyes, lips = fn.cat(regions[0], regions[1], axis=1), fn.cat(regions[2], regions[3], axis=1)
@@ -84,20 +65,17 @@ def normalise(mosaic: Any, mean: NDArray[np.float32], std: NDArray[np.float32]) 
     return fn.transpose(scaled, perm=[2, 0, 1])
 
 
-def image_to_input(image: Any, nodes: ChangeNodes, *, transform: FlowTransform, resize: bool) -> Any:
+def image_to_input(image: Any, starts: Any, side: Any, *, transform: FlowTransform, resize: bool) -> Any:
     """A flow image (F, F, 3) float32 to the network's input, (3, S, S) float32, on the image's device.
 
-    ``resize`` is off where every region has the side of half a mosaic already. Regions are resized one by one, so that
-    they do not blend into each other.
+    ``starts`` (4, 2) and ``side`` (2,) say where the regions are. ``resize`` is off where every region has the side of
+    half a mosaic already. Regions are resized one by one, so that they do not blend into each other.
     """
     mean, std = np.asarray(transform.mean, np.float32), np.asarray(transform.std, np.float32)
-    image = change_image(image, nodes.angle, nodes.mirrored, nodes.matrix)
     if transform.minmax:
         image = scale_minmax(image)
-    regions = [cut_region(image, nodes.starts[k], nodes.side) for k in range(4)]
+    regions = [cut_region(image, starts[k], side) for k in range(4)]
     if resize:
         size = [transform.mosaic_size // 2] * 2
         regions = [fn.resize(part, size=size, interp_type=types.INTERP_LINEAR, antialias=True) for part in regions]
-    if nodes.kept is not None:
-        regions = [drop_region(part, nodes.kept[k], mean) for k, part in enumerate(regions)]
     return normalise(join_regions(regions), mean, std)

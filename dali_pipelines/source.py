@@ -8,61 +8,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dali_pipelines.augment import draw, plan_change
+from dali_pipelines.augment import Places
 from dali_pipelines.sampler import EpochSampler
-from htnet.config import AugmentConfig
 from htnet.data.regions import CropRule, region_starts
 from htnet.data.store import Store
 
 Reader = Callable[[int], NDArray[Any]]
 
 
-class ChangeSource:
-    """The arguments of a step's samples, those fields of Change that ``names`` names, and the manifest's rows."""
-
-    def __init__(
-        self,
-        store: Store,
-        sampler: EpochSampler,
-        *,
-        crop: CropRule,
-        augment: AugmentConfig,
-        first_step: int,
-        names: Sequence[str],
-    ) -> None:
-        self._sampler, self._crop, self._augment, self._first = sampler, crop, augment, first_step
-        self._names = names
-        self._samples = {row: store.rows[row].sample for row in set(sampler.rows)}
-
-    def __call__(self, info: Any) -> tuple[list[Any], ...]:
-        step = self._first + info.iteration
-        sampler = self._sampler
-        rows = sampler.batch(step).tolist()
-        draws = draw(sampler.seed, step, sampler.size_of(step), rank=sampler.rank, ranks=sampler.ranks)
-        changes = []
-        for index, row in enumerate(rows):
-            sample = self._samples[row]
-            changes.append(plan_change(self._augment, draws, index, sample=sample, rule=self._crop))
-        columns = ([getattr(change, name) for change in changes] for name in self._names)
-        return (*columns, [np.array([row], np.int64) for row in rows])
-
-
-class PlainSource:
-    """The same without changes, worked out once: nothing is drawn."""
+class RegionSource:
+    """Where the regions of a step's samples are (starts, sides), and the manifest's rows."""
 
     def __init__(self, store: Store, sampler: EpochSampler, *, crop: CropRule, first_step: int) -> None:
         self._sampler, self._first = sampler, first_step
-        samples = {row: store.rows[row].sample for row in set(sampler.rows)}
-        self._starts = {row: region_starts(s.landmarks, s.flow_size, crop) for row, s in samples.items()}
-        self._sides = {row: np.full(2, s.flow_size // 4 * 2, np.int32) for row, s in samples.items()}
+        places = Places.of(store.samples)
+        self._starts = region_starts(places.points, places.sizes, crop)
+        self._sides = np.repeat(places.sizes // 4 * 2, 2).reshape(-1, 2).astype(np.int32)
 
-    def __call__(self, info: Any) -> tuple[list[Any], ...]:
-        rows = self._sampler.batch(self._first + info.iteration).tolist()
-        return (
-            [self._starts[row] for row in rows],
-            [self._sides[row] for row in rows],
-            [np.array([row], np.int64) for row in rows],
-        )
+    def __call__(self, info: Any) -> tuple[NDArray[Any], ...]:
+        rows = self._sampler.batch(self._first + info.iteration)
+        return self._starts[rows], self._sides[rows], rows[:, None]
+
+
+class RowSource:
+    """The manifest's rows of a step alone."""
+
+    def __init__(self, sampler: EpochSampler, first_step: int) -> None:
+        self._sampler, self._first = sampler, first_step
+
+    def __call__(self, info: Any) -> NDArray[np.int64]:
+        return self._sampler.batch(self._first + info.iteration)[:, None]
 
 
 class ImageSource:

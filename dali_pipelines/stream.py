@@ -16,15 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
+from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from dali_pipelines.augment import needed
+from dali_pipelines.augment import Places, draw, plan_changes
 from dali_pipelines.batch import Batch
 from dali_pipelines.frame_flow import FrameFlow, changes_frames
-from dali_pipelines.graph import ChangeNodes, FlowTransform, decode, image_to_input, to_device
+from dali_pipelines.graph import FlowTransform, decode, image_to_input, to_device
 from dali_pipelines.mix import mix_batch
+from dali_pipelines.resample import changed_mosaics
 from dali_pipelines.sampler import EpochSampler, in_order
-from dali_pipelines.source import ChangeSource, ImageSource, PlainSource, Reader, decoded_bytes, stored_bytes
+from dali_pipelines.source import ImageSource, Reader, RegionSource, RowSource, decoded_bytes, stored_bytes
 from htnet.config import AugmentConfig, DataConfig, MixConfig
 from htnet.data.store import Store, decode_flow
 from htnet.errors import InputError
@@ -32,15 +34,6 @@ from htnet.errors import InputError
 AHEAD = 2
 """Batches that DALI makes ready ahead of their use."""
 _PLAIN = AugmentConfig()
-_CHANGES: dict[str, tuple[Any, int]] = {
-    "angle": (types.FLOAT, 0),
-    "mirrored": (types.INT32, 0),
-    "matrix": (types.FLOAT, 2),
-    "starts": (types.INT32, 2),
-    "side": (types.INT32, 1),
-    "kept": (types.FLOAT, 1),
-}
-"""Fields of a change: DALI type and number of dimensions."""
 
 
 class FlowStream:
@@ -76,69 +69,102 @@ class FlowStream:
     ) -> None:
         self.sampler = sampler
         self.device = device
-        self._mix = data.augment.mix
+        self._augment, self._crop, self._transform = data.augment, data.crop, transform
         self._num_classes = num_classes
-        if self._mix.kind != "none" and num_classes is None:
+        if data.augment.mix.kind != "none" and num_classes is None:
             raise ValueError("num_classes is needed to mix labels")
         self._step = 0 if state is None else _step_of(state)
         self._labels = torch.tensor([sample.label for sample in store.samples], dtype=torch.int64)
-        self._resident: Batch | None = None
+        self._places = Places.of(store.samples)
+        self._changes = changes_pixels(data.augment)
         limit = data.cache_mb << 20
         rows = sorted(set(sampler.rows))
-        options: dict[str, Any]
-        if not changes_pixels(data.augment) and len(rows) * 12 * transform.mosaic_size**2 <= limit:
-            options = {"device": device, "threads": threads, "read": read}
-            self._resident = load_set(store, rows, data=data, transform=transform, **options)
+        self._flows: FrameFlow | None = None
+        self._resident: Tensor | None = None
+        placed: dict[str, Any] = {"device": device, "threads": threads}
+        if self._changes:
+            _check_one_size(store, rows)
+        if changes_frames(data.augment):
+            options = {
+                "augment": data.augment,
+                "method": data.frames_flow,
+                "cache_bytes": limit,
+                "ahead": AHEAD,
+                **placed,
+            }
+            self._flows = FrameFlow(store, sampler, first_step=self._step, **options)
+            return
+        if self._changes and decoded_bytes(store, rows) <= limit:
+            self._resident = _decoded(store, rows, read).to(device)
+        elif not self._changes and len(rows) * 12 * transform.mosaic_size**2 <= limit:
+            self._resident = load_set(store, rows, data=data, transform=transform, read=read, **placed).images
+        if self._resident is not None:
             self._place = {row: index for index, row in enumerate(rows)}
             return
-        encoded, flows = read is None, None
-        if changes_frames(data.augment):
-            options = {"augment": data.augment, "method": data.frames_flow, "device": device, "threads": threads}
-            flows = FrameFlow(store, sampler, first_step=self._step, cache_bytes=limit, ahead=AHEAD, **options)
-            encoded = False
-        elif encoded and decoded_bytes(store, rows) <= limit:
-            images = {row: decode_flow(store.read_member(row, "flow.npy")) for row in rows}
-            read, encoded = images.__getitem__, False
         self._pipeline = build_pipeline(
             store,
             sampler,
-            flows or read or stored_bytes(store),
-            encoded=encoded,
+            read or stored_bytes(store),
+            encoded=read is None,
             data=data,
             transform=transform,
-            device=device,
-            threads=threads,
             first_step=self._step,
+            whole=self._changes,
+            **placed,
         )
 
     def next(self) -> Batch:
         """The next batch; its tensors are the caller's own."""
-        batch = self._chosen() if self._resident is not None else self._computed()
-        step, self._step = self._step, self._step + 1
+        step = self._step
+        images, rows = self._chosen(step) if self._resident is not None else self._computed()
+        sampler = self.sampler
+        if self._changes:
+            draws = draw(sampler.seed, step, sampler.size_of(step), rank=sampler.rank, ranks=sampler.ranks)
+            changes = plan_changes(self._augment, draws, places=self._places.chosen(rows.numpy()), rule=self._crop)
+            images = changed_mosaics(images, changes, self._transform)
+        self._step += 1
+        labels = self._labels[rows].to(self.device, non_blocking=True)
+        batch = Batch(images=images, labels=labels, rows=rows)
         if self._num_classes is None:
             return batch
-        sampler = self.sampler
-        return mix_batch(
-            batch, self._mix, num_classes=self._num_classes, seed=sampler.seed, step=step, rank=sampler.rank
-        )
+        options = {"num_classes": self._num_classes, "seed": sampler.seed, "step": step, "rank": sampler.rank}
+        return mix_batch(batch, self._augment.mix, **options)
 
     def state(self) -> bytes:
         """What makes a new stream go on after the last batch that :meth:`next` returned."""
         return json.dumps({"step": self._step}).encode()
 
-    def _chosen(self) -> Batch:
+    def _chosen(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images that stay on the device, mosaics or whole flow images, and rows of a step."""
         assert self._resident is not None
-        rows = torch.from_numpy(self.sampler.batch(self._step).copy())
+        rows = torch.from_numpy(self.sampler.batch(step).copy())
         places = torch.tensor([self._place[row] for row in rows.tolist()], device=self.device)
-        return Batch(images=self._resident.images[places], labels=self._resident.labels[places], rows=rows)
+        return self._resident[places], rows
 
-    def _computed(self) -> Batch:
+    def _computed(self) -> tuple[Tensor, Tensor]:
+        """The same from the pipeline, which counts the steps itself."""
+        if self._flows is not None:
+            # rounded as flow images are that are stored or kept
+            flow_images = self._flows.next().half().permute(0, 3, 1, 2)
+            return flow_images, torch.from_numpy(self.sampler.batch(self._step).copy())
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         images, rows = self._pipeline.run(stream)
         # DALI uses its buffers again two batches later
-        pixels = from_dlpack(images.as_tensor()).clone()
-        indices = from_dlpack(rows.as_tensor()).flatten().clone()
-        return Batch(images=pixels, labels=self._labels[indices].to(self.device, non_blocking=True), rows=indices)
+        return from_dlpack(images.as_tensor()).clone(), from_dlpack(rows.as_tensor()).flatten().clone()
+
+
+def _decoded(store: Store, rows: Sequence[int], read: Reader | None) -> Tensor:
+    """Whole flow images, (n, 3, F, F) float16."""
+    if read is None:
+        read = lambda row: decode_flow(store.read_member(row, "flow.npy"))  # noqa: E731 # a default, not a name
+    return torch.from_numpy(np.stack([read(row) for row in rows])).permute(0, 3, 1, 2).contiguous()
+
+
+def _check_one_size(store: Store, rows: Sequence[int]) -> None:
+    sizes = {store.samples[row].flow_size: row for row in rows}
+    if len(sizes) > 1:
+        named = ", ".join(f"{store.samples[row].id} has {size}" for size, row in sorted(sizes.items()))
+        raise InputError(f"{store.path}: data.augment needs flow images of one size: {named}")
 
 
 def changes_pixels(augment: AugmentConfig) -> bool:
@@ -157,7 +183,7 @@ def _step_of(state: bytes) -> int:
 def build_pipeline(
     store: Store,
     sampler: EpochSampler,
-    read: Reader | FrameFlow,
+    read: Reader,
     *,
     encoded: bool,
     data: DataConfig,
@@ -165,15 +191,14 @@ def build_pipeline(
     device: torch.device,
     threads: int,
     first_step: int,
+    whole: bool = False,
 ) -> Pipeline:
     """The DALI pipeline that gives (images, rows) of the steps from ``first_step`` on.
 
-    The flow images are those that ``read`` gives by row, or, where frames change, makes of a whole step's.
+    Images are mosaics, (3, S, S), or with ``whole`` the flow images that they are cut from, (3, F, F), float32.
     """
-    on_gpu, by_step = device.type == "cuda", isinstance(read, FrameFlow)
-    augment = data.augment
+    on_gpu = device.type == "cuda"
     sides = {store.rows[row].sample.flow_size // 4 * 4 for row in set(sampler.rows)}
-    resize = sides != {transform.mosaic_size} or augment.jitter.scale > 0
     pipeline = Pipeline(
         batch_size=-(-min(sampler.batch_size, len(sampler.rows)) // sampler.ranks),
         num_threads=threads,
@@ -183,39 +208,32 @@ def build_pipeline(
     )
     with pipeline:
         image = fn.external_source(
-            source=read if by_step else ImageSource(sampler, read, first_step),
-            device="gpu" if by_step and on_gpu else "cpu",
+            source=ImageSource(sampler, read, first_step),
             batch=True,
             batch_info=True,
             dtype=types.UINT8 if encoded else types.FLOAT16,
             **({"ndim": 1} if encoded else {"layout": "HWC"}),
         )
         image = to_device(decode(image) if encoded else image, "gpu" if on_gpu else "cpu")
-        names = needed(augment)
-        plan: dict[str, Any] = {"crop": data.crop, "first_step": first_step}
-        source = (
-            ChangeSource(store, sampler, augment=augment, names=names, **plan)
-            if changes_pixels(augment)
-            else PlainSource(store, sampler, **plan)
-        )
-        nodes, rows = _change_nodes(source, names)
-        images = image_to_input(image, nodes, transform=transform, resize=resize)
+        if whole:
+            rows = fn.external_source(
+                source=RowSource(sampler, first_step), batch=True, batch_info=True, dtype=types.INT64, ndim=1
+            )
+            images = fn.transpose(image, perm=[2, 0, 1])
+        else:
+            starts, side, rows = fn.external_source(
+                source=RegionSource(store, sampler, crop=data.crop, first_step=first_step),
+                num_outputs=3,
+                batch=True,
+                batch_info=True,
+                dtype=[types.INT32, types.INT32, types.INT64],
+                ndim=[2, 1, 1],
+            )
+            resize = sides != {transform.mosaic_size}
+            images = image_to_input(image, starts, side, transform=transform, resize=resize)
         pipeline.set_outputs(images, rows)
     pipeline.build()
     return pipeline
-
-
-def _change_nodes(source: ChangeSource | PlainSource, names: tuple[str, ...]) -> tuple[ChangeNodes, Any]:
-    kinds, ndims = zip(*(_CHANGES[name] for name in names), strict=True)
-    *values, rows = fn.external_source(
-        source=source,
-        num_outputs=len(names) + 1,
-        batch=True,
-        batch_info=True,
-        dtype=[*kinds, types.INT64],
-        ndim=[*ndims, 1],
-    )
-    return ChangeNodes(**dict(zip(names, values, strict=True))), rows
 
 
 def load_set(
@@ -235,7 +253,7 @@ def load_set(
         sampler,
         read or stored_bytes(store),
         encoded=read is None,
-        data=replace(data, augment=_PLAIN),
+        data=data,
         transform=transform,
         device=device,
         threads=threads,

@@ -90,7 +90,7 @@ class SourceConfig:
     annotations: str | None = None
     """The annotation file, relative to root; default: the names under which the dataset's owners ship it."""
     landmarks: str | None = None
-    """CSV with five landmarks per clip; default: landmarks_5pt.csv (htnet_release) or landmarks.csv in root."""
+    """CSV of 5 or 68 points per clip, or a folder of OpenFace files; default: landmarks.csv (or _5pt.csv) in root."""
 
     __pydantic_config__ = _STRICT
 
@@ -113,8 +113,12 @@ class PrepareConfig:
     """Side in pixels to which the face crop is resized before its flow is computed."""
     strain: Literal["central", "forward", "backward", "sobel"] = "central"
     """Derivatives in the optical strain: numpy.gradient's, or the variants found in public code."""
+    detector: Literal["none", "mtcnn", "yunet"] = "none"
+    """What finds the faces that no landmark table has, on the onset frame; mtcnn needs the extra htnet[mtcnn]."""
+    detector_model: str | None = None
+    """The model file of detector yunet (.onnx)."""
     landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"
-    """A clip without landmarks: stop, leave it out and go on, or take the mean of the subject's other clips."""
+    """A clip without landmarks, given or found: stop, leave it out, or take the mean of the subject's other clips."""
     keep_frames: bool = False
     """Whether onset and apex pictures go into the store as well; data.input frames needs them."""
     keep_neighbours: int = 0
@@ -140,6 +144,11 @@ class PrepareConfig:
             raise ValueError(f"keep_neighbours must be in [0, 100], got {self.keep_neighbours}")
         if self.keep_neighbours and not self.keep_frames:
             raise ValueError(f"keep_neighbours={self.keep_neighbours} needs keep_frames=true")
+        if (self.detector == "yunet") != (self.detector_model is not None):
+            raise ValueError(
+                f"detector_model is the model file of detector yunet, which needs one, and of no other, got detector "
+                f"{self.detector} and detector_model {self.detector_model}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,17 +97,28 @@ def _load(options: argparse.Namespace) -> Config:
 
 def _add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("synth", help="synthetic raw datasets in the real datasets' layouts")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to create")
-    parser.add_argument("--subjects", type=int, default=4, help="people per dataset (default 4)")
-    parser.add_argument("--clips", type=int, default=5, help="clips per person (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of faces and motion (default 0)")
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="folder to create")
+    add("--datasets", metavar="A,B,...", help="layouts, as the adapters are named (default casme2,samm,smic)")
+    add("--subjects", type=int, metavar="N", help="people per dataset (default 4)")
+    add("--clips", type=int, metavar="N", help="clips per person (default 5)")
+    add("--like", type=Path, metavar="LIST", help="CSV (dataset, subject, clip, label): these clips instead")
+    add("--seed", type=int, default=0, help="seed of faces and motion (default 0)")
+    add("--image-size", type=int, default=160, metavar="PX", help="side of the frames (default 160)")
+    add("--difficulty", default="easy", help="easy (default) or realistic: weak, lopsided motion in a swaying head")
+    add("--traps", action="store_true", help="plant the datasets' known traps, listed in traps.json")
+    add("--damaged", type=float, default=0.0, metavar="SHARE", help="share of clips with a damaged frame (default 0)")
+    add("--video", action="store_true", help="videos instead of pictures where a layout may have them")
+    add("--xls", action="store_true", help="the older workbook where a layout has one")
     parser.set_defaults(command=_synth)
 
 
 def _synth(options: argparse.Namespace, console: Console) -> int:
     from htnet.data.synth import generate
 
-    summary = generate(options.out, subjects=options.subjects, clips=options.clips, seed=options.seed)
+    names = ("subjects", "clips", "like", "seed", "image_size", "difficulty", "traps", "damaged", "video", "xls")
+    chosen = None if options.datasets is None else [name.strip() for name in options.datasets.split(",")]
+    summary = generate(options.out, datasets=chosen, **{name: getattr(options, name) for name in names})
     console.print(str(summary), markup=False, highlight=False, soft_wrap=True)
     return EXIT_DONE
 

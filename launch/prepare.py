@@ -19,7 +19,17 @@ from htnet.data.extraction import subject_table
 from htnet.data.store import Staging, Store, open_store, read_left_out, remove_leftovers, staging
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from launch.prepare_plan import Plan, extraction_settings, list_differences, make_plan
-from launch.prepare_report import Progress, print_left_out, print_list, print_store, print_times, say, write_report
+from launch.prepare_report import (
+    Progress,
+    print_landmarks,
+    print_left_out,
+    print_list,
+    print_methods,
+    print_store,
+    print_times,
+    say,
+    write_report,
+)
 from launch.prepare_task import SHARED, SubjectOutcome, SubjectTask, prepare_subject
 from launch.run_folder import package_version
 from launch.scheduler import ray_cluster
@@ -69,6 +79,7 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
             return EXIT_PARTIAL
     report = write_report(out, parts, seconds=time.monotonic() - start, store=store)
     print_store(store, left_out, console)
+    print_landmarks(report, console)
     print_times(report, console)
     return EXIT_PARTIAL if any(item.failed for item in left_out) else EXIT_DONE
 
@@ -77,6 +88,7 @@ def list_sources(config: Config, console: Console) -> int:
     """``--list``: what the sources hold and what is left out why; no picture is decoded and nothing written."""
     plan = make_plan(config.prepare, check_list=False)
     print_list(plan.scheme, plan.entries, plan.left_out, console)
+    print_methods(plan.landmarks(), console)
     if config.prepare.official_list is not None:
         differences = list_differences(Path(config.prepare.official_list), plan)
         for line in differences:

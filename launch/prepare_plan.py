@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,13 @@ class Plan:
         """Clips that are to become samples, by subject."""
         return [entry for entries in self.subjects.values() for entry in entries]
 
+    def landmarks(self) -> dict[str, Counter[str]]:
+        """How many clips of each dataset have landmarks in which table; ``no table`` where they are in none."""
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for sample, table in self.tables.items():
+            counts[sample.dataset][f"table {table.name_of(sample)}" if sample in table.points else "no table"] += 1
+        return counts
+
 
 def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
     """Read every annotation; :class:`InputError` for what is wrong with one, or for sources that do not fit together.
@@ -62,7 +69,6 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
     for source in prepare.sources:
         adapter = build_adapter(source, scheme)
         described = adapter.describe()
-        table = _landmarks(source)
         taken: list[Clip | FlowPicture] = []
         for entry in adapter.entries():
             if isinstance(entry, LeftOut):
@@ -70,10 +76,12 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
                 continue
             if entry.id in places:
                 raise InputError(f"{entry.place}: clip {entry.id} is in two sources: also {places[entry.id]}")
-            places[entry.id], tables[entry.id] = entry.place, table
+            places[entry.id] = entry.place
             subjects[entry.id.dataset, entry.id.subject].append(entry)
             taken.append(entry)
+        table = _landmarks(prepare, source, taken)
         check_landmarks(table, taken)
+        tables |= dict.fromkeys((entry.id for entry in taken), table)
         _check_size(prepare, source, table, taken, sizes)
         facts.append({**described, "landmarks_sha256": table.sha256, "clips_sha256": _identity(taken)})
     settings = extraction_settings(prepare, strict=False).recipe()
@@ -130,9 +138,15 @@ def _size(file: Path) -> int:
         return -1
 
 
-def _landmarks(source: SourceConfig) -> LandmarkTable:
-    usual = RELEASE_LANDMARKS if source.adapter == "htnet_release" else LANDMARKS_FILE
-    return read_landmarks(Path(source.root) / usual if source.landmarks is None else Path(source.landmarks))
+def _landmarks(prepare: PrepareConfig, source: SourceConfig, taken: Sequence[Clip | FlowPicture]) -> LandmarkTable:
+    """The source's table; an empty one where there is none and a detector finds the faces."""
+    release = source.adapter == "htnet_release"
+    path = Path(source.root) / (RELEASE_LANDMARKS if release else LANDMARKS_FILE)
+    if source.landmarks is not None:
+        path = Path(source.landmarks)
+    elif prepare.detector != "none" and not release and not path.exists():
+        return LandmarkTable(path=path, points={}, flow_size=None)
+    return read_landmarks(path, taken)
 
 
 def extraction_settings(prepare: PrepareConfig, *, strict: bool) -> ExtractionSettings:
@@ -141,6 +155,8 @@ def extraction_settings(prepare: PrepareConfig, *, strict: bool) -> ExtractionSe
     names = {field.name for field in dataclasses.fields(ExtractionSettings)}
     values = {name: value for name, value in plain.items() if name in names and name != "device"}
     on_gpu = prepare.device == "cuda" or (prepare.device == "auto" and prepare.gpus_per_task > 0)
+    if prepare.detector_model is not None:  # workers may have another working directory
+        values["detector_model"] = str(Path(prepare.detector_model).absolute())
     return ExtractionSettings(**values, device="cuda" if on_gpu else "cpu", strict=strict)
 
 

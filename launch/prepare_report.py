@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
+from htnet.data.extraction import NO_LANDMARKS
+from htnet.data.faces import MEAN_SHAPE
 from htnet.data.labels import LabelScheme
 from htnet.data.store import Store
 from htnet.results import write_json_atomic
@@ -156,11 +158,37 @@ def write_report(
         )
     report = {
         "run": {"wall_seconds": round(seconds, 3), **environment(store)},
+        "landmarks": _landmarks(parts),
         "seconds_by_stage": {name: round(value, 3) for name, value in stages.most_common()},
         "subjects": sorted(subjects, key=lambda item: (-item["seconds"], item["subject"])),
     }
     write_json_atomic(path, report)
     return path
+
+
+def _landmarks(parts: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
+    """How many clips of each dataset have landmarks by which method, and of which clips there are none."""
+    methods: dict[str, Counter[str]] = defaultdict(Counter)
+    mean_shape: dict[str, str] = {}
+    for (dataset, _), part in parts.items():
+        methods[dataset].update(part["notes"]["methods"].values())
+        methods[dataset].update(item["rule"] for item in part["left_out"] if item["rule"] == NO_LANDMARKS)
+        mean_shape |= part["notes"]["mean_shape"]
+    return {"clips_by_method": methods, MEAN_SHAPE: dict(sorted(mean_shape.items()))}
+
+
+def print_methods(counts: Mapping[str, Mapping[str, int]], console: Console) -> None:
+    """Clips by where their landmarks come from, a line per dataset."""
+    for dataset, methods in sorted(counts.items()):
+        say(console, f"landmarks: {dataset}: {', '.join(f'{name} {n}' for name, n in sorted(methods.items()))}")
+
+
+def print_landmarks(path: Path, console: Console) -> None:
+    """How landmarks were found, by a report of :func:`write_report`, and every clip that has the mean of others."""
+    landmarks = json.loads(path.read_text(encoding="utf-8"))["landmarks"]
+    print_methods(landmarks["clips_by_method"], console)
+    for clip, reason in landmarks[MEAN_SHAPE].items():
+        say(console, f"mean shape: {clip}: {reason}")
 
 
 def print_times(path: Path, console: Console) -> None:

@@ -64,7 +64,8 @@ def prepare_subject(task: SubjectTask) -> SubjectOutcome:
         _check_node(task)
         found = extract(task.entries, task.landmarks, task.settings)
         left_out = [dataclasses.asdict(item) for item in found.left_out]
-        write_part(task.folder, task.dataset, task.subject, found.samples, left_out, found.seconds)
+        notes = {"methods": found.methods, "mean_shape": found.mean_shape}
+        write_part(task.folder, task.dataset, task.subject, found.samples, left_out, found.seconds, notes)
     except InputError as error:
         return SubjectOutcome(clips=clips, refused=str(error))
     except OSError as error:
@@ -77,6 +78,11 @@ def prepare_subject(task: SubjectTask) -> SubjectOutcome:
 
 def _check_node(task: SubjectTask) -> None:
     """Make sure that this node sees what the driver sees: clips that it does not see would all be left out."""
+    if task.settings.detector != "none":
+        try:
+            task.settings.load_detector()
+        except InputError as error:
+            raise InputError(f"node {platform.node()}: {error}") from None
     if not task.folder.is_dir():
         raise InputError(f"node {platform.node()}: {task.folder}: not there; the store {SHARED}")
     for entry in task.entries:

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from dali_pipelines import EpochSampler, FlowStream, FlowTransform, fit_transform
 from dali_pipelines.augment import (
+    Places,
     draw,
     kept_regions,
     mirrored_starts,
-    plan_change,
+    plan_changes,
     turned_points,
-    vector_matrix,
+    vector_matrices,
 )
 from dali_pipelines.batch import Batch
 from dali_pipelines.mix import mix_batch
@@ -72,28 +73,26 @@ def test_a_flip_mirrors_the_mosaic_and_turns_u_round(smooth_store):
     flipped = batch_of(smooth_store, flip=FlipConfig(probability=1.0))
     for row, sample in enumerate(smooth_store.samples):
         plain = mosaic(raw(smooth_store, row), sample.landmarks, "anatomical")
-        assert np.array_equal(as_mosaic(flipped, row), plain[:, ::-1] * np.float32([-1, 1, 1]))
+        np.testing.assert_allclose(as_mosaic(flipped, row), plain[:, ::-1] * [-1, 1, 1], atol=1e-4 * np.ptp(plain))
 
 
 def test_half_of_the_coins_flip_and_the_others_leave_the_sample_as_it_is(smooth_store):
     plain, some = batch_of(smooth_store), batch_of(smooth_store, flip=FlipConfig(probability=0.5))
-    same = [torch.equal(plain.images[i], some.images[i]) for i in range(12)]
+    same = [torch.allclose(plain.images[i], some.images[i], atol=1e-3) for i in range(12)]
     assert 0 < sum(same) < 12
 
 
-@given(
-    rows=st.lists(st.integers(0, 14), min_size=4, max_size=4),
-    columns=st.lists(st.integers(0, 14), min_size=4, max_size=4),
-)
-def test_mirroring_regions_twice_is_the_identity(rows, columns):
-    starts = np.stack([rows, columns], axis=1).astype(np.int32)
-    assert np.array_equal(mirrored_starts(mirrored_starts(starts, 14, 28), 14, 28), starts)
+@given(numbers=st.lists(st.integers(0, 14), min_size=16, max_size=16), size=st.integers(28, 60))
+def test_mirroring_regions_twice_is_the_identity(numbers, size):
+    starts = np.array(numbers, np.int32).reshape(2, 4, 2)
+    sides, sizes = np.array([14, 10]), np.array([size, 28])
+    assert np.array_equal(mirrored_starts(mirrored_starts(starts, sides, sizes), sides, sizes), starts)
 
 
 @settings(max_examples=50)
 @given(degrees=st.floats(-45, 45), mirrored=st.booleans(), factor=st.floats(0.2, 5))
 def test_the_vector_matrix_keeps_strain_and_lengths_up_to_the_factor(degrees, mirrored, factor):
-    matrix = vector_matrix(degrees, mirrored, factor)
+    [matrix] = vector_matrices(np.array([degrees]), np.array([mirrored]), np.array([factor]))
     vectors = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
     mapped = vectors @ matrix.T
     np.testing.assert_allclose(np.hypot(*mapped[:, :2].T), factor * np.hypot(*vectors[:, :2].T), rtol=2e-5)
@@ -101,10 +100,10 @@ def test_the_vector_matrix_keeps_strain_and_lengths_up_to_the_factor(degrees, mi
 
 
 def test_turning_by_zero_is_the_identity(smooth_store):
-    still = np.eye(3, dtype=np.float32)
-    assert np.array_equal(vector_matrix(0.0, False, 1.0), still)
-    points = np.random.default_rng(1).uniform(0, 27, (5, 2))
-    assert np.array_equal(turned_points(points, 0.0, 28), points)
+    [matrix] = vector_matrices(np.zeros(1), np.zeros(1, bool), np.ones(1))
+    assert np.array_equal(matrix, np.eye(3, dtype=np.float32))
+    points = np.random.default_rng(1).uniform(0, 27, (3, 5, 2))
+    np.testing.assert_allclose(turned_points(points, np.zeros(3), np.full(3, 28)), points, rtol=1e-13)
     almost = batch_of(smooth_store, rotate=RotateConfig(degrees=1e-9))
     torch.testing.assert_close(almost.images, batch_of(smooth_store).images, rtol=1e-5, atol=1e-4)
 
@@ -122,12 +121,12 @@ def turned_by_opencv(image: np.ndarray, degrees: float) -> np.ndarray:
 def test_rotation_is_opencvs_with_the_vectors_turned_along(smooth_store):
     config = RotateConfig(degrees=20.0)
     batch = batch_of(smooth_store, rotate=config)
-    draws = draw(3, 0, len(smooth_store.rows))
-    for row, sample in enumerate(smooth_store.samples):
-        change = plan_change(AugmentConfig(rotate=config), draws, row, sample=sample, rule="anatomical")
+    draws, places = draw(3, 0, len(smooth_store.rows)), Places.of(smooth_store.samples)
+    changes = plan_changes(AugmentConfig(rotate=config), draws, places=places, rule="anatomical")
+    turned = turned_points(places.points, 20.0 * (2 * draws.rotate[:, 0] - 1), places.sizes)
+    for row, points in enumerate(turned):
+        assert np.array_equal(changes.starts[row], region_starts(points, 28, "anatomical"))
         degrees = 20.0 * (2 * draws.rotate[row, 0] - 1)
-        points = turned_points(np.asarray(sample.landmarks), degrees, 28)
-        assert np.array_equal(change.starts, region_starts(points, 28, "anatomical"))
         wanted = mosaic(turned_by_opencv(raw(smooth_store, row), degrees), points, "anatomical")
         # OpenCV's linear interpolation has 1/32 pixel steps
         assert np.abs(as_mosaic(batch, row) - wanted).max() < 0.03 * np.abs(wanted).max()
@@ -153,7 +152,7 @@ def test_points_turn_with_the_picture():
     image[10, 30] = 1.0
     turned = turned_by_opencv(image, 30.0)
     row, column = np.unravel_index(np.argmax(turned[..., 2]), (41, 41))
-    x, y = turned_points(np.array([[30.0, 10.0]]), 30.0, 41)[0]
+    [[[x, y]]] = turned_points(np.array([[[30.0, 10.0]]]), np.array([30.0]), np.array([41]))
     assert abs(x - column) < 1
     assert abs(y - row) < 1
 
@@ -170,24 +169,21 @@ def test_magnification_multiplies_flow_and_strain_alike(smooth_store):
 
 def test_landmark_jitter_cuts_beside_the_landmark_but_inside_the_picture(smooth_store):
     config = AugmentConfig(jitter=JitterConfig(shift=0.2, scale=0.2))
-    draws = draw(0, 5, len(smooth_store.rows))
-    seen = set()
-    for row, sample in enumerate(smooth_store.samples):
-        change = plan_change(config, draws, row, sample=sample, rule="anatomical")
-        assert (change.starts >= 0).all()
-        assert (change.starts + change.side <= 28).all()
-        seen.add(int(change.side[0]))
-    assert len(seen) > 2
+    draws, places = draw(0, 5, len(smooth_store.rows)), Places.of(smooth_store.samples)
+    changes = plan_changes(config, draws, places=places, rule="anatomical")
+    assert (changes.starts >= 0).all()
+    assert (changes.starts + changes.side[:, None] <= 28).all()
+    assert len(set(changes.side[:, 0])) > 2
     batch = batch_of(smooth_store, jitter=config.jitter)
     assert batch.images.shape == (12, 3, 28, 28)
     assert not torch.equal(batch.images, batch_of(smooth_store).images)
 
 
-@given(numbers=st.lists(st.floats(0, 1, exclude_max=True), min_size=4, max_size=4), probability=st.floats(0, 1))
+@given(numbers=st.lists(st.floats(0, 1, exclude_max=True), min_size=8, max_size=8), probability=st.floats(0, 1))
 def test_one_region_always_stays(numbers, probability):
-    kept = kept_regions(np.array(numbers), probability)
-    assert kept.sum() >= 1
-    assert set(kept) <= {0.0, 1.0}
+    kept = kept_regions(np.array(numbers).reshape(2, 4), probability)
+    assert (kept.sum(axis=1) >= 1).all()
+    assert set(kept.flat) <= {0.0, 1.0}
 
 
 def test_a_dropped_region_is_the_training_mean(smooth_store):

@@ -351,7 +351,7 @@ def test_a_missing_column_is_named_with_sheet_and_row(copy, name: str) -> None:
         next(cell for cell in sheet[header] if cell.value == column).value = "Start"
 
     edit(root / BOOKS[name], rename)
-    with pytest.raises(InputError, match=rf"sheet 'Sheet', row {header}: column {column} is missing"):
+    with pytest.raises(InputError, match=rf"sheet 'Sheet1', row {header}: column {column} is missing"):
         read(root, name)
 
 

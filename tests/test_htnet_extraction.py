@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from htnet.data.adapters.base import Clip
 from htnet.data.extraction import ExtractionSettings, check_landmarks, extract, subject_table
 from htnet.data.frames import list_frames
 from htnet.data.landmarks import LandmarkTable, read_landmarks
+from htnet.data.store import write_store
 from htnet.data.synth import generate, plan_clips, true_flow
 from htnet.data.types import Emotion
 from htnet.errors import InputError
@@ -45,6 +48,19 @@ def test_the_apex_is_the_annotated_one_or_found_within_a_frame(whole, name):
     for item, clip in zip(made(whole / name, name, flow_method="dis").samples, plan_clips(name, **PLAN), strict=True):
         assert abs(item.sample.apex - clip.apex) <= slack
         assert (item.sample.onset, item.sample.offset) == (clip.onset, clip.offset)
+
+
+def test_a_sample_says_that_its_apex_was_found_and_the_recipe_says_how(whole, tmp_path):
+    settings = ExtractionSettings(flow_method="dis", working_size=64)
+    entries, table = entries_and_table(whole / "casme2", "casme2")
+    subject = [replace(entries[0], apex=None, notes=("apex_not_coded",)), entries[1]]
+    store = write_store(tmp_path / "store", iter(extract(subject, table, settings).samples), settings.recipe())
+    with tarfile.open(store.path / store.rows[0].shard) as shard:
+        notes = [json.load(shard.extractfile(f"{clip.id.clip}.json"))["notes"] for clip in subject]
+    assert notes == [["apex_not_coded", "apex_found_by_flow"], []]
+    how = store.recipe["apex_where_not_annotated"]
+    assert (how["method"], how["size"]) == ("dis", 128)
+    assert "largest mean flow from the onset in the four regions" in how["rule"]
 
 
 @names
@@ -84,7 +100,7 @@ def test_frames_are_kept_on_request_as_the_face_crop(whole):
     onset, apex = (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for _, data in item.frames)
     assert onset.shape == apex.shape
     assert onset.shape[0] == onset.shape[1]
-    assert set(item.sources) == {"onset_sha256", "apex_sha256"}
+    assert set(item.sources) == {"onset_sha256", "apex_sha256", "landmarks"}
     assert made(whole / "samm", "samm", flow_method="dis").samples[0].frames == ()
 
 

@@ -120,7 +120,7 @@ def test_a_shard_is_a_tar_with_webdataset_names(store):
         assert tar.getnames() == ["s1_ne_01.flow.npy", "s1_ne_01.json", "s1_ne_02.flow.npy", "s1_ne_02.json"]
         facts = json.load(tar.extractfile("s1_ne_02.json"))
         flow = np.load(io.BytesIO(tar.extractfile("s1_ne_02.flow.npy").read()), allow_pickle=False)
-    assert facts == {"dataset": "smic", "subject": "s01", "clip": "s1_ne_02", "label": 2}
+    assert facts == {"dataset": "smic", "subject": "s01", "clip": "s1_ne_02", "label": 2, "notes": []}
     assert np.array_equal(flow, some_samples()[2].flow_image)
     with tarfile.open(store.path / "shards/casme2/sub01.tar") as tar:
         assert {name.partition(".")[0] for name in tar.getnames()} == {"EP02_01f"}

@@ -11,7 +11,7 @@ import torch
 from test_htnet_model import CASES, golden_config, load_golden, relative_error
 
 from htnet import HTNet, HTNetConfig
-from launch.benchmarks import end_to_end
+from launch.benchmarks import apex, end_to_end
 from launch.benchmarks.end_to_end import (
     BASELINE,
     PROVIDERS,
@@ -90,3 +90,16 @@ def test_every_provider_computes_what_upstream_does_and_another_is_not_timed():
     wrong = found["torch engine, fp32"] | {"logits before": found[BASELINE]["logits before"] + 1}
     with pytest.raises(RuntimeError, match="torch engine, fp32: logits before is off by"):
         check_equal("torch engine, fp32", wrong, found[BASELINE])
+
+
+def test_apexes_are_found_by_both_ways_and_recorded(tmp_path, capsys):
+    out = tmp_path / "apex.csv"
+    for _ in range(2):
+        assert apex.main(["--out", str(out), "--subjects", "1", "--clips", "2", "--image-size", "64"]) == 0
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert [(row["provider"], row["difficulty"]) for row in rows[:4]] == [
+        (provider, difficulty) for difficulty in ("easy", "realistic") for provider in ("flow", "grey differences")
+    ]
+    assert len(rows) == 8
+    assert all(row["clips"] == "18" and int(row["exact"]) <= 18 and float(row["min_cpu_s"]) > 0 for row in rows)
+    assert "apexes of synthetic clips" in " ".join(capsys.readouterr().out.split())

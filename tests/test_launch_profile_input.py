@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 
+import cv2
 import pytest
 import torch
 
 from dali_pipelines import EpochSampler, FlowStream, fit_transform
 from launch import cli, profile_input
-from launch.profile_input import CASES, DIFFERENCE, OURS, PROVIDERS, Plan, Result, check_equal, make_store
+from launch.benchmarks import input_rivals
+from launch.benchmarks.input_rivals import PlainBatches, make_frame_store, make_store
+from launch.profile_input import CASES, DIFFERENCE, OURS, PROVIDERS, Plan, Result, check_equal
 
 CPU = torch.device("cpu")
 TINY = ("--input", "--set", "samples=12 batch=8 steps=1", "--rounds", "2")
@@ -25,13 +28,13 @@ def store(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("input") / "store", samples=30, size=28)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["plain", "augmented", "streamed"])
 def test_the_rival_makes_the_batches_that_folds_train_on_over_several_epochs(case, store):
-    data, rows = CASES[case][0], tuple(range(30))
+    data, rows = CASES[case].data, tuple(range(30))
     transform = fit_transform(store, rows, data=data, mosaic_size=28)
     sampler = EpochSampler(rows=rows, batch_size=16, seed=5, shuffle=True)
     stream = FlowStream(store, sampler, data=data, transform=transform, device=CPU, threads=1)
-    rival = profile_input.PlainBatches(store, sampler, data=data, transform=transform)
+    rival = PlainBatches(store, sampler, data=data, transform=transform)
     for step in range(5):
         batch, (images, labels) = stream.next(), rival[step]
         assert torch.equal(labels, batch.labels)
@@ -41,10 +44,24 @@ def test_the_rival_makes_the_batches_that_folds_train_on_over_several_epochs(cas
 def test_the_augmented_case_changes_what_the_plain_one_leaves(store):
     sampler = EpochSampler(rows=tuple(range(30)), batch_size=30, seed=0, shuffle=False)
     for case, changes in (("plain", False), ("augmented", True), ("streamed", False)):
-        data = CASES[case][0]
+        data = CASES[case].data
         transform = fit_transform(store, range(30), data=data, mosaic_size=28)
-        rival = profile_input.PlainBatches(store, sampler, data=data, transform=transform)
+        rival = PlainBatches(store, sampler, data=data, transform=transform)
         assert torch.equal(rival[0][0], rival[1][0]) is not changes
+
+
+def test_the_rival_of_frames_makes_the_batches_that_folds_train_on(tmp_path):
+    case, plan = CASES["frames"], Plan(samples=6, batch=4)
+    store = make_frame_store(tmp_path / "store", samples=6, size=28, side=64, working_size=64)
+    sampler, transform = profile_input._setting(case, store, plan)
+    placed = {"device": CPU, "threads": 1}
+    stream = FlowStream(store, sampler, data=case.data, transform=transform, num_classes=3, **placed)
+    rival = case.rival(store, sampler, data=case.data, transform=transform)
+    for step in range(3):
+        batch, (images, labels) = stream.next(), rival[step]
+        assert torch.equal(labels, batch.labels)
+        difference = (images - batch.images).abs().max() / batch.images.abs().max()
+        assert 0 <= difference < case.tolerance
 
 
 @pytest.mark.parametrize("wrong", ["pixels", "labels", "nan"])
@@ -60,7 +77,7 @@ def test_nothing_passes_the_gate_that_is_not_the_same(wrong):
 
 def test_a_rival_that_differs_is_not_timed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None, "DataLoader, 0 workers": 0})
-    monkeypatch.setattr(profile_input, "changed_image", lambda image, change: image)
+    monkeypatch.setattr(input_rivals, "changed_image", lambda image, changes, index: image)
     code, out, _ = run(capsys, *TINY, "--cases", "augmented", "--out", tmp_path)
     assert code == 1
     assert "nothing is timed" in out
@@ -70,7 +87,7 @@ def test_a_rival_that_differs_is_not_timed(monkeypatch, tmp_path, capsys):
 def test_results_are_appended_with_machine_and_versions(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None, "DataLoader, 0 workers": 0})
     for runs in (1, 2):
-        code, out, _ = run(capsys, *TINY, "--out", tmp_path / "new")
+        code, out, _ = run(capsys, *TINY, "--cases", "plain,augmented,streamed", "--out", tmp_path / "new")
         assert code == 0
         assert "samples per second on the" in out
         with (tmp_path / "new" / "input.csv").open(newline="") as file:
@@ -80,6 +97,7 @@ def test_results_are_appended_with_machine_and_versions(monkeypatch, tmp_path, c
             ("streamed", "DataLoader, 0 workers"),
         ]
         assert len(rows) == 6 * runs
+        assert cv2.imread(str(tmp_path / "new" / "input.png")).shape[0] > 200
     for row in rows:
         assert all(row[name] for name in ("commit", "cpu", "torch", "dali", "opencv", "load", "date"))
         assert float(row["q1"]) <= float(row["median_samples_per_s"]) <= float(row["q3"])
@@ -98,10 +116,10 @@ def test_worker_processes_make_the_same_batches_and_end_quietly(capfd):
 def test_the_ratio_is_ours_over_theirs():
     other = list(PROVIDERS)[1]
     results = [
-        Result(case="plain", provider=OURS, rates=(100.0, 300.0, 200.0), difference=0.0),
-        Result(case="plain", provider=other, rates=(50.0,), difference=0.0),
+        Result(case="plain", provider=OURS, plan=Plan(), rates=(100.0, 300.0, 200.0), difference=0.0),
+        Result(case="plain", provider=other, plan=Plan(), rates=(50.0,), difference=0.0),
     ]
-    lines = profile_input._lines(results, Plan(), CPU)
+    lines = profile_input._lines(results, CPU)
     assert [line["ours_is_times_as_fast"] for line in lines] == [1.0, 4.0]
 
 
@@ -116,7 +134,7 @@ def test_a_file_with_other_columns_is_refused_before_anything_is_measured(tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--cases", "fine"), "--cases fine: --input knows plain, augmented, streamed"),
+        (("--cases", "fine"), "--cases fine: --input knows plain, augmented, streamed, pictures, frames"),
         (("--set", "tokens=4"), "--set tokens=4: --input knows samples, size, batch, steps"),
         (("--set", "samples=none"), "--set samples=none: must be a whole number from 1"),
         (("--set", "size=3"), "--set size=3: must be a whole number from 4"),

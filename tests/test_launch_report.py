@@ -113,6 +113,16 @@ def test_the_report_holds_every_score_with_its_interval_and_chance_level(tmp_pat
     assert "Quote validated or final instead" in page.text
 
 
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [({}, "negative positive surprise"), ({"classes": ["happy", "sad", "<odd>"]}, "happy sad <odd>")],
+)
+def test_classes_bear_the_names_of_the_stores_label_scheme(tmp_path, recipe, expected):
+    make_run(tmp_path / "run", FOLDS)
+    (tmp_path / "run" / "environment.json").write_text(json.dumps({"store_recipe": recipe}))
+    assert expected in Page(write_report(tmp_path / "run").read_text()).text
+
+
 def test_the_leaking_selection_is_labelled_as_leaking(tmp_path):
     make_run(tmp_path / "run", FOLDS)
     page = Page(write_report(tmp_path / "run").read_text())

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 
 from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
 from htnet.data.adapters.htnet_release import read_flow_picture
-from htnet.data.apex import SPOTTING, find_apex
+from htnet.data.apex import APEX_FOUND, find_apex, spotting_recipe
+from htnet.data.detectors import Detector, build_detector
+from htnet.data.faces import FaceFinder, LandmarkPolicy, Located, NoFaceError, onset_of
 from htnet.data.flow import FlowMethod, flow_images, flow_parameters
-from htnet.data.frames import Frames, open_frames, to_gray
+from htnet.data.frames import Frames, open_frames, resized, to_gray
 from htnet.data.landmarks import CROP_RATIO, LandmarkTable, check_inside, face_crop
 from htnet.data.prepared import PreparedSample
 from htnet.data.stored_frames import frame_member, neighbours
 from htnet.data.strain import StrainKind
-from htnet.data.types import Landmarks, Sample, SampleId
+from htnet.data.types import Sample, SampleId
 from htnet.errors import InputError
 
 UNREADABLE = "unreadable_frames"
@@ -47,7 +49,9 @@ class ExtractionSettings:
     flow_size: int = 28
     working_size: int = 256
     strain: StrainKind = "central"
-    landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"
+    detector: str = "none"
+    detector_model: str | None = None
+    landmark_failures: LandmarkPolicy = "skip"
     keep_frames: bool = False
     keep_neighbours: int = 0
     device: str = "cpu"
@@ -65,21 +69,33 @@ class ExtractionSettings:
                 "strain": self.strain,
             },
             "face_crop": f"square of {CROP_RATIO} times the larger of eye distance and eye-mouth distance",
-            "apex": f"annotated; where it is not: {SPOTTING}",
+            "apex_where_not_annotated": spotting_recipe(),
+            "detector": None if self.detector == "none" else self.load_detector()[1].describe(),
             "landmark_failures": self.landmark_failures,
             "keep_frames": self.keep_frames,
             # only where there are any: stores of before stay up to date
             **({"keep_neighbours": self.keep_neighbours} if self.keep_neighbours else {}),
         }
 
+    def load_detector(self) -> tuple[str, Detector]:
+        """The detector and its name; :class:`InputError` if its package or model file is missing."""
+        model = None if self.detector_model is None else Path(self.detector_model)
+        return self.detector, build_detector(self.detector, model)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """What became of a subject's clips, in their order. ``seconds`` by stage."""
+    """What became of a subject's clips, in their order. ``seconds`` by stage.
+
+    ``methods``: how the landmarks of each sample were found, by clip. ``mean_shape``: for clips that have the mean of
+    the others', why they have none of their own.
+    """
 
     samples: tuple[PreparedSample, ...]
     left_out: tuple[LeftOut, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    methods: dict[str, str] = field(default_factory=dict)
+    mean_shape: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +106,7 @@ class _Pair:
     crops: tuple[NDArray[np.uint8], NDArray[np.uint8]]
     frames: tuple[tuple[str, bytes], ...]
     sources: dict[str, str]
+    notes: tuple[str, ...]
 
 
 def extract(
@@ -108,6 +125,9 @@ class _Extractor:
     def __init__(self, landmarks: LandmarkTable, settings: ExtractionSettings) -> None:
         self._table, self._settings = landmarks, settings
         self._seconds: dict[str, float] = defaultdict(float)
+        detector = None if settings.detector == "none" else settings.load_detector()
+        self._faces = FaceFinder(landmarks, detector, settings.landmark_failures)
+        self._mean_shape: dict[str, str] = {}
         if settings.device == "cuda" and not torch.cuda.is_available():
             raise InputError("prepare.device=cuda: no CUDA device is visible")
 
@@ -121,45 +141,40 @@ class _Extractor:
                 self._finish(made)
                 waiting = 0
         self._finish(made)
+        samples = tuple(item for item in made if isinstance(item, PreparedSample))
         return Extraction(
-            samples=tuple(item for item in made if isinstance(item, PreparedSample)),
+            samples=samples,
             left_out=tuple(item for item in made if isinstance(item, LeftOut)),
             seconds={name: round(value, 3) for name, value in self._seconds.items()},
+            methods={str(item.sample.id): item.sources["landmarks"] for item in samples},
+            mean_shape=self._mean_shape,
         )
 
     def _try(
         self, entry: Clip | FlowPicture, siblings: Sequence[Clip | FlowPicture]
     ) -> PreparedSample | LeftOut | _Pair:
-        rule = NO_LANDMARKS
         try:
-            points, notes = self._landmarks_of(entry, siblings)
-            if points is None:
-                raise InputError(f"{self._table.path}: no landmarks for clip {entry.id}")
-            rule = UNREADABLE
-            if isinstance(entry, FlowPicture):
-                return self._picture(entry, points)
-            return self._pair(replace(entry, notes=entry.notes + notes), points)
+            face = self._find_face(entry, siblings)
+            made = self._picture(entry, face) if isinstance(entry, FlowPicture) else self._pair(entry, face)
         except InputError as error:
+            no_face = isinstance(error, NoFaceError)
             # a published composite is whole, or something is wrong with the copy
             strict = self._settings.strict or isinstance(entry, FlowPicture)
-            if strict or (rule == NO_LANDMARKS and self._settings.landmark_failures == "error"):
+            if strict or (no_face and self._settings.landmark_failures == "error"):
                 raise
+            rule = NO_LANDMARKS if no_face else UNREADABLE
             return LeftOut(clip=str(entry.id), rule=rule, reason=str(error), place=entry.place, failed=True)
+        if face.failure is not None:
+            self._mean_shape[str(entry.id)] = face.failure
+        return made
 
-    def _landmarks_of(
-        self, entry: Clip | FlowPicture, siblings: Sequence[Clip | FlowPicture]
-    ) -> tuple[Landmarks | None, tuple[str, ...]]:
-        """Points of the clip, or under the policy mean-shape the mean of the subject's other clips."""
-        points = self._table.points.get(entry.id)
-        if points is not None or self._settings.landmark_failures != "mean-shape":
-            return points, ()
-        known = [found for other in siblings if (found := self._table.points.get(other.id)) is not None]
-        if not known:
-            return None, ()
-        mean = np.mean(np.asarray(known, np.float64), axis=0)
-        return tuple((float(x), float(y)) for x, y in mean), ("mean_shape",)
+    def _find_face(self, entry: Clip | FlowPicture, siblings: Sequence[Clip | FlowPicture]) -> Located:
+        if self._settings.detector == "none":
+            return self._faces.find(entry, siblings)
+        with self._timed("faces"):
+            return self._faces.find(entry, siblings)
 
-    def _picture(self, entry: FlowPicture, points: Landmarks) -> PreparedSample:
+    def _picture(self, entry: FlowPicture, face: Located) -> PreparedSample:
         with self._timed("read"):
             image = read_flow_picture(entry.picture)
         if image.shape[0] != self._table.flow_size:
@@ -168,29 +183,29 @@ class _Extractor:
                 f"are in pixels of a picture of {self._table.flow_size}"
             )
         try:
-            check_inside(points, image.shape)
+            check_inside(face.points, image.shape)
         except InputError as error:
             raise InputError(f"{self._table.path}: clip {entry.id}: {error}") from None
         sample = Sample(
-            id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=points, flow_size=image.shape[0]
+            id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=face.points, flow_size=image.shape[0]
         )
-        return PreparedSample(sample=sample, flow_image=image)
+        return PreparedSample(sample=sample, flow_image=image, sources={"landmarks": face.method})
 
-    def _pair(self, clip: Clip, points: Landmarks) -> _Pair:
+    def _pair(self, clip: Clip, face: Located) -> _Pair:
         settings = self._settings
         with self._timed("read"):
             frames = open_frames(clip.frames)
-            onset = frames.numbers[0] if clip.onset is None else clip.onset
+            onset = onset_of(clip, frames)
             offset = frames.numbers[-1] if clip.offset is None else clip.offset
             first = frames.read(onset)
         try:
-            crop = face_crop(points, first.shape)
+            crop = face_crop(face.points, first.shape)
         except InputError as error:
-            raise InputError(f"{self._table.path}: clip {clip.id}: {error}") from None
-        apex = clip.apex
+            raise NoFaceError(f"{face.method}: clip {clip.id}: {error}") from None
+        apex, notes = clip.apex, clip.notes
         if apex is None:
             with self._timed("apex"):
-                apex = find_apex(frames, onset, offset, crop)
+                apex, notes = find_apex(frames, onset, offset, crop, face.points), (*notes, APEX_FOUND)
         with self._timed("read"):
             second = _read_alike(clip, frames, apex, (onset, first))
             cut = crop.cut(first), crop.cut(second)
@@ -199,13 +214,14 @@ class _Extractor:
                 for member, number in neighbours(frames.numbers, onset, apex, settings.keep_neighbours):
                     kept[member] = crop.cut(_read_alike(clip, frames, number, (onset, first)))
         sample = Sample(
-            id=clip.id, label=clip.label, emotion=clip.emotion, landmarks=crop.to_flow(points, settings.flow_size),
+            id=clip.id, label=clip.label, emotion=clip.emotion, landmarks=crop.to_flow(face.points, settings.flow_size),
             flow_size=settings.flow_size, onset=onset, apex=apex, offset=offset, fps=clip.fps,
         )  # fmt: skip
-        one, two = (_resized(to_gray(picture), settings.working_size) for picture in cut)
-        sources = {"onset_sha256": _digest(first), "apex_sha256": _digest(second)}
+        one, two = (resized(to_gray(picture), settings.working_size) for picture in cut)
+        checksums = {"onset_sha256": _digest(first), "apex_sha256": _digest(second)}
+        sources = {**checksums, "landmarks": face.method}
         encoded = tuple((member, _jpeg(picture)) for member, picture in kept.items())
-        return _Pair(sample=sample, crops=(one, two), frames=encoded, sources=sources)
+        return _Pair(sample=sample, crops=(one, two), frames=encoded, sources=sources, notes=notes)
 
     def _finish(self, made: list[PreparedSample | LeftOut | _Pair]) -> None:
         """Compute the flow of the pairs that wait for it, in place."""
@@ -221,7 +237,9 @@ class _Extractor:
                 device=torch.device(settings.device),
             )  # fmt: skip
         for place, pair, image in zip(places, pairs, images, strict=True):
-            made[place] = PreparedSample(sample=pair.sample, flow_image=image, frames=pair.frames, sources=pair.sources)
+            made[place] = PreparedSample(
+                sample=pair.sample, flow_image=image, frames=pair.frames, sources=pair.sources, notes=pair.notes
+            )
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -246,8 +264,12 @@ def check_landmarks(table: LandmarkTable, entries: Sequence[Clip | FlowPicture])
 
 def subject_table(tables: Mapping[SampleId, LandmarkTable]) -> LandmarkTable:
     """What a subject's task needs of the tables of its clips, which may come from two sources."""
-    points = {sample: table.points[sample] for sample, table in tables.items() if sample in table.points}
-    return replace(next(iter(tables.values())), points=points)
+    return replace(
+        next(iter(tables.values())),
+        points={sample: table.points[sample] for sample, table in tables.items() if sample in table.points},
+        not_found={sample: table.missing(sample) for sample, table in tables.items() if sample not in table.points},
+        names={sample: table.name_of(sample) for sample, table in tables.items()},
+    )
 
 
 def _read_alike(clip: Clip, frames: Frames, number: int, onset: tuple[int, NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -263,12 +285,6 @@ def _read_alike(clip: Clip, frames: Frames, number: int, onset: tuple[int, NDArr
 
 def _digest(picture: NDArray[np.uint8]) -> str:
     return hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()
-
-
-def _resized(gray: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """A square crop at the size at which flow is computed."""
-    how = cv2.INTER_AREA if gray.shape[0] > side else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(gray, (side, side), interpolation=how), np.uint8)
 
 
 def _jpeg(picture: NDArray[np.uint8]) -> bytes:

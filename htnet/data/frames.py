@@ -197,3 +197,9 @@ def open_frames(path: Path) -> Frames:
 def to_gray(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W, 3) blue-green-red to (H, W) grey, both uint8, by OpenCV's weights."""
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), np.uint8)
+
+
+def resized(gray: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A square (H, H) grey picture at another size, (side, side): averaged when made smaller, else bicubic."""
+    how = cv2.INTER_AREA if gray.shape[0] > side else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(gray, (side, side), interpolation=how), np.uint8)

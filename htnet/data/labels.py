@@ -24,7 +24,7 @@ import yaml
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
-__all__ = ["SCHEMES", "LabelScheme", "check_official_list", "load_scheme"]
+__all__ = ["SCHEMES", "LabelScheme", "check_official_list", "load_scheme", "read_official_list"]
 
 Words = Mapping[str, str | None]
 """Emotion word in small letters -> class name; None: the scheme leaves the word out."""
@@ -188,6 +188,27 @@ def _read_words(path: Path, dataset: str, given: object, classes: Sequence[str])
     return {str(word).strip().lower(): name for word, name in given.items()}
 
 
+def read_official_list(path: Path) -> tuple[tuple[int, SampleId, int], ...]:
+    """Rows of a list such as the MEGC2019 composite's: dataset, subject, clip, label, header or none.
+
+    Returns:
+        Row number from 1, the clip as the list writes it, and its label.
+
+    Raises:
+        InputError: a list that cannot be read; names file, row and value.
+    """
+    rows = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.reader(file), start=1):
+                if row and not (number == 1 and not row[-1].strip().isdecimal()):
+                    dataset, subject, clip, label = _list_row(path, number, row)
+                    rows.append((number, SampleId(dataset=dataset, subject=subject, clip=clip), int(label)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable list: {error}") from None
+    return tuple(rows)
+
+
 def check_official_list(path: Path, labels: Mapping[SampleId, int]) -> list[str]:
     """Compare samples with a list such as the MEGC2019 composite's: dataset, subject, clip, label, header or none.
 
@@ -199,15 +220,7 @@ def check_official_list(path: Path, labels: Mapping[SampleId, int]) -> list[str]
     Raises:
         InputError: a list that cannot be read; names file, row and value.
     """
-    listed: dict[SampleId, int] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.reader(file), start=1):
-                if row and not (number == 1 and not row[-1].strip().isdecimal()):
-                    dataset, subject, clip, label = _list_row(path, number, row)
-                    listed[_key(dataset, subject, clip)] = int(label)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable list: {error}") from None
+    listed = {_key(clip.dataset, clip.subject, clip.clip): label for _, clip, label in read_official_list(path)}
     found = {_key(sample.dataset, sample.subject, sample.clip): label for sample, label in labels.items()}
     lines = [f"{sample}: is in the list, but not in the sources" for sample in listed if sample not in found]
     lines += [f"{sample}: is not in the list" for sample in found if sample not in listed]

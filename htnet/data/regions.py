@@ -27,18 +27,23 @@ MOSAIC_REGIONS = tuple(LANDMARK_NAMES.index(name) for name in ("left_eye", "righ
 
 
 def region_starts(
-    landmarks: Landmarks | NDArray[np.float64], flow_size: int, rule: CropRule, half: int | None = None
+    landmarks: Landmarks | NDArray[np.float64],
+    flow_size: int | NDArray[np.int64],
+    rule: CropRule,
+    half: int | NDArray[np.int64] | None = None,
 ) -> NDArray[np.int32]:
-    """First row and column of the four mosaic regions, (4, 2) int32.
+    """First row and column of the four mosaic regions, (4, 2) int32; of many samples at once (B, 4, 2).
 
-    Landmarks are in pixels of a square flow image of side ``flow_size``; they are clamped such that a region of side
-    ``2 * half`` (None: half of the image's) lies inside, and truncated to whole pixels, as upstream does at 28 px.
+    Landmarks, (5, 2) or (B, 5, 2), are in pixels of a square flow image of side ``flow_size`` (one for all or (B,));
+    they are clamped such that a region of side ``2 * half`` (None: half of the image's) lies inside, and truncated to
+    whole pixels, as upstream does at 28 px.
     """
-    half = flow_size // 4 if half is None else half
-    points = np.asarray(landmarks, dtype=np.float64)[list(MOSAIC_REGIONS)]
-    centres = np.clip(points, half, flow_size - half).astype(np.int32)
-    rows_columns = centres if rule == "upstream" else centres[:, ::-1]
-    return np.ascontiguousarray(rows_columns - half)
+    size = np.asarray(flow_size)[..., None, None]
+    margin = size // 4 if half is None else np.asarray(half)[..., None, None]
+    points = np.asarray(landmarks, dtype=np.float64)[..., list(MOSAIC_REGIONS), :]
+    centres = np.clip(points, margin, size - margin).astype(np.int32)
+    rows_columns = centres if rule == "upstream" else centres[..., ::-1]
+    return np.ascontiguousarray(rows_columns - margin, dtype=np.int32)
 
 
 def mosaic(flow_image: NDArray[np.generic], landmarks: Landmarks, rule: CropRule) -> NDArray[np.generic]:

@@ -173,7 +173,7 @@ class Staging:
     """Why nothing keeps a second writer out; None where the lock is held."""
 
     def done(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Part records by (dataset, subject), sorted: rows, left_out, seconds.
+        """Part records by (dataset, subject), sorted: rows, left_out, seconds, notes.
 
         A record that cannot be read, or whose shard is not as it says, counts as none: the subject is made again.
         """
@@ -282,8 +282,11 @@ def write_part(
     items: Sequence[PreparedSample],
     left_out: Sequence[Mapping[str, Any]] = (),
     seconds: Mapping[str, float] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a subject's shard and its part record into the folder of a :class:`Staging`; each whole or not at all.
+
+    ``left_out``, ``seconds`` and ``notes`` go into the part record as they are.
 
     Raises:
         InputError: a clip given twice, a flow image that is not finite or of another shape.
@@ -303,6 +306,7 @@ def write_part(
         "rows": [to_record(row) for row in rows],
         "left_out": list(left_out),
         "seconds": dict(seconds or {}),
+        "notes": dict(notes or {}),
     }
     target = folder / "parts" / file_stem(dataset) / f"{file_stem(subject)}.json"
     target.parent.mkdir(exist_ok=True)
@@ -427,8 +431,8 @@ def _members(item: PreparedSample) -> Iterator[tuple[str, bytes]]:
     np.save(buffer, np.ascontiguousarray(item.flow_image), allow_pickle=False)
     yield "flow.npy", buffer.getvalue()
     yield from item.frames
-    facts = {"dataset": item.sample.id.dataset, "subject": item.sample.id.subject, "clip": item.sample.id.clip}
-    yield "json", json.dumps({**facts, "label": item.sample.label, **item.sources}, sort_keys=True).encode()
+    facts = {**vars(item.sample.id), "label": item.sample.label, "notes": list(item.notes), **item.sources}
+    yield "json", json.dumps(facts, sort_keys=True).encode()
 
 
 def _write_record(root: Path, rows: Sequence[ManifestRow], recipe: Mapping[str, Any]) -> None:

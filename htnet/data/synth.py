@@ -11,18 +11,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from htnet.data.synth_clips import Difficulty, SynthClip, plan_clips, render_frame, true_flow
+from htnet.data.synth_clips import DEFAULTS, Difficulty, SynthClip, plan_clips, render_frame, true_flow
 from htnet.data.synth_layouts import LAYOUTS, ClipFiles, Form, Marks
+from htnet.data.synth_like import ClipList, read_clip_list
 from htnet.errors import InputError
 
 __all__ = [
     "COMPOSITE",
     "DATASETS",
+    "DEFAULTS",
     "UNREADABLE",
     "Difficulty",
     "SynthClip",
@@ -41,8 +43,7 @@ COMPOSITE = DATASETS[:3]
 UNREADABLE = "unreadable_frames"
 """The rule by which a clip with a damaged frame is left out."""
 _FORMAT = 2
-_MAX_SUBJECTS = 90
-_MAX_CLIPS = 60
+_LIMITS = {"subjects": (1, 90), "clips": (2, 60), "seed": (0, 2**31 - 1), "image_size": (64, 1024)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +64,9 @@ class SynthSummary:
 def generate(
     out: Path,
     *,
-    datasets: Sequence[str] = COMPOSITE,
-    subjects: int = 4,
-    clips: int = 5,
+    datasets: Sequence[str] | None = None,
+    subjects: int | None = None,
+    clips: int | None = None,
     seed: int = 0,
     image_size: int = 160,
     difficulty: Difficulty = "easy",
@@ -73,6 +74,7 @@ def generate(
     damaged: float = 0.0,
     video: bool = False,
     xls: bool = False,
+    like: Path | None = None,
 ) -> SynthSummary:
     """Write synthetic datasets to ``out/<dataset>``.
 
@@ -81,9 +83,9 @@ def generate(
 
     Args:
         out: folder to make; it may be absent, empty, or hold what the same parameters made.
-        datasets: which of :data:`DATASETS`.
-        subjects: subjects per dataset, 1 to 90.
-        clips: clips per subject, 2 to 60; labels rotate, so each subject shows at least two classes.
+        datasets: which of :data:`DATASETS`; None: :data:`COMPOSITE`, or those of ``like``.
+        subjects: subjects per dataset, 1 to 90; None: 4.
+        clips: clips per subject, 2 to 60; labels rotate, so each subject shows at least two classes. None: 5.
         seed: seed of looks, motion and noise.
         image_size: side of the square frames in pixels, 64 to 1024.
         difficulty: ``easy``: strong motion in every part; ``realistic``: weaker, lopsided, in a swaying head, and
@@ -92,18 +94,27 @@ def generate(
         damaged: share of the clips (without traps) whose onset or apex frame is damaged; listed there as well.
         video: casme3_a and csv get video files instead of folders of pictures.
         xls: casme2, casme and casme3_a get their older workbook; needs the package xlwt.
+        like: a list such as the MEGC2019 composite's (:mod:`htnet.data.synth_like`): exactly its subjects, clips and
+            classes, and as traps the clips of CASME II that the official list leaves out.
 
     Returns:
         What lies there, and whether this call made it.
 
     Raises:
-        InputError: a parameter out of range, or ``out`` holds something else.
+        InputError: a parameter out of range or at odds with another, a list that cannot be used, or ``out`` holds
+            something else.
     """
-    sizes = {"subjects": subjects, "clips": clips, "seed": seed, "image_size": image_size}
-    chosen = _check(datasets, sizes, difficulty, damaged)
     options: dict[str, Any] = {"difficulty": difficulty, "traps": traps, "damaged": damaged, "xls": xls}
+    counts = {"subjects": subjects, "clips": clips}
+    listed = None if like is None else _read_like(like, counts, traps)
+    sizes = {"seed": seed, "image_size": image_size}
+    if listed is None:
+        sizes |= {name: DEFAULTS[name] if value is None else value for name, value in counts.items()}
+    chosen = _check(datasets, sizes, difficulty, damaged, listed)
     parameters: dict[str, object] = {"format": _FORMAT, "datasets": list(chosen), **sizes, **options, "video": video}
-    plans = {name: plan_clips(name, **sizes, **options) for name in chosen}
+    parameters |= {} if listed is None else {"like_sha256": listed.sha256}
+    options |= sizes
+    plans = {name: plan_clips(name, **options, like=None if listed is None else listed.clips[name]) for name in chosen}
     created = not _is_there(out, parameters)
     if created:
         _write(out, plans, parameters, Form(xls=xls, video=video))
@@ -121,7 +132,7 @@ def planted(clips: Sequence[SynthClip]) -> list[dict[str, object]]:
     Returns:
         For every clip with a trap or a damaged frame: its identity, ``kind``, ``expected`` (kept or left_out), ``rule``
         (the adapters' name for it; None where there is nothing to remark), ``failed`` (left out, and the work is not
-        complete) and the true ``onset``, ``apex``, ``offset``.
+        complete) and the true ``onset``, ``apex``, ``offset``, numbered as in the annotation (a video counts from 1).
     """
     listed: list[dict[str, object]] = []
     for clip in clips:
@@ -138,21 +149,33 @@ def planted(clips: Sequence[SynthClip]) -> list[dict[str, object]]:
     return listed
 
 
-def _check(datasets: Sequence[str], sizes: dict[str, int], difficulty: str, damaged: float) -> tuple[str, ...]:
+def _read_like(path: Path, counts: Mapping[str, int | None], traps: bool) -> ClipList:
+    """The list, after a look at what it decides alone."""
+    for name, value in counts.items():
+        if value is not None:
+            raise InputError(f"synth: {name} must not be given with like, whose list decides it, got {value}")
+    if traps:
+        raise InputError("synth: traps must not be asked for with like, whose list has no such clips")
+    return read_clip_list(path)
+
+
+def _check(
+    datasets: Sequence[str] | None, sizes: dict[str, int], difficulty: str, damaged: float, listed: ClipList | None
+) -> tuple[str, ...]:
+    """The datasets to write, in their order."""
+    known = DATASETS if listed is None else tuple(listed.clips)
+    if datasets is None:
+        datasets = COMPOSITE if listed is None else known
     for name in datasets:
-        if name not in LAYOUTS:
-            raise InputError(f"synth: dataset must be one of {', '.join(DATASETS)}, got {name!r}")
+        if name not in known:
+            where = "" if listed is None else " in the list of like"
+            raise InputError(f"synth: dataset must be one of {', '.join(known)}{where}, got {name!r}")
     if not datasets or len(set(datasets)) != len(datasets):
         raise InputError(f"synth: datasets must be one or more different names, got {list(datasets)}")
-    limits = {
-        "subjects": (1, _MAX_SUBJECTS),
-        "clips": (2, _MAX_CLIPS),
-        "seed": (0, 2**31 - 1),
-        "image_size": (64, 1024),
-    }
-    for name, (low, high) in limits.items():
-        if not low <= sizes[name] <= high:
-            raise InputError(f"synth: {name} must be in {low}..{high}, got {sizes[name]}")
+    for name, value in sizes.items():
+        low, high = _LIMITS[name]
+        if not low <= value <= high:
+            raise InputError(f"synth: {name} must be in {low}..{high}, got {value}")
     if difficulty not in get_args(Difficulty):
         raise InputError(f"synth: difficulty must be one of {', '.join(get_args(Difficulty))}, got {difficulty!r}")
     if not 0.0 <= damaged <= 1.0:

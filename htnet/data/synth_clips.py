@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -9,8 +10,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from htnet.data.adapters.base import OFF_THE_LIST
 from htnet.data.synth_faces import Look, draw_face, draw_look, look_landmarks
 from htnet.data.synth_layouts import DAMAGES, LAYOUTS, Damage, Layout, Trap
+from htnet.data.synth_like import ListedClip
 from htnet.data.synth_motion import (
     Field,
     Style,
@@ -23,6 +26,8 @@ from htnet.data.synth_motion import (
 )
 from htnet.data.types import Emotion, Landmarks
 
+DEFAULTS = {"subjects": 4, "clips": 5}
+"""Sizes where neither they nor a list are given."""
 _SENSOR_NOISE = 1.2
 
 Difficulty = Literal["easy", "realistic"]
@@ -81,41 +86,85 @@ class SynthClip:
         return look_landmarks(self.look, self.image_size)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Slot:
+    """What is fixed about a clip before anything is drawn: ``name``, subject and clip, None where the layout names."""
+
+    label: int
+    trap: Trap | None = None
+    name: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A subject's clip ``index`` of a layout's ``subject``, from 0; ``number``-th of its label, from 1."""
+
+    subject: int
+    index: int
+    label: int
+    number: int
+
+
 def plan_clips(
     dataset: str,
     *,
-    subjects: int,
-    clips: int,
+    subjects: int = DEFAULTS["subjects"],
+    clips: int = DEFAULTS["clips"],
     seed: int,
     image_size: int,
     difficulty: Difficulty = "easy",
     traps: bool = False,
     damaged: float = 0.0,
     xls: bool = False,
+    like: Sequence[ListedClip] | None = None,
 ) -> tuple[SynthClip, ...]:
     """Decide every clip of a layout without drawing anything; parameters as in :func:`htnet.data.synth.generate`.
 
-    Traps are clips of their own: the others are the same with and without them.
+    Traps are clips of their own: the others are the same with and without them. ``like``: these clips instead of
+    ``subjects`` with ``clips`` each, and those that the list is known to leave out.
 
     Returns:
         The clips in the order of the dataset's annotation file, a subject's traps after its other clips.
     """
     layout = LAYOUTS[dataset]
-    motion = _MOTION[difficulty]
-    planted = [trap for trap in layout.traps if traps and (xls or not trap.old_workbook)]
+    wanted = [trap for trap in layout.traps if traps and (xls or not trap.old_workbook)]
+    slots = _slots(subjects, clips, wanted) if like is None else _listed_slots(layout, like)
     plan: list[SynthClip] = []
-    for subject in range(subjects):
+    for subject, found in enumerate(slots):
         key = [seed, list(LAYOUTS).index(dataset), subject]
         look = draw_look(np.random.default_rng(key))
         seen: dict[int, int] = {}
-        # traps go round the subjects
-        for index, trap in enumerate([None] * clips + planted[subject::subjects]):
-            label = (subject + index) % len(Emotion)
-            seen[label] = seen.get(label, 0) + 1
+        for index, slot in enumerate(found):
+            seen[slot.label] = seen.get(slot.label, 0) + 1
             rng = np.random.default_rng([*key, index])
-            clip = _plan_clip(layout, motion, rng, look, place=(subject, index), label=label, number=seen[label])
-            plan.append(_trapped(_scaled(clip, image_size), trap))
+            place = _Place(subject=subject, index=index, label=slot.label, number=seen[slot.label])
+            clip = _scaled(_plan_clip(layout, _MOTION[difficulty], rng, look, place), image_size)
+            name = slot.name or (clip.subject, clip.clip)
+            plan.append(replace(clip, trap=slot.trap, subject=name[0], clip=name[1]))
     return _damage(plan, layout, damaged, [seed, list(LAYOUTS).index(dataset)])
+
+
+def _slots(subjects: int, clips: int, traps: list[Trap]) -> list[list[_Slot]]:
+    """Labels rotate and traps go round the subjects."""
+    return [
+        [
+            _Slot(label=(subject + index) % len(Emotion), trap=trap, name=None if trap is None else trap.name)
+            for index, trap in enumerate([*[None] * clips, *traps[subject::subjects]])
+        ]
+        for subject in range(subjects)
+    ]
+
+
+def _listed_slots(layout: Layout, like: Sequence[ListedClip]) -> list[list[_Slot]]:
+    """The list's clips by subject, and after the last what such lists leave out of the dataset."""
+    subjects: dict[str, list[_Slot]] = {}
+    for clip in like:
+        subjects.setdefault(clip.subject, []).append(_Slot(label=clip.label, name=(clip.subject, clip.clip)))
+    listed = {(clip.subject, clip.clip) for clip in like}
+    absent = [trap for trap in layout.traps if trap.rule == OFF_THE_LIST and trap.name not in listed]
+    slots = list(subjects.values())
+    slots[-1] += [_Slot(label=Emotion.NEGATIVE, trap=trap, name=trap.name) for trap in absent]
+    return slots
 
 
 def true_flow(clip: SynthClip, frame: int) -> Field:
@@ -146,13 +195,10 @@ def _plan_clip(
     motion: _Motion,
     rng: np.random.Generator,
     look: Look,
-    *,
-    place: tuple[int, int],
-    label: int,
-    number: int,
+    place: _Place,
 ) -> SynthClip:
-    """A clip of subject and index ``place``, lengths in pixels of a 160-pixel frame."""
-    subject, index = place
+    """A clip, lengths in pixels of a 160-pixel frame."""
+    subject, index, label = place.subject, place.index, place.label
     low, high = layout.length
     rise, fall = (int(rng.integers(low, high + 1)) for _ in range(2))
     first = layout.first_frame(rng, index)
@@ -163,7 +209,7 @@ def _plan_clip(
     clip = SynthClip(
         dataset=layout.dataset_name(subject),
         subject=layout.subject_name(subject),
-        clip=layout.clip_name(subject, index, label, number, onset),
+        clip=layout.clip_name(subject, index, label, place.number, onset),
         label=label,
         emotion=emotions[int(rng.integers(len(emotions)))],
         image_size=160,
@@ -185,11 +231,6 @@ def _plan_clip(
 def _scaled(clip: SynthClip, image_size: int) -> SynthClip:
     # an expression moves the same share of the face at any size; sway is the camera's, in its pixels
     return replace(clip, image_size=image_size, amplitude=clip.amplitude * image_size / 160)
-
-
-def _trapped(clip: SynthClip, trap: Trap | None) -> SynthClip:
-    subject, name = (trap and trap.name) or (clip.subject, clip.clip)
-    return replace(clip, trap=trap, subject=subject, clip=name)
 
 
 def _damage(plan: list[SynthClip], layout: Layout, share: float, key: list[int]) -> tuple[SynthClip, ...]:

@@ -325,7 +325,7 @@ def environment() -> Environment:
 
 
 def append_csv(path: Path, measurements: list[Measurement], sizes: Sequence[int], where: Environment) -> None:
-    """Append a row per measurement; rows from before a column existed have nothing in it."""
+    """Append a row per measurement."""
     rows = []
     for measurement in measurements:
         low, high = measurement.quartiles
@@ -345,6 +345,11 @@ def append_csv(path: Path, measurements: list[Measurement], sizes: Sequence[int]
                 "upstream_beside_s": round(measurement.baseline, 4),
             }
         )
+    append_rows(path, rows)
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Append rows to a CSV file, which may be new; rows from before a column existed have nothing in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     columns = list(dict.fromkeys([*(before[0] if before else ()), *rows[0]]))

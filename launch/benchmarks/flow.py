@@ -9,7 +9,6 @@ at a time, compute eight. Reported per pair: median, n, minimum, maximum, and th
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import sys
@@ -28,7 +27,7 @@ from rich.table import Table
 
 from htnet.data.synth_pairs import synth_pairs
 from htnet.data.tvl1 import tvl1
-from launch.benchmarks.end_to_end import environment
+from launch.benchmarks.end_to_end import append_rows, environment
 
 OURS: Final = "ours"
 SLACK: Final = 1.05
@@ -103,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _record(path: Path, seconds: dict[str, list[float]], errors: dict[str, float], options: argparse.Namespace) -> None:
-    """Append a row per provider, with a header where the file is new."""
+    """Append a row per provider."""
     where = asdict(environment()) | {"threads": options.threads, "load": round(os.getloadavg()[0], 2)}
     ours = statistics.median(seconds[OURS])
     rows = [
@@ -120,13 +119,7 @@ def _record(path: Path, seconds: dict[str, list[float]], errors: dict[str, float
         }
         for name, values in seconds.items()
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append_rows(path, rows)
 
 
 def _table(seconds: dict[str, list[float]], errors: dict[str, float], options: argparse.Namespace) -> Table:

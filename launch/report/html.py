@@ -91,7 +91,11 @@ def _fold_environments(records: Sequence[FoldRecord]) -> list[tuple[str, list[tu
     return [(key, sorted(values.items())) for key, values in counts.items()]
 
 
-def _class_names(num_classes: int) -> list[str]:
+def _class_names(num_classes: int, environment: Mapping[str, Any]) -> list[str]:
+    """Those of the store's label scheme, where the run says them."""
+    names = environment.get("store_recipe", {}).get("classes", [])
+    if len(names) == num_classes:
+        return [str(name) for name in names]
     if num_classes == len(Emotion):
         return [emotion.name.lower() for emotion in Emotion]
     return [f"class {index}" for index in range(num_classes)]
@@ -195,7 +199,7 @@ def _view(run: _Run) -> dict[str, Any]:
         "run": run,
         "summary": run.summary,
         "explained": EXPLAINED,
-        "classes": _class_names(len(final["confusion"])) if final else [],
+        "classes": _class_names(len(final["confusion"]), run.environment) if final else [],
         "subjects": _subject_rows(run.records, selections),
         "selections": selections,
         "curve": _curve(run.records, run.summary["chance"]),

@@ -20,7 +20,7 @@ from htnet.errors import InputError
 
 # Rules by which an annotation is read otherwise than it stands (notes of a clip that stays) ...
 APEX_NOT_CODED = "apex_not_coded"
-"""The apex is blank or no number (CASME II writes "/"): it is found."""
+"""The apex is blank or no number (CASME II writes "/"), or there is no column for it: it is found."""
 APEX_AT_ONSET = "apex_at_onset"
 """The apex is the onset, so nothing would have moved (55 rows of CAS(ME)^3 part A): it is found."""
 APEX_OUTSIDE = "apex_outside_interval"
@@ -125,7 +125,8 @@ def read_interval(row: Row, onset: str, apex: str | None, offset: str) -> Interv
     """The interval in the named columns of a row, or the reason why there is none."""
     first, last = row.integer(onset), row.integer(offset)
     if apex is None:
-        return Interval(onset=first, offset=last) if last > first else _no_duration(first, None, last)
+        found = Interval(onset=first, offset=last, notes=(APEX_NOT_CODED,))
+        return found if last > first else _no_duration(first, None, last)
     peak = int(text) if (text := row.optional(apex)).isdecimal() else None
     if last <= first:
         if peak is None or peak <= first:

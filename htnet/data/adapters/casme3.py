@@ -1,8 +1,9 @@
 """CAS(ME)^3 (Li et al., IEEE TPAMI 2023), parts A and C: 30 frames a second, colour.
 
 Part A: ``part_A/spNO.1/b/color/175.jpg``, or the clips ``Part_A_ME_clip/frame/spNo.1_b_166/175.jpg`` (also as
-``video/spNo.1_b_166.mp4``). A recording holds several micro-expressions, so that a clip is named by recording and
-onset, ``b_166``, as the owners name the clips. Subjects are written spNO and spNo; ``spno.1`` here.
+``video/spNo.1_b_166.mp4``, taken to begin at the onset). A recording holds several micro-expressions, so that a clip is
+named by recording and onset, ``b_166``, as the owners name the clips. Subjects are written spNO and spNo; ``spno.1``
+here.
 
 Part C (mock crime): ``CAS(ME)3_part_C_ME.xlsx`` names subject and count; frames are looked for in
 ``part_C/<subject>/color`` and, as clips, in ``Part_C_ME_clip/frame/<subject>_<count>``. No apex is annotated.
@@ -12,11 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from htnet.data.adapters.base import MACRO, Entry, Interval, LeftOut, WorkbookDataset, read_interval
+from htnet.data.adapters.base import MACRO, Clip, Entry, Interval, LeftOut, WorkbookDataset, read_interval
 from htnet.data.adapters.workbook import Row
 from htnet.data.frames import inside
 from htnet.data.types import SampleId
@@ -44,7 +45,8 @@ class Casme3A(WorkbookDataset):
         if kind and "micro" not in kind.lower():
             place = row.place("Expression type")
             return LeftOut(clip=str(sample), rule=MACRO, reason=f"expression type {kind}", place=place)
-        return super().entry(row, sample)
+        entry = super().entry(row, sample)
+        return _counted_from_one(entry) if isinstance(entry, Clip) and entry.frames.is_file() else entry
 
     def sample_of(self, row: Row) -> SampleId:
         """``casme3/spno.1/b_166``."""
@@ -69,6 +71,13 @@ class Casme3A(WorkbookDataset):
         yield inside(self.root / "part_A", sample.subject, row.text("Filename"), "color")
         yield inside(clips / "frame", f"{sample.subject}_{sample.clip}")
         yield inside(clips / "video", f"{sample.subject}_{sample.clip}.mp4")
+
+
+def _counted_from_one(clip: Clip) -> Clip:
+    """The annotation has the recording's frame numbers; a clip's video begins at its onset, and counts from 1."""
+    before = 0 if clip.onset is None else clip.onset - 1
+    apex, offset = (None if number is None else number - before for number in (clip.apex, clip.offset))
+    return replace(clip, onset=1, apex=apex, offset=offset)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,6 +163,7 @@ class Layout:
     ``length``: least and most frames from onset to apex, and from apex to offset. ``margin``: frames before the onset
     and after the offset. ``emotions``: the dataset's words for each of the three classes. ``traps``: in the order in
     which they are planted. ``damaged``: which frames may be damaged such that the clip alone is lost.
+    ``in_lists``: whether :meth:`listed_name` knows how a list of the MEGC2019 composite names its clips.
     """
 
     name: ClassVar[str]
@@ -175,6 +176,7 @@ class Layout:
     }
     traps: ClassVar[tuple[Trap, ...]] = ()
     damaged: ClassVar[tuple[str, ...]] = ("onset", "apex")
+    in_lists: ClassVar[bool] = False
 
     def dataset_name(self, subject: int) -> str:
         """The dataset that a subject belongs to."""
@@ -190,6 +192,10 @@ class Layout:
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
         """Identity of a subject's clip ``index``, which is its ``number``-th (from 1) of the label."""
+        raise NotImplementedError
+
+    def listed_name(self, subject: str, clip: str) -> tuple[str, str]:
+        """Identity of a clip by its names in such a list; ValueError for names that are not the dataset's."""
         raise NotImplementedError
 
     def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -34,6 +35,7 @@ class Casme2Layout(Layout):
     """Two of the columns have no header; subjects are numbers that lost their zeros."""
 
     name = "casme2"
+    in_lists = True
     emotions: ClassVar[dict[int, tuple[str, ...]]] = {
         Emotion.NEGATIVE: ("disgust", "repression"),
         Emotion.POSITIVE: ("happiness",),
@@ -63,6 +65,12 @@ class Casme2Layout(Layout):
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
         """``EP02_01f``."""
         return f"EP{index + 1:02d}_{subject % 9 + 1:02d}f"
+
+    def listed_name(self, subject: str, clip: str) -> tuple[str, str]:
+        """As the list has them."""
+        if not (re.fullmatch(r"sub\d\d", subject) and re.fullmatch(r"EP\d\d\w*", clip)):
+            raise ValueError(f"must be such as sub01, EP02_01f, got {subject!r}, {clip!r}")
+        return subject, clip
 
     def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
         """Write the dataset."""

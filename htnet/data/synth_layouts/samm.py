@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -30,6 +31,7 @@ class SammLayout(Layout):
     """Thirteen rows of remarks above the header; subjects are numbers that lost their zeros."""
 
     name = "samm"
+    in_lists = True
     emotions: ClassVar[dict[int, tuple[str, ...]]] = {
         Emotion.NEGATIVE: ("Anger", "Contempt", "Disgust", "Fear", "Sadness"),
         Emotion.POSITIVE: ("Happiness",),
@@ -57,11 +59,18 @@ class SammLayout(Layout):
         """``006_1_2``."""
         return f"{self.subject_name(subject)}_{index // 3 + 1}_{index % 3 + 1}"
 
+    def listed_name(self, subject: str, clip: str) -> tuple[str, str]:
+        """The subject with its zeros."""
+        if not (re.fullmatch(r"\d{1,3}", subject) and re.fullmatch(r"\d{3}_\d+_\d+", clip)):
+            raise ValueError(f"must be such as 6, 006_1_2, got {subject!r}, {clip!r}")
+        return f"{int(subject):03d}", clip
+
     def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
         """Write the dataset."""
         header = ["Subject", "Filename", "Inducement Code", "Onset Frame", "Apex Frame", "Offset Frame", "Duration"]
         header += ["Micro", "Action Units", "Estimated Emotion", "Objective Classes", "Notes"]
-        rows: list[list[object]] = [["Synthetic data in the layout of SAMM"], *([None] for _ in range(12)), [*header]]
+        blank: list[object] = [None]
+        rows: list[list[object]] = [["Synthetic data in the layout of SAMM"], *[blank] * 12, [*header]]
         for clip in clips:
             digits = "{}" if clip.trap == ODD_NAMES else "{:05d}"
             write_frames(root / clip.subject / clip.clip, clip, f"{clip.subject}_{digits}.jpg", grey=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +20,7 @@ class SmicLayout(Layout):
     """A folder holds one micro-expression; a row is the longer recording it was cut from, and has its frame numbers."""
 
     name = "smic"
+    in_lists = True
     length = (4, 6)
     margin = 0
     emotions: ClassVar[dict[int, tuple[str, ...]]] = {
@@ -41,6 +43,13 @@ class SmicLayout(Layout):
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
         """``s01_ne_01``, as the MEGC2019 list writes it; ``s1_ne_01`` on disk and in the workbook."""
         return f"{self.subject_name(subject)}_{('ne', 'po', 'sur')[label]}_{number:02d}"
+
+    def listed_name(self, subject: str, clip: str) -> tuple[str, str]:
+        """As the list has them, in two digits."""
+        person, name = re.fullmatch(r"s(\d{1,2})", subject), re.fullmatch(r"s0*(\d{1,2})(_(?:ne|po|sur)_\d+)", clip)
+        if person is None or name is None or int(person[1]) != int(name[1]):
+            raise ValueError(f"must be such as s01, s01_ne_01, got {subject!r}, {clip!r}")
+        return f"s{int(person[1]):02d}", f"s{int(person[1]):02d}{name[2]}"
 
     def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
         """Write the dataset."""

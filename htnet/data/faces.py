@@ -1,0 +1,97 @@
+"""Where the face of a clip is: by its landmark table, else by a detector, else by the policy for failures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from htnet.data.adapters.base import Clip, FlowPicture
+from htnet.data.detectors import Detector
+from htnet.data.frames import Frames, open_frames
+from htnet.data.landmarks import LandmarkTable
+from htnet.data.types import Landmarks, SampleId
+from htnet.errors import InputError
+
+MEAN_SHAPE = "mean_shape"
+"""Method of a clip without a face of its own under the policy ``mean-shape``."""
+LandmarkPolicy = Literal["error", "skip", "mean-shape"]
+
+
+class NoFaceError(InputError):
+    """There are no landmarks of a clip, or they do not fit its frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """Landmarks of a clip and how they were found.
+
+    ``method`` is ``table NAME``, the name of a detector, or :data:`MEAN_SHAPE`; ``failure`` then says why the clip has
+    no landmarks of its own.
+    """
+
+    points: Landmarks
+    method: str
+    failure: str | None = None
+
+
+class FaceFinder:
+    """Finds the faces of one subject's clips; what it has found of a clip it knows afterwards."""
+
+    def __init__(self, table: LandmarkTable, detector: tuple[str, Detector] | None, policy: LandmarkPolicy) -> None:
+        """``detector``: with its name, for clips that the table does not cover; None: they have no landmarks."""
+        self._table, self._detector, self._policy = table, detector, policy
+        self._own: dict[SampleId, Located | str] = {}
+
+    def find(self, entry: Clip | FlowPicture, siblings: Sequence[Clip | FlowPicture]) -> Located:
+        """Landmarks in pixels of the onset frame, or of the flow picture.
+
+        Raises:
+            NoFaceError: there are none, and the policy gives none.
+            InputError: the onset frame cannot be read.
+        """
+        own = self._own_of(entry)
+        if isinstance(own, Located):
+            return own
+        if self._policy == "mean-shape":
+            others = [found for other in siblings if (found := self._quietly(other)) is not None]
+            if others:
+                mean = np.mean(np.asarray(others, np.float64), axis=0)
+                points = tuple((float(x), float(y)) for x, y in mean)
+                return Located(points=points, method=MEAN_SHAPE, failure=own)
+        raise NoFaceError(own)
+
+    def _own_of(self, entry: Clip | FlowPicture) -> Located | str:
+        """Landmarks of the clip itself, or why there are none."""
+        if entry.id not in self._own:
+            self._own[entry.id] = self._locate(entry)
+        return self._own[entry.id]
+
+    def _locate(self, entry: Clip | FlowPicture) -> Located | str:
+        points = self._table.points.get(entry.id)
+        if points is not None:
+            return Located(points=points, method=f"table {self._table.name_of(entry.id)}")
+        if self._detector is None or isinstance(entry, FlowPicture):
+            return self._table.missing(entry.id)
+        name, detect = self._detector
+        frames = open_frames(entry.frames)
+        onset = onset_of(entry, frames)
+        points = detect(frames.read(onset))
+        if points is None:
+            return f"{entry.frames}: {name} found no face in frame {onset}, the onset of clip {entry.id}"
+        return Located(points=points, method=name)
+
+    def _quietly(self, entry: Clip | FlowPicture) -> Landmarks | None:
+        """Landmarks of another clip, whose own failures are told when it is its turn."""
+        with contextlib.suppress(InputError):
+            own = self._own_of(entry)
+            return own.points if isinstance(own, Located) else None
+        return None
+
+
+def onset_of(clip: Clip, frames: Frames) -> int:
+    """Number of the onset frame: the annotated one, else the first."""
+    return frames.numbers[0] if clip.onset is None else clip.onset

@@ -1,0 +1,212 @@
+"""What the training stream is measured against: the same batches by a DataLoader with numpy and OpenCV, and their data.
+
+The rival is what one writes without DALI, whole batches at a time. It keeps in memory what our stream keeps, takes the
+same random numbers and makes the same changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dali_pipelines import EpochSampler, FlowTransform
+from dali_pipelines.augment import Changes, Places, draw, plan_changes
+from dali_pipelines.photometric import draw_strengths
+from dali_pipelines.stream import changes_pixels
+from htnet.config import DataConfig
+from htnet.data.flow import flow_tensor
+from htnet.data.prepared import PreparedSample
+from htnet.data.regions import region_starts, scale_minmax
+from htnet.data.store import Store, write_store
+from htnet.data.synth_pairs import synth_pairs
+from htnet.data.types import Landmarks, Sample, SampleId
+
+__all__ = ["PlainBatches", "PlainFrames", "PlainPictures", "loader", "make_frame_store", "make_store"]
+
+
+def make_store(path: Path, *, samples: int, size: int) -> Store:
+    """A store of smooth random flow images, (size, size, 3), of as many people as the composite has, or fewer."""
+    rng = np.random.default_rng(0)
+
+    def items() -> Iterator[PreparedSample]:
+        for number in range(samples):
+            noise = rng.normal(size=(size, size, 3)).astype(np.float32)
+            image = (10 * cv2.GaussianBlur(noise, (0, 0), size / 14)).astype(np.float16)
+            points = (rng.uniform(0.2, 0.8, size=(5, 2)) * size).astype(np.float32).tolist()
+            yield PreparedSample(sample=_sample(number, size, tuple((x, y) for x, y in points)), flow_image=image)
+
+    return write_store(path, items(), {"sources": "random"})
+
+
+def make_frame_store(path: Path, *, samples: int, size: int, side: int, working_size: int) -> Store:
+    """A store of drawn faces: onset and apex as JPEGs of ``side`` pixels, for flow images of ``size``."""
+    face: Landmarks = tuple(
+        (x * size, y * size) for x, y in ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.35, 0.7), (0.65, 0.7))
+    )
+    onsets, apexes, _ = synth_pairs(samples, side)
+    blank = np.zeros((size, size, 3), np.float16)
+    items = (
+        PreparedSample(
+            sample=_sample(number, size, face),
+            flow_image=blank,
+            frames=tuple((f"{part}.jpg", _jpeg(picture)) for part, picture in (("onset", onset), ("apex", apex))),
+        )
+        for number, (onset, apex) in enumerate(zip(onsets, apexes, strict=True))
+    )
+    recipe = {
+        "sources": "synthetic",
+        "flow": {"method": "none", "size": size, "working_size": working_size, "strain": "central"},
+    }
+    return write_store(path, items, recipe)
+
+
+def _sample(number: int, size: int, points: Landmarks) -> Sample:
+    identity = SampleId(dataset="random", subject=f"sub{number % 68:02d}", clip=f"clip{number:04d}")
+    return Sample(id=identity, label=number % 3, landmarks=points, flow_size=size)
+
+
+def _jpeg(picture: NDArray[np.uint8]) -> bytes:
+    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert done  # encoding to memory has no input that could be wrong
+    return bytes(data.tobytes())
+
+
+class PlainBatches(Dataset[tuple[Tensor, Tensor]]):
+    """Batches by step, made by numpy and OpenCV: images (B, 3, S, S) float32 and labels (B,) int64.
+
+    It keeps what :class:`FlowStream` keeps: finished mosaics, decoded flow images, or nothing.
+    """
+
+    def __init__(self, store: Store, sampler: EpochSampler, *, data: DataConfig, transform: FlowTransform) -> None:
+        self._store, self._sampler, self._data = store, sampler, data
+        self._mean = np.asarray(transform.mean, np.float32)
+        self._scale = np.float32(1.0) / np.asarray(transform.std, np.float32)
+        self._minmax = transform.minmax
+        self._labels = torch.tensor([sample.label for sample in store.samples])
+        self._places = Places.of(store.samples)
+        self._decoded: dict[int, NDArray[np.float16]] = {}
+        self._finished: Tensor | None = None
+        rows = range(len(store.rows))
+        if data.cache_mb and changes_pixels(data.augment):
+            self._decoded = {row: store.read_flow(row) for row in rows}
+        elif data.cache_mb:
+            self._finished = torch.from_numpy(np.stack([self._mosaic(row, None) for row in rows]))
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        rows = self._sampler.batch(step)
+        labels = self._labels[torch.from_numpy(rows.copy())]
+        if self._finished is not None:
+            return self._finished[torch.from_numpy(rows.copy())], labels
+        if not changes_pixels(self._data.augment):
+            return torch.from_numpy(np.stack([self._mosaic(row, None) for row in rows.tolist()])), labels
+        changes = self._changes(step, rows)
+        images = [self._mosaic(row, changes, index) for index, row in enumerate(rows.tolist())]
+        return torch.from_numpy(np.stack(images)), labels
+
+    def of_images(self, step: int, images: dict[int, NDArray[np.float16]]) -> Tensor:
+        """The mosaics of a step's flow images, by row, that lie nowhere."""
+        self._decoded = images
+        return self[step][0]
+
+    def _changes(self, step: int, rows: NDArray[np.int64]) -> Changes:
+        draws = draw(self._sampler.seed, step, self._sampler.size_of(step))
+        return plan_changes(self._data.augment, draws, places=self._places.chosen(rows), rule=self._data.crop)
+
+    def _mosaic(self, row: int, changes: Changes | None, index: int = 0) -> NDArray[np.float32]:
+        """(3, S, S) float32; ``index`` is the sample's in the changes."""
+        stored = self._decoded[row] if self._decoded else self._store.read_flow(row)
+        image = stored.astype(np.float32)
+        if changes is None:
+            sample = self._store.samples[row]
+            starts = region_starts(sample.landmarks, sample.flow_size, self._data.crop)
+        else:
+            image, starts = changed_image(image, changes, index), changes.starts[index]
+        if self._minmax:
+            image = scale_minmax(image)
+        side = image.shape[0] // 4 * 2
+        parts = [image[top : top + side, left : left + side] for top, left in starts.tolist()]
+        whole = np.vstack([np.hstack(parts[:2]), np.hstack(parts[2:])])
+        return np.ascontiguousarray(((whole - self._mean) * self._scale).transpose(2, 0, 1))
+
+
+class PlainPictures(Dataset[tuple[Tensor, Tensor]]):
+    """Onsets and apexes by step, (B, 2, S, S) float32 grey after their changes of light, and labels (B,) int64."""
+
+    def __init__(self, store: Store, sampler: EpochSampler, *, data: DataConfig, transform: FlowTransform) -> None:
+        self._store, self._sampler, self._light = store, sampler, data.augment.photometric
+        self._side = int(store.recipe["flow"]["working_size"])
+        self._labels = torch.tensor([sample.label for sample in store.samples])
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        rows = self._sampler.batch(step)
+        drawn = draw_strengths(self._light, self._sampler, step)
+        pairs = [
+            [
+                self._picture(row, part, drawn["contrast"][index], drawn["brightness"][index])
+                for part in ("onset", "apex")
+            ]
+            for index, row in enumerate(rows.tolist())
+        ]
+        return torch.from_numpy(np.asarray(pairs)), self._labels[torch.from_numpy(rows.copy())]
+
+    def _picture(self, row: int, part: str, contrast: np.float32, brightness: np.float32) -> NDArray[np.float32]:
+        data = np.frombuffer(self._store.read_member(row, f"{part}.jpg"), np.uint8)
+        grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+        assert grey is not None  # written by make_frame_store
+        if grey.shape[0] != self._side:
+            grey = cv2.resize(grey, (self._side, self._side), interpolation=cv2.INTER_LINEAR)
+        middle = np.float32(127.5)
+        bright = (grey.astype(np.float32) - middle) * contrast + middle + brightness
+        return np.asarray(np.clip(bright, 0.0, 255.0), np.float32)
+
+
+class PlainFrames(Dataset[tuple[Tensor, Tensor]]):
+    """Mosaics by step from pictures that OpenCV decodes; flow by the project's TV-L1, as ours."""
+
+    def __init__(self, store: Store, sampler: EpochSampler, *, data: DataConfig, transform: FlowTransform) -> None:
+        self._pictures = PlainPictures(store, sampler, data=data, transform=transform)
+        self._batches = PlainBatches(store, sampler, data=data, transform=transform)
+        self._sampler, self._size = sampler, store.samples[0].flow_size
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        pictures, labels = self._pictures[step]
+        onsets, apexes = pictures.unbind(1)
+        flow = flow_tensor(onsets, apexes, method="tvl1", size=self._size, strain="central").half().numpy()
+        return self._batches.of_images(step, dict(zip(self._sampler.batch(step).tolist(), flow, strict=True))), labels
+
+
+def changed_image(image: NDArray[np.float32], changes: Changes, index: int) -> NDArray[np.float32]:
+    """An (F, F, 3) flow image turned, mirrored and magnified by OpenCV and numpy."""
+    centre = (image.shape[0] - 1) / 2
+    turn = cv2.getRotationMatrix2D((centre, centre), float(changes.angle[index]), 1.0)
+    out = cv2.warpAffine(image, turn, image.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    if changes.mirrored[index]:
+        out = cv2.flip(out, 1)
+    return np.asarray(out @ changes.matrix[index].T, np.float32)
+
+
+def loader(batches: Dataset[Any], workers: int) -> DataLoader[Any]:
+    """The batches of one step after the other, by so many worker processes or (0) in this one."""
+    steps: Iterable[int] = itertools.count()
+    context = "spawn" if workers else None  # a fork would copy DALI's threads half
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        multiprocessing_context=context,
+        worker_init_fn=_begin_worker if workers else None,
+    )
+
+
+def _begin_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # a worker is a thread's worth of work, and OpenCV's threads abort it at its end
