@@ -144,11 +144,8 @@ class PrepareConfig:
             raise ValueError(f"keep_neighbours must be in [0, 100], got {self.keep_neighbours}")
         if self.keep_neighbours and not self.keep_frames:
             raise ValueError(f"keep_neighbours={self.keep_neighbours} needs keep_frames=true")
-        if (self.detector == "yunet") != (self.detector_model is not None):
-            raise ValueError(
-                f"detector_model is the model file of detector yunet, which needs one, and of no other, got detector "
-                f"{self.detector} and detector_model {self.detector_model}"
-            )
+        if self.detector == "yunet" and self.detector_model is None:
+            raise ValueError("detector yunet needs detector_model, its model file")
 
 
 @dataclass(frozen=True, kw_only=True)

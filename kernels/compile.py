@@ -1,11 +1,13 @@
 """Compile the kernels of a shape ahead of time, without a GPU, and print what each needs of one.
 
     python -m kernels.compile --tokens 16 --head-dim 85 --dtype bf16
+    python -m kernels.compile --readme
 
-One row per kernel and architecture: the tile, registers and stack bytes per thread, instructions that spill, shared
-memory per program, instructions and matrix instructions of the machine code, global loads and stores by width in bits.
-This stands in for a GPU where there is none: a tile that spills, that needs more shared memory than a card has, or that
-the compiler refuses, shows here. Triton's interpreter must be off (it checks no shape of a product).
+The first prints one row per kernel and architecture: the tile, registers and stack bytes per thread, instructions that
+spill, shared memory per program, instructions and matrix instructions of the machine code, global loads and stores by
+width in bits. The second prints the table of kernels/README.md, for the shapes ``IN_USE``. This stands in for a GPU
+where there is none: a tile that spills, that needs more shared memory than a card has, or that the compiler refuses,
+shows here. Triton's interpreter must be off (it checks no shape of a product).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +31,18 @@ from triton.compiler import ASTSource
 
 from kernels.local_attention import host, kernels
 
-__all__ = ["ARCHITECTURES", "DTYPES", "SHARED_LIMIT", "Case", "Resources", "compile_case", "compile_launch", "launches"]
+__all__ = [
+    "ARCHITECTURES",
+    "DTYPES",
+    "IN_USE",
+    "SHARED_LIMIT",
+    "Case",
+    "Resources",
+    "compile_case",
+    "launches",
+    "markdown",
+    "resources",
+]
 
 ARCHITECTURES: Final = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -62,6 +75,13 @@ class Case:
     num_heads: int = 3
     blocks_per_side: int = 4
     batch: int = 16
+
+
+IN_USE: Final = (
+    *(Case(block_h=side, block_w=side, head_dim=85) for side in (2, 3, 4, 5, 7, 8, 16)),
+    *(Case(block_h=side, block_w=side, head_dim=85, dtype="fp32") for side in (4, 5, 16)),
+)
+"""Shapes that the model is run with: held to no spill, and shown in kernels/README.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +121,7 @@ def launches(case: Case, arch: str) -> tuple[host.Launch, host.Launch]:
     )
 
 
-def compile_launch(launch: host.Launch, arch: str) -> Any:
+def _compile(launch: host.Launch, arch: str) -> Any:
     """Triton's compiled kernel; arguments are specialised as at a launch (pointers aligned to 16 bytes)."""
     if kernels.INTERPRETED:
         raise RuntimeError("the kernels were imported for Triton's interpreter; unset TRITON_INTERPRET to compile them")
@@ -135,23 +155,27 @@ def compile_case(case: Case, archs: Iterable[str] = ("sm_80", "sm_90", "sm_100")
     """Compile forward and backward of a shape for each architecture."""
     for arch in archs:
         for launch in launches(case, arch):
-            compiled = compile_launch(launch, arch)
-            measured = _amd(compiled) if arch.startswith("gfx") else _nvidia(compiled, arch)
-            yield Resources(
-                kernel=launch.kernel.__name__,
-                arch=arch,
-                dtype=case.dtype,
-                tokens=case.block_h * case.block_w,
-                head_dim=case.head_dim,
-                tile=launch.tiling.tile,
-                packed=launch.tiling.packed,
-                warps=launch.tiling.warps,
-                shared=compiled.metadata.shared,
-                **measured,
-            )
+            yield resources(launch, case, arch)
 
 
-def _nvidia(compiled: Any, arch: str) -> dict[str, Any]:
+def resources(launch: host.Launch, case: Case, arch: str) -> Resources:
+    """Compile one launch of a shape and read off what it needs."""
+    compiled = _compile(launch, arch)
+    return Resources(
+        kernel=launch.kernel.__name__,
+        arch=arch,
+        dtype=case.dtype,
+        tokens=case.block_h * case.block_w,
+        head_dim=case.head_dim,
+        tile=launch.tiling.tile,
+        packed=launch.tiling.packed,
+        warps=launch.tiling.warps,
+        shared=compiled.metadata.shared,
+        **(_amd(compiled) if arch.startswith("gfx") else _nvidia(compiled)),
+    )
+
+
+def _nvidia(compiled: Any) -> dict[str, Any]:
     """Registers, stack and spills as ptxas reports them, and counts from the machine code."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -214,17 +238,48 @@ def _table(rows: list[Resources]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
 
 
+def markdown(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A table as markdown."""
+    cells = [columns, ["---"] * len(columns), *lines]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in cells)
+
+
+def _readme() -> str:
+    """The table of kernels/README.md: a line per shape and pass, a column per architecture."""
+    lines = []
+    for case in IN_USE:
+        rows = {arch: list(compile_case(case, (arch,))) for arch in ARCHITECTURES}
+        for number, way in enumerate(("forward", "backward")):
+            passes = [rows[arch][number] for arch in ARCHITECTURES]
+            name = f"{case.dtype} {passes[0].tokens} {way}"
+            lines.append((name, passes[0].packed or "-", *map(_needs, passes)))
+    return markdown(("dtype, N, pass", "blocks", *ARCHITECTURES), lines)
+
+
+def _needs(row: Resources) -> str:
+    spills = f", stack {row.stack}" if row.stack or row.spilled else ""
+    return f"{row.tile} x {row.warps}: {row.registers} / {row.shared:,}{spills}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns 2 for input that no kernel takes."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m kernels.compile", description="What the kernels of a shape need.")
-    parser.add_argument("--tokens", type=int, required=True, help="tokens per block")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--tokens", type=int, help="tokens per block")
+    what.add_argument("--readme", action="store_true", help="the table of kernels/README.md; takes no other option")
     parser.add_argument("--block-width", type=int, help="tokens in a row of a block (default: a square block)")
-    parser.add_argument("--head-dim", type=int, required=True)
+    parser.add_argument("--head-dim", type=int, default=85)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--blocks-per-side", type=int, default=4)
     parser.add_argument("--arch", action="append", choices=ARCHITECTURES, help="default: all")
     options = parser.parse_args(arguments)
+    if options.readme:
+        if len(arguments) > 1:
+            parser.error(f"--readme takes no other option, got {' '.join(arguments)}")
+        print(_readme())
+        return 0
     width = options.block_width or math.isqrt(options.tokens)
     if options.tokens < 2 or options.tokens % width:
         parser.error(f"--block-width must divide --tokens, which must be at least 2, got {options.tokens} and {width}")

@@ -43,10 +43,10 @@ class Plan:
         return [entry for entries in self.subjects.values() for entry in entries]
 
     def landmarks(self) -> dict[str, Counter[str]]:
-        """How many clips of each dataset have landmarks in which table; ``no table`` where they are in none."""
+        """How many clips of each dataset have landmarks in which table; ``not given`` where they are in none."""
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for sample, table in self.tables.items():
-            counts[sample.dataset][f"table {table.name_of(sample)}" if sample in table.points else "no table"] += 1
+            counts[sample.dataset][f"table {table.name_of(sample)}" if sample in table.points else "not given"] += 1
         return counts
 
 

@@ -26,6 +26,9 @@ class Pictures:
     def read(self, number: int) -> np.ndarray:
         return self.frames[number]
 
+    def read_each(self, numbers):
+        return (self.frames[number] for number in numbers)
+
 
 def planned(dataset: str, **options):
     return plan_clips(dataset, subjects=2, clips=3, seed=2, image_size=128, **options)

@@ -322,6 +322,8 @@ OTHER = {
     "prepare.flow_method": "farneback",
     "prepare.working_size": 128,
     "prepare.strain": "sobel",
+    "prepare.detector": "mtcnn",
+    "prepare.detector_model": "yunet.onnx",
     "prepare.landmark_failures": "error",
     "prepare.device": "cpu",
     "prepare.threads": 2,

@@ -221,7 +221,8 @@ def test_a_head_that_moves_keeps_its_whole_motion(subject, table, register, tmp_
 # --- configuration
 
 
-@pytest.mark.parametrize("settings", [{"detector": "yunet"}, {"detector": "mtcnn", "detector_model": "a.onnx"}])
-def test_a_model_file_belongs_to_yunet_and_to_no_other(settings):
-    with pytest.raises(ValueError, match="detector_model is the model file of detector yunet"):
-        PrepareConfig(**settings)
+def test_a_model_file_belongs_to_yunet_and_to_no_other():
+    with pytest.raises(ValueError, match="detector yunet needs detector_model, its model file"):
+        PrepareConfig(detector="yunet")
+    with pytest.raises(InputError, match=r"prepare\.detector_model: a\.onnx: of detector yunet only"):
+        build_detector("mtcnn", Path("a.onnx"))

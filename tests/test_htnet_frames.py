@@ -78,6 +78,8 @@ def test_a_video_is_read_frame_by_frame_from_1(tmp_path):
     for number in (6, 1, 3):
         # JPEG's colours; other frames differ by 60
         assert np.abs(frames.read(number).astype(int) - picture(number - 1)).mean() < 12
+    for number, found in zip((2, 3, 6), frames.read_each([2, 3, 6]), strict=True):
+        assert np.array_equal(found, frames.read(number))
     for number in (0, 7):
         with pytest.raises(InputError, match=rf"clip\.avi: frame {number} is missing; there are frames 1 to 6"):
             frames.read(number)

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from htnet.data import store as store_module
 from htnet.data.manifest import SCHEMA, file_stem, manifest_digest, read_manifest, write_manifest
 from htnet.data.prepared import PreparedSample
-from htnet.data.store import FORMAT_VERSION, Store, open_store, remove_leftovers, write_store
+from htnet.data.store import FORMAT_VERSION, Store, open_store, remove_leftovers, staging, write_part, write_store
 from htnet.data.types import Sample, SampleId
 from htnet.errors import InputError
 
@@ -361,6 +361,14 @@ def processes():
     # what this module imports, once instead of in every writer
     context.set_forkserver_preload(["pytest", "hypothesis", "htnet.data.store"])
     return context
+
+
+def test_a_part_that_comes_after_its_store_was_given_up_brings_nothing_back(tmp_path):
+    with staging(tmp_path / "store", RECIPE) as stage:
+        stage.discard()
+        with pytest.raises(FileNotFoundError):
+            write_part(stage.folder, "samm", "006", [prepared()])
+        assert not stage.folder.exists()
 
 
 def started(processes, path: Path, seconds: float):

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from htnet.data.landmarks import face_crop
-from htnet.data.synth import COMPOSITE, DATASETS, generate, plan_clips, render_frame, true_flow
+from htnet.data.synth import (
+    COMPOSITE,
+    DATASETS,
+    UNREADABLE,
+    generate,
+    plan_clips,
+    planted,
+    render_frame,
+    true_flow,
+)
+from htnet.data.synth_like import read_clip_list
 from htnet.data.synth_motion import backward_field, expression, forward_flow
 from htnet.data.types import Emotion
 from htnet.errors import InputError
@@ -94,6 +104,9 @@ def test_an_interrupted_generation_leaves_nothing_behind(tmp_path: Path, monkeyp
         ({"seed": -1}, "seed must be in"),
         ({"datasets": ["casme9"]}, "casme9"),
         ({"datasets": []}, "one or more"),
+        ({"difficulty": "hard"}, "difficulty must be one of easy, realistic, got 'hard'"),
+        ({"damaged": -0.1}, r"damaged must be in \[0, 1\], got -0.1"),
+        ({"like": Path("none.csv")}, "subjects must not be given with like"),
     ],
 )
 def test_a_parameter_out_of_range_is_named(tmp_path: Path, change: dict[str, object], named: str) -> None:
@@ -116,6 +129,33 @@ def test_every_subject_shows_at_least_two_classes_under_names_of_its_own(dataset
 def test_the_parameters_are_kept_beside_the_data(small: Path) -> None:
     kept = json.loads((small / "synth.json").read_text())
     assert {name: kept[name] for name in SMALL} == SMALL
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_traps_and_damage_are_listed_and_change_no_other_clip(dataset: str) -> None:
+    plain = plan_clips(dataset, seed=0, **SMALL)
+    spoiled = plan_clips(dataset, seed=0, traps=True, damaged=0.2, **SMALL)
+    listed = {(item["subject"], item["clip"]): item for item in planted(spoiled)}
+    assert {(clip.subject, clip.clip) for clip in spoiled if clip.trap or clip.damage} == listed.keys()
+    assert [clip for clip in spoiled if not clip.trap and not clip.damage] == [
+        clip for clip in plain if (clip.subject, clip.clip) not in listed
+    ]
+    damage = [item for item in listed.values() if item["rule"] == UNREADABLE]
+    assert len(damage) == (0 if dataset == "htnet_release" else 2)
+    assert all((item["expected"], item["failed"]) == ("left_out", True) for item in damage)
+
+
+def test_a_list_decides_subjects_clips_and_classes_whatever_the_seed(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("dataset,subject,clip,label\nsamm,7,007_3_1,2\nsamm,36,036_2_1,0\nsamm,7,007_3_2,0\n")
+    summary = generate(tmp_path / "raw", like=path, image_size=64)
+    assert summary.clips == {"samm": 3}
+    listed = read_clip_list(path).clips["samm"]
+    for seed in (0, 1):
+        plan = plan_clips("samm", like=listed, seed=seed, image_size=64)
+        assert [(clip.subject, clip.clip, clip.label) for clip in plan] == [
+            ("007", "007_3_1", 2), ("007", "007_3_2", 0), ("036", "036_2_1", 0),
+        ]  # fmt: skip
 
 
 def flow_at(clip, place: tuple[float, float]) -> np.ndarray:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from kernels.benchmarks.plots import roofline, write_pictures
 from kernels.benchmarks.providers import PROVIDERS, Provider, select_providers
 from kernels.benchmarks.record import Row, append_rows, read_rows
 from kernels.benchmarks.runner import Plan, measure
+from kernels.benchmarks.static import kernel_rows
 from kernels.reference import local_attention_reference
+from kernels.testing import BLOCK_TOLERANCES
 from launch.profile import add_arguments
 
 CPU = torch.device("cpu")
@@ -141,6 +144,64 @@ def test_an_unknown_case_or_setting_names_the_known(names, overrides, message):
     assert message in str(raised.value)
 
 
+# --- static figures
+
+
+def kernels_and_cases(monkeypatch, cases, card="h200") -> tuple[list[tuple[str, tuple[str, ...]]], list[int]]:
+    """Which kernels would be compiled for which cases, and the channels of the blocks."""
+    pytest.importorskip("triton")
+    figures = {"registers": 1, "spilled": 0, "stack": 0, "shared": 0, "warps": 1, "tile": 16}
+    seen = []
+
+    def fake_core(shape, archs):
+        (arch,) = archs
+        for kernel in ("forward", "backward"):
+            yield SimpleNamespace(kernel=kernel, arch=arch, **figures)
+
+    def fake_block(shape, dim, arch):
+        seen.append(dim)
+        return SimpleNamespace(kernel="fused", arch=arch, **figures)
+
+    monkeypatch.setattr("kernels.compile.compile_case", fake_core)
+    monkeypatch.setattr("kernels.attention_block.compile.compile_block", fake_block)
+    rows = list(kernel_rows(cases, CARDS[card]))
+    assert {row.arch for row in rows} <= {CARDS[card].arch}
+    return [(row.kernel, row.cases) for row in rows], seen
+
+
+def test_the_static_table_holds_the_core_and_where_it_can_run_the_fused_block(monkeypatch):
+    cases = select_cases(["paper", "fine/0", "fine/1"], {}, batch=256, dtype="bf16")
+    assert kernels_and_cases(monkeypatch, cases) == (
+        [
+            *(("forward", ("fine/0",)), ("backward", ("fine/0",))),
+            *(("forward", ("fine/1",)), ("backward", ("fine/1",))),
+            ("fused", ("fine/0",)),  # fine/1 has 512 channels
+        ],
+        [256],
+    )
+    alike = [*cases, dataclasses.replace(cases[3], name="again"), dataclasses.replace(cases[3], name="less", dim=128)]
+    rows, dims = kernels_and_cases(monkeypatch, alike)
+    assert rows[0] == ("forward", ("fine/0", "again", "less"))
+    assert rows[-2:] == [("fused", ("fine/0", "again")), ("fused", ("less",))]
+    assert dims == [256, 128]
+
+
+@pytest.mark.parametrize(
+    ("shape", "card", "kernels"),
+    [
+        ({"dtype": "bf16"}, "a100", ["forward", "backward"]),
+        ({"dtype": "fp32"}, "h200", ["forward", "backward"]),
+        ({"dtype": "fp16"}, "b200", ["forward", "backward", "fused"]),
+        ({"dtype": "bf16", "tokens": "81"}, "h200", ["forward", "backward"]),
+        ({"dtype": "bf16", "head_dim": "129"}, "h200", []),
+        ({"dtype": "bf16", "tokens": "33x33"}, "h200", []),
+    ],
+)
+def test_kernels_that_a_card_or_a_shape_does_not_run_are_not_compiled_for_it(monkeypatch, shape, card, kernels):
+    rows, _ = kernels_and_cases(monkeypatch, [tiny_case(**shape)], card)
+    assert [kernel for kernel, _ in rows] == kernels
+
+
 # --- providers and the gate
 
 
@@ -176,6 +237,22 @@ def test_a_provider_that_is_not_installed_says_so(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ({"head_dim": "129"}, "head_dim must be at most 128, got 129"),
+        ({"tokens": "33x33"}, "a block must hold at most 1024 tokens, got 1089"),
+        ({"head_dim": "129", "tokens": "1"}, None),  # a copy needs no kernel
+    ],
+)
+def test_what_our_kernels_do_not_take_is_no_failure_of_ours(monkeypatch, shape, reason):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    ours = [provider for provider in PROVIDERS.values() if provider.ours and provider.name != "block-fused"]
+    assert len(ours) == 3
+    for provider in ours:
+        assert provider.limit(tiny_case(**shape), torch.device("cuda")) == reason
+
+
+@pytest.mark.parametrize(
     ("factor", "reason"),
     [(1.001, "wrong: relative RMS error 0.001 of the output"), (float("nan"), "wrong: relative RMS error nan")],
 )
@@ -196,6 +273,25 @@ def test_a_provider_that_is_wrong_only_backward_is_not_timed():
     row = measured([fake(build)])[-1]
     assert row.status == "refused"
     assert "of the gradient of qkv" in row.reason
+
+
+@pytest.mark.parametrize(("share", "status"), [(0.5, "ok"), (2.0, "refused")])
+def test_the_block_is_held_to_its_own_tolerances(share, status):
+    allowed = BLOCK_TOLERANCES[torch.float32].backward
+
+    def build(case):
+        right = PROVIDERS["block-reference"].build(case)
+
+        def run(*tensors):
+            out = right(*tensors)
+            return out + share * allowed * (out - out.detach())  # the value is right, all gradients are a little large
+
+        return run
+
+    provider = dataclasses.replace(PROVIDERS["block-reference"], build=build)
+    (row,) = measured([provider])
+    assert row.status == status
+    assert row.error_backward == pytest.approx(share * allowed, rel=0.5)
 
 
 def test_a_provider_that_breaks_is_a_row_and_the_others_are_measured():

@@ -112,6 +112,8 @@ def test_dropout_of_attention_weights_keeps_the_mean(backend, blocks):
         ({"num_heads": 2.0}, TypeError, "num_heads must be an int, got float"),
         ({"blocks_per_side": -1}, ValueError, "blocks_per_side must be at least 1, got -1"),
         ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
+        ({"scale": torch.tensor(0.5)}, TypeError, "scale must be a number, got Tensor"),
+        ({"dropout_p": "0.1"}, TypeError, "dropout_p must be a number, got str"),
         ({"dropout_p": 1.0}, ValueError, r"dropout_p must be in \[0, 1\), got 1.0"),
         ({"backend": "cudnn"}, ValueError, "one of auto, reference, sdpa, triton, got 'cudnn'"),
     ],
@@ -133,6 +135,7 @@ def test_wrong_arguments_of_attention_are_refused_with_rule_and_value(changes, e
         ({"qkv_weight": torch.zeros(16, 8)}, ValueError, "got 16 rows with num_heads=2"),
         ({"out_weight": torch.zeros(6, 8)}, ValueError, r"out_weight must have shape \(8, 6\)"),
         ({"eps": 0.0}, ValueError, "eps must be positive, got 0.0"),
+        ({"eps": None}, TypeError, "eps must be a number, got NoneType"),
         ({"x": torch.zeros(1, 4, 4)}, ValueError, "x must have 4 dimensions"),
     ],
 )

@@ -26,17 +26,20 @@ import pytest
 import yaml
 from rich.console import Console
 from test_htnet_adapters import clips, read
+from test_htnet_landmark_tables import openface, openface_row
 from test_htnet_release import CLIPS, make_release
 
 import launch.prepare
 from htnet.config import ResourcesConfig
+from htnet.config_io import load_config
 from htnet.data.detectors import build_detector, mtcnn
 from htnet.data.extraction import ExtractionSettings
 from htnet.data.frames import list_frames
-from htnet.data.landmarks import LandmarkTable
+from htnet.data.landmarks import LandmarkTable, read_landmarks
 from htnet.data.store import Staging, open_store, staging
 from htnet.data.synth import generate
 from launch import cli
+from launch.prepare_plan import make_plan
 from launch.prepare_report import Progress
 from launch.prepare_task import SubjectOutcome, SubjectTask, prepare_subject
 from launch.scheduler import ray_cluster
@@ -540,7 +543,7 @@ def test_where_landmarks_come_from_is_counted_and_failures_are_listed_by_policy(
     source = {"adapter": "samm", "root": str(copy), "landmarks": str(landmark_rows(copy, but=1))}
     config = configured(tmp_path, raw, sources=[source])
     assert run(config, "--list") == 0
-    assert "landmarks: samm: no table 1, table fewer.csv 9" in capsys.readouterr().out
+    assert "landmarks: samm: not given 1, table fewer.csv 9" in capsys.readouterr().out
     reason = f"{copy / 'fewer.csv'}: no landmarks for clip samm/006/006_1_1"
     assert run(config) == 1
     out = capsys.readouterr().out
@@ -559,6 +562,27 @@ def test_where_landmarks_come_from_is_counted_and_failures_are_listed_by_policy(
     with tarfile.open(mean / "shards" / "samm" / "006.tar") as shard:
         methods = {name: json.load(shard.extractfile(name))["landmarks"] for name in shard.getnames() if "json" in name}
     assert methods == {"006_1_1.json": "mean_shape", "006_1_2.json": "table fewer.csv"}
+
+
+def test_a_folder_of_openface_files_is_a_table_and_a_changed_file_another_input(raw, tmp_path, capsys):
+    entries = clips(read(raw / "samm", "samm"))
+    given = read_landmarks(raw / "samm" / "landmarks.csv")
+    folder = tmp_path / "openface"
+    for number, clip in enumerate(entries):
+        rows = [openface_row(frame, given.of(clip.id)) for frame in list_frames(clip.frames)]
+        openface(tmp_path, *rows, name=f"{clip.id.subject}_{clip.id.clip}.csv")
+        if not number:
+            spoiled = [openface_row(frame, given.of(clip.id), success="0") for frame in list_frames(clip.frames)]
+            openface(tmp_path, *spoiled, name=f"samm/{clip.id.subject}/{clip.id.clip}.csv")
+    source = {"adapter": "samm", "root": str(raw / "samm"), "landmarks": str(folder)}
+    prepare = load_config(configured(tmp_path, raw, sources=[source])).prepare
+    plan = make_plan(prepare)
+    assert plan.landmarks() == {"samm": {"table openface": 9, "not given": 1}}
+    table = plan.tables[entries[1].id]
+    np.testing.assert_allclose(table.of(entries[1].id), given.of(entries[1].id), atol=0.06)
+    shutil.rmtree(folder / "samm")
+    assert make_plan(prepare).landmarks() == {"samm": {"table openface": 10}}
+    assert make_plan(prepare).recipe["sources"][0]["landmarks_sha256"] != table.sha256
 
 
 def test_faces_without_a_table_are_found_in_the_tasks(raw, tmp_path, capsys, started_ray):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from test_kernels_benchmarks import measured
 
 from kernels.benchmarks.providers import PROVIDERS, select_providers
@@ -35,6 +37,11 @@ def test_on_a_cpu_it_prints_rivals_and_static_figures_and_writes_both_pictures(t
     assert done.returncode == 0, done.stderr
     for expected in ("least traffic and arithmetic", "compiled for H200 SXM (sm_90)", "packed_backward", "needs CUDA"):
         assert expected in done.stdout
+    fused = next(line.split() for line in done.stdout.splitlines() if "fused_forward" in line)
+    case, _, registers, spills, stack, shared, warps, tile = fused
+    assert (case, spills, stack, warps, tile) == ("4x5", "0", "0", "8", "128")
+    assert 0 < int(registers) <= 255
+    assert int(shared) > 0
     assert "4x85" not in done.stdout
     rows = read_rows(tmp_path / "out" / "local_attention.csv")
     assert {(row.provider, row.mode) for row in rows if row.status == "ok"} >= {("sdpa", "backward")}
@@ -127,6 +134,27 @@ def test_only_a_failure_of_ours_makes_a_run_partial():
     assert profile._exit_code([copy, rival, broken]) == 0
     assert profile._exit_code([copy, broken]) == 1  # nothing but the copy was timed
     assert profile._exit_code([copy, rival, dataclasses.replace(broken, provider="block-triton")]) == 1
+
+
+def test_goals_are_ratios_to_the_quickest_rival_of_the_same_case_and_mode():
+    (_, row) = measured(select_providers(["reference"]))
+
+    def timed(provider, median, mode="both", **values):
+        return dataclasses.replace(row, provider=provider, median_us=median, mode=mode, **values)
+
+    rows = [
+        timed("triton", 10.0, "forward", copy_percent=87.0),
+        timed("triton", 10.0, "forward", copy_percent=91.0, graph=True),
+        *(timed("triton", 40.0), timed("sdpa", 90.0), timed("sdpa", 80.0, graph=True)),
+        *(timed("block-triton", 60.0), timed("block-sdpa", 120.0), timed("block-compile", 96.0)),
+        *(timed("block-fused", 20.0, "forward"), timed("block-triton", 34.0, "forward")),
+        timed("block-fused", 1.0, "forward", case="other", status="refused"),
+    ]
+    console = Console(width=120, file=io.StringIO())
+    profile._say_goals(rows, console)
+    (line,) = (line for line in console.file.getvalue().splitlines() if line.split()[:1] == [row.case])
+    # of equal times the first counts; the fused block is compared with our composed one too, forward alone
+    assert line.split()[1:] == ["87", "%", "2.00", "1.60", "1.70"]
 
 
 def test_it_runs_where_the_packages_for_data_and_clusters_are_absent():

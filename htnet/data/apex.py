@@ -53,7 +53,7 @@ def find_apex(frames: Frames, onset: int, offset: int, crop: FaceCrop, landmarks
         raise InputError(f"no frame after onset {onset} up to offset {offset}, so no apex can be found")
     places = crop.to_flow(landmarks, _SIZE)
     rest = _face(crop, frames.read(onset))
-    motion = np.array([_motion(rest, _face(crop, frames.read(number)), places) for number in between])
+    motion = np.array([_motion(rest, _face(crop, frame), places) for frame in frames.read_each(between)])
     around = np.pad(motion, 1, mode="edge")
     return between[int(np.argmax((around[:-2] + 2 * motion + around[2:]).round(6)))]
 

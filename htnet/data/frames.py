@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -131,6 +131,10 @@ class Frames(Protocol):
         """(H, W, 3) uint8, blue-green-red; :class:`InputError` names file and frame."""
         ...
 
+    def read_each(self, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
+        """As :meth:`read`, frame by frame, by rising numbers; a video is gone through once."""
+        ...
+
 
 @dataclass(frozen=True)
 class FolderFrames:
@@ -151,10 +155,14 @@ class FolderFrames:
         """A frame by its number."""
         return read_frame(frame_path(self._paths, number, self.folder))
 
+    def read_each(self, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
+        """Frames by their numbers."""
+        return (self.read(number) for number in numbers)
+
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """A video; frames count from 1. Read from the start each time: seeking is not exact in many formats."""
+    """A video; frames count from 1. Read from the start: seeking is not exact in many formats."""
 
     path: Path
 
@@ -171,12 +179,18 @@ class VideoFrames:
 
     def read(self, number: int) -> NDArray[np.uint8]:
         """A frame by its number."""
-        video = self._open()
-        done = number >= 1 and all(video.grab() for _ in range(number))
-        there, picture = video.retrieve() if done else (False, None)
-        if not there or picture is None:
-            raise InputError(f"{self.path}: frame {number} is missing; there are frames 1 to {self.numbers[-1]}")
-        return np.asarray(picture, np.uint8)
+        return next(self.read_each([number]))
+
+    def read_each(self, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
+        """Frames by their numbers, which must rise."""
+        video, at = self._open(), 0
+        for number in numbers:
+            while at < number and video.grab():
+                at += 1
+            there, picture = video.retrieve() if at == number >= 1 else (False, None)
+            if not there or picture is None:
+                raise InputError(f"{self.path}: frame {number} is missing; there are frames 1 to {self.numbers[-1]}")
+            yield np.asarray(picture, np.uint8)
 
     def _open(self) -> cv2.VideoCapture:
         video = cv2.VideoCapture(str(self.path))

@@ -399,7 +399,9 @@ def _write_atomically(path: Path, data: bytes, temporary_folder: Path | None = N
 
 def _write_shard(folder: Path, name: str, items: Sequence[PreparedSample]) -> list[ManifestRow]:
     target = folder / "store" / name
-    target.parent.mkdir(parents=True, exist_ok=True)
+    # not with parents: a task that a refused run left behind must not bring back the folder that was removed
+    for folder_of in (target.parent.parent, target.parent):
+        folder_of.mkdir(exist_ok=True)
     checksums: dict[str, str] = {}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:

@@ -153,9 +153,9 @@ def _read_like(path: Path, counts: Mapping[str, int | None], traps: bool) -> Cli
     """The list, after a look at what it decides alone."""
     for name, value in counts.items():
         if value is not None:
-            raise InputError(f"synth: {name} must not be given with like, whose list decides it, got {value}")
+            raise InputError(f"{name} must not be given with like, whose list decides it, got {value}")
     if traps:
-        raise InputError("synth: traps must not be asked for with like, whose list has no such clips")
+        raise InputError("traps must not be asked for with like, whose list has no such clips")
     return read_clip_list(path)
 
 
@@ -169,17 +169,17 @@ def _check(
     for name in datasets:
         if name not in known:
             where = "" if listed is None else " in the list of like"
-            raise InputError(f"synth: dataset must be one of {', '.join(known)}{where}, got {name!r}")
+            raise InputError(f"dataset must be one of {', '.join(known)}{where}, got {name!r}")
     if not datasets or len(set(datasets)) != len(datasets):
-        raise InputError(f"synth: datasets must be one or more different names, got {list(datasets)}")
+        raise InputError(f"datasets must be one or more different names, got {list(datasets)}")
     for name, value in sizes.items():
         low, high = _LIMITS[name]
         if not low <= value <= high:
-            raise InputError(f"synth: {name} must be in {low}..{high}, got {value}")
+            raise InputError(f"{name} must be in {low}..{high}, got {value}")
     if difficulty not in get_args(Difficulty):
-        raise InputError(f"synth: difficulty must be one of {', '.join(get_args(Difficulty))}, got {difficulty!r}")
+        raise InputError(f"difficulty must be one of {', '.join(get_args(Difficulty))}, got {difficulty!r}")
     if not 0.0 <= damaged <= 1.0:
-        raise InputError(f"synth: damaged must be in [0, 1], got {damaged}")
+        raise InputError(f"damaged must be in [0, 1], got {damaged}")
     return tuple(name for name in DATASETS if name in datasets)
 
 

@@ -59,7 +59,7 @@ class TVL1:
 
 
 _CHUNK_PIXELS = 1 << 18
-"""Most pixels of the finest level that a thread works on at once on a CPU: less is more Python, more leaves the cache."""
+"""Most pixels of the finest level that a CPU thread works on at once: fewer mean more Python, more leave the cache."""
 
 
 @torch.no_grad()
@@ -164,7 +164,7 @@ class _State:
         self.rho, self.length = torch.empty_like(self.constant), torch.empty_like(u)
         # what the forward differences do not reach stays zero
         self.right, self.down = torch.zeros_like(u), torch.zeros_like(u)
-        # views, made once: in a step they would cost as much Python as the arithmetic, and threads wait for each other's
+        # views, made once: to make them in every step is Python, for which threads wait for each other
         self.forces = self.rho.unsqueeze(1)
         self.data_terms = tuple((self.gradient[:, axis], u[:, axis]) for axis in (0, 1))
         later, earlier = (

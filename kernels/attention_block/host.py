@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.attention_block import kernels
+from kernels.attention_block.norm import norm_inputs
 from kernels.local_attention import host as core
 
 __all__ = ["attend_block", "attend_block_backward", "fused_launch", "fused_tiling", "pad_heads"]
@@ -96,8 +97,10 @@ def attend_block_backward(
     channels, head_dim = x.shape[-1], out_weight.shape[1] // num_heads
     wide_qkv, wide_out = pad_heads(qkv_weight, out_weight, num_heads)
     core_settings = (num_heads, blocks_per_side, scale)
+    wide, *gain_and_bias = norm_inputs(x.contiguous(), norm_weight, norm_bias)
     with torch.autocast(x.device.type, enabled=False):  # the operator computes in the dtype of its input
-        normed, mean, inverse = torch.native_layer_norm(x.contiguous(), [channels], norm_weight, norm_bias, eps)
+        normed, mean, inverse = torch.native_layer_norm(wide, [channels], *gain_and_bias, eps)
+        normed = normed.to(x.dtype)
         qkv = normed @ wide_qkv.T
         attended, log_sums = core.attend(qkv, *core_settings)
         tiled = (attended, log_sums) if log_sums.shape[-1] else (None, None)
@@ -105,9 +108,11 @@ def attend_block_backward(
         rows = grad_out.reshape(-1, channels)
         grad_wide_out = rows.T @ attended.flatten(0, 2)
         grad_wide_qkv = grad_qkv.flatten(0, 2).T @ normed.flatten(0, 2)
-        grad_x, grad_gain, grad_bias = torch.ops.aten.native_layer_norm_backward(
-            grad_qkv @ wide_qkv, x.contiguous(), [channels], mean, inverse, norm_weight, norm_bias, [True] * 3
+        grad_normed = (grad_qkv @ wide_qkv).to(wide.dtype)
+        gradients = torch.ops.aten.native_layer_norm_backward(
+            grad_normed, wide, [channels], mean, inverse, *gain_and_bias, [True] * 3
         )
+        grad_x, grad_gain, grad_bias = (gradient.to(x.dtype) for gradient in gradients)
         grad_qkv_weight = grad_wide_qkv.unflatten(0, (3 * num_heads, -1))[:, :head_dim].flatten(0, 1).contiguous()
         grad_out_weight = grad_wide_out.unflatten(1, (num_heads, -1))[..., :head_dim].flatten(1).contiguous()
         return grad_x + grad_out, grad_gain, grad_bias, grad_qkv_weight, grad_out_weight, rows.sum(0)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.attention_block.norm import norm_inputs
 from kernels.local_attention.checks import check_block
 from kernels.local_attention.interface import _resolve, _sdpa, _triton, drop_heads
 from kernels.reference import local_attention_block_reference
@@ -91,10 +92,14 @@ def local_attention_block(
     return run(x, **weights, **settings, dropout_p=dropout_p, **attend)
 
 
-def fused_limit(x: Tensor, *, num_heads: int, head_dim: int, blocks_per_side: int) -> str | None:
+def fused_limit(
+    x: Tensor, *, num_heads: int, head_dim: int, blocks_per_side: int, major: int | None = None
+) -> str | None:
     """The rule that keeps ``x`` (B, H, W, C) from the fused kernel, and what breaks it; None if it takes it.
 
-    What the core's kernels do not take is taken as refused already.
+    ``major`` is the first number of an NVIDIA card's compute capability, by default that of the card that holds ``x``;
+    without either the interpreter is meant, which is held to the rules about shapes alone. What the core's kernels do
+    not take is taken as refused already.
     """
     tokens = x.shape[1] * x.shape[2] // blocks_per_side**2
     if not 2 <= tokens <= 64:
@@ -106,13 +111,14 @@ def fused_limit(x: Tensor, *, num_heads: int, head_dim: int, blocks_per_side: in
     columns = num_heads * math.ceil(head_dim / 16) * 16
     if columns > 288:
         return f"all heads, each padded to a multiple of 16, must have at most 288 channels, got {columns}"
-    if x.device.type != "cuda":
+    if major is None and x.device.type != "cuda":
         return None
     if x.element_size() != 2:
         return f"dtype must be bfloat16 or float16, got {x.dtype}"
-    if torch.version.hip:
-        return "the device must be an NVIDIA card, got one of AMD"
-    major = torch.cuda.get_device_properties(x.device).major
+    if major is None:
+        if torch.version.hip:
+            return "the device must be an NVIDIA card, got one of AMD"
+        major = torch.cuda.get_device_properties(x.device).major
     if major not in _FUSED_ARCHITECTURES:
         return f"the compute capability must be 9.x or 10.x, got {major}.x"
     return None
@@ -180,7 +186,8 @@ def _composed(
     attend: Callable[..., Tensor],
 ) -> Tensor:
     """The block of torch's norm and linear maps around the core ``attend``."""
-    normed = F.layer_norm(x, (x.shape[-1],), norm_weight, norm_bias, eps)
+    wide, gain, bias = norm_inputs(x, norm_weight, norm_bias)
+    normed = F.layer_norm(wide, (x.shape[-1],), gain, bias, eps).to(x.dtype)
     if x.shape[1] == x.shape[2] == blocks_per_side:
         # one token per block: queries and keys have no influence, so they are not computed
         value = F.linear(normed, qkv_weight[2 * (qkv_weight.shape[0] // 3) :])

@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import local_attention, local_attention_block
+from kernels.attention_block.interface import fused_limit
 from kernels.benchmarks.cases import Case, Operation
+from kernels.local_attention.checks import triton_limit
 from kernels.reference import local_attention_block_reference, local_attention_reference
 
-__all__ = ["DTYPES", "PROVIDERS", "Forward", "Provider", "select_providers"]
+__all__ = ["DTYPES", "PROVIDERS", "Forward", "Provider", "not_fused", "not_taken", "select_providers"]
 
 Forward = Callable[..., Tensor]
 Limit = Callable[[Case, torch.device], str | None]
@@ -247,15 +249,19 @@ def _grid_limit(case: Case, device: torch.device) -> str | None:
     return "more than 65,535 blocks" if case.blocks > 65_535 else None
 
 
-def _small_head(case: Case, device: torch.device) -> str | None:
-    return f"head_dim {case.head_dim} is over 128" if case.head_dim > 128 else None
+def not_taken(case: Case, device: torch.device) -> str | None:
+    """What our core's kernels do not take, on any device; blocks of one token need no kernel."""
+    if case.tokens_per_block == 1:
+        return None
+    x = torch.empty(case.batch, case.height, case.width, 1, dtype=DTYPES[case.dtype], device="meta")
+    return triton_limit(x, num_heads=case.heads, head_dim=case.head_dim, blocks_per_side=case.blocks_per_side)
 
 
-def _not_fused(case: Case, device: torch.device) -> str | None:
-    from kernels.attention_block.interface import fused_limit
-
+def not_fused(case: Case, device: torch.device, *, major: int | None = None) -> str | None:
+    """What the block's kernel does not take on ``device``, or on a card of compute capability ``major``.x."""
     x = torch.empty(1, case.height, case.width, case.dim, dtype=DTYPES[case.dtype], device=device)
-    return fused_limit(x, num_heads=case.heads, head_dim=case.head_dim, blocks_per_side=case.blocks_per_side)
+    settings = {"num_heads": case.heads, "head_dim": case.head_dim, "blocks_per_side": case.blocks_per_side}
+    return fused_limit(x, **settings, major=major)
 
 
 def _table() -> Iterable[Provider]:
@@ -267,7 +273,7 @@ def _table() -> Iterable[Provider]:
         return Provider(name=name, operation="block", what=what, build=build, limits=limits, ours=is_ours)
 
     attending, cuda = _needs_several_tokens, _needs_cuda
-    ours: tuple[Limit, ...] = (cuda, _needs("triton"), _small_head)
+    ours: tuple[Limit, ...] = (cuda, _needs("triton"), not_taken)
     yield core("triton", "ours: kernels.local_attention", _ours, *ours)
     yield core("reference", "kernels.reference, computed in fp32", _reference)
     yield core("einsum", "the same in the input's dtype, as the public code does it", _einsum)
@@ -288,7 +294,7 @@ def _table() -> Iterable[Provider]:
     yield core("flash-attn", "package flash-attn", _flash_attn, attending, cuda, _needs("flash_attn"), _needs_half)
     yield core("natten", "package NATTEN, stride = window", _natten, attending, cuda, _needs("natten"))
     yield block("block-triton", "ours: kernels.local_attention_block", _block("triton"), *ours)
-    yield block("block-fused", "ours, all in one kernel (fused=True)", _block("triton", fused=True), *ours, _not_fused)
+    yield block("block-fused", "ours, all in one kernel (fused=True)", _block("triton", fused=True), *ours, not_fused)
     yield block("block-unfused", "torch's norm and linear maps around our core", _unfused(_ours), *ours)
     yield block("block-reference", "kernels.reference, computed in fp32", _block_reference)
     yield block("block-sdpa", "torch's norm and linear maps around its attention", _unfused(_sdpa()))

@@ -22,7 +22,7 @@ from kernels.benchmarks.cases import Case, Direction, Operation
 from kernels.benchmarks.providers import DTYPES, Forward, Provider
 from kernels.benchmarks.record import Row, Status, Where, this_machine
 from kernels.reference import local_attention_block_reference
-from kernels.testing import TOLERANCES, attention_truth, poisoned_outputs, relative_rms
+from kernels.testing import BLOCK_TOLERANCES, TOLERANCES, attention_truth, poisoned_outputs, relative_rms
 
 __all__ = ["Plan", "measure"]
 
@@ -36,9 +36,7 @@ _INPUTS: Final[dict[Operation, tuple[str, ...]]] = {
     "core": ("qkv",),
     "block": ("x", "norm_weight", "norm_bias", "qkv_weight", "out_weight", "out_bias"),
 }
-_BLOCK_FP32: Final = 10.0
-"""Times the core's tolerance: a weight's gradient is a sum over all tokens, and in fp32 its rounding is what shows.
-With bf16 and fp16 the rounding of what lies between the products is larger, and the core's tolerance holds as it is."""
+_TOLERANCES: Final = {"core": TOLERANCES, "block": BLOCK_TOLERANCES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,11 +219,10 @@ def _check(forward: Forward, problem: _Problem, *, poison: bool) -> _Check:
     if out.shape != truth_out.shape:
         raise ValueError(f"returned shape {tuple(out.shape)}, expected {tuple(truth_out.shape)}")
     names = _INPUTS[problem.operation]
-    tolerance = TOLERANCES[out.dtype]
-    factor = _BLOCK_FP32 if problem.operation == "block" and out.dtype == torch.float32 else 1.0
-    found = {"the output": (relative_rms(out.detach(), truth_out), tolerance.forward * factor)}
+    tolerance = _TOLERANCES[problem.operation][out.dtype]
+    found = {"the output": (relative_rms(out.detach(), truth_out), tolerance.forward)}
     for name, grad, truth in zip(names, grads, truth_grads, strict=True):
-        found[f"the gradient of {name}"] = (relative_rms(grad, truth), tolerance.backward * factor)
+        found[f"the gradient of {name}"] = (relative_rms(grad, truth), tolerance.backward)
     forward_error, *backward_errors = (error for error, _ in found.values())
     nan = [error for error in backward_errors if error != error]
     errors = {"error_forward": forward_error, "error_backward": (nan or [max(backward_errors)])[0]}

@@ -47,6 +47,7 @@ def check_block(
     """Check the arguments of ``local_attention_block``; ``x`` must be (B, H, W, C), ``weights`` by argument name."""
     _check_map("x", x, blocks_per_side)
     _check_settings(num_heads, scale, dropout_p)
+    _check_number("eps", eps)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
     for name, weight in weights.items():
@@ -115,10 +116,18 @@ def _check_map(name: str, x: Tensor, blocks_per_side: int) -> None:
 
 def _check_settings(num_heads: int, scale: float | None, dropout_p: float) -> None:
     _check_count("num_heads", num_heads)
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale}")
+    if scale is not None:
+        _check_number("scale", scale)
+        if not math.isfinite(scale):
+            raise ValueError(f"scale must be finite, got {scale}")
+    _check_number("dropout_p", dropout_p)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+
+
+def _check_number(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):  # a tensor would have to be waited for
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
 def _check_count(name: str, value: int) -> None:

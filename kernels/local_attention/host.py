@@ -36,7 +36,8 @@ _LOG2_E: Final = math.log2(math.e)
 class Tiling:
     """How a kernel is cut: ``tile`` slots a program, of which ``packed`` whole blocks are filled (0: tiled kernel).
 
-    ``registers`` bounds those of a thread, 0 leaves the choice to the compiler.
+    ``registers`` bounds those of a thread, 0 leaves the choice to the compiler. ``late`` is for a packed backward that
+    would spill if it loaded all its input at once.
     """
 
     tile: int
@@ -44,6 +45,7 @@ class Tiling:
     warps: int
     stages: int = 1  # nothing to pipeline: packed kernels have no loop, and odd rows allow no asynchronous copies
     registers: int = 0
+    late: bool = False
 
 
 def largest_packed(element_size: int) -> int:
@@ -69,8 +71,10 @@ def tiling(tokens: int, head_dim: int, element_size: int, capability: int, *, ba
     tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     warps = tile // 16 * (2 if row > 192 or (backward and tile == 64) else 1)
     # left alone, ptxas stops at 128 registers on sm_80 and spills two
-    bounded = 80 <= capability < 90 and not backward and tile // tokens > 1
-    return Tiling(tile=tile, packed=tile // tokens, warps=warps, registers=144 if bounded else 0)
+    ampere = 80 <= capability < 90
+    registers = 144 if ampere and not backward and tile // tokens > 1 else 0
+    late = ampere and backward and tile == 64
+    return Tiling(tile=tile, packed=tile // tokens, warps=warps, registers=registers, late=late)
 
 
 def _tiled(element_size: int, capability: int, *, backward: bool) -> Tiling:
@@ -197,8 +201,8 @@ def backward_launch(
     cut, programs, constants = _plan(qkv, num_heads, blocks_per_side, capability, backward=True)
     vec = constants["VEC"] = min(_vector(qkv), _vector(grad_out))
     constants["WIDE"] = int(max(_span(qkv), _span(grad_out), _span(grad_qkv)) > NARROW_SPAN)
-    # computed from strides, the addresses of a tile of 64 leave enough registers on sm_80 for nothing to spill
-    dense, grad_dense = qkv.is_contiguous() and not (cut.packed and cut.tile == 64), grad_out.is_contiguous()
+    # computed from strides, the addresses leave registers where there are none to spare: Triton 3.9 would spill
+    dense, grad_dense = qkv.is_contiguous() and not cut.late, grad_out.is_contiguous()
     constants |= {"DENSE": int(dense), "GRAD_DENSE": int(grad_dense)}
     arguments: dict[str, Tensor | int | float] = {"grad_out": grad_out, "qkv": qkv, "grad_qkv": grad_qkv}
     if not cut.packed:
@@ -208,6 +212,7 @@ def backward_launch(
     arguments |= _strides("grad_stride", grad_out, vec, dense=grad_dense) | _strides("stride", qkv, vec, dense=dense)
     if cut.packed:
         arguments["num_blocks"] = qkv.shape[0] * blocks_per_side**2
+        constants["LATE"] = int(cut.late)
     arguments |= {"scale": scale, "score_scale": scale * _LOG2_E}
     kernel = kernels.packed_backward if cut.packed else kernels.tiled_backward
     return Launch(kernel=kernel, programs=programs, arguments=arguments, constants=constants, tiling=cut)

@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -47,6 +47,9 @@ class _Rendered:
 
     def read(self, number: int) -> NDArray[np.uint8]:
         return self.pictures[number]
+
+    def read_each(self, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
+        return (self.read(number) for number in numbers)
 
 
 def by_grey(frames: Frames, onset: int, offset: int, crop: FaceCrop, landmarks: Landmarks) -> int:

@@ -23,14 +23,22 @@ from dali_pipelines.augment import Changes, Places, draw, plan_changes
 from dali_pipelines.photometric import draw_strengths
 from dali_pipelines.stream import changes_pixels
 from htnet.config import DataConfig
-from htnet.data.flow import flow_tensor
+from htnet.data.flow import flow_image_tensor, flow_tensor
 from htnet.data.prepared import PreparedSample
 from htnet.data.regions import region_starts, scale_minmax
 from htnet.data.store import Store, write_store
 from htnet.data.synth_pairs import synth_pairs
 from htnet.data.types import Landmarks, Sample, SampleId
 
-__all__ = ["PlainBatches", "PlainFrames", "PlainPictures", "loader", "make_frame_store", "make_store"]
+__all__ = [
+    "PlainBatches",
+    "PlainFrames",
+    "PlainFramesOurFlow",
+    "PlainPictures",
+    "loader",
+    "make_frame_store",
+    "make_store",
+]
 
 
 def make_store(path: Path, *, samples: int, size: int) -> Store:
@@ -170,7 +178,7 @@ class PlainPictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 class PlainFrames(Dataset[tuple[Tensor, Tensor]]):
-    """Mosaics by step from pictures that OpenCV decodes; flow by the project's TV-L1, as ours."""
+    """Mosaics by step from pictures that OpenCV decodes, with flow by OpenCV's TV-L1, a pair at a time."""
 
     def __init__(self, store: Store, sampler: EpochSampler, *, data: DataConfig, transform: FlowTransform) -> None:
         self._pictures = PlainPictures(store, sampler, data=data, transform=transform)
@@ -179,9 +187,22 @@ class PlainFrames(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         pictures, labels = self._pictures[step]
-        onsets, apexes = pictures.unbind(1)
-        flow = flow_tensor(onsets, apexes, method="tvl1", size=self._size, strain="central").half().numpy()
-        return self._batches.of_images(step, dict(zip(self._sampler.batch(step).tolist(), flow, strict=True))), labels
+        images = self._flow_images(*pictures.unbind(1)).half().numpy()
+        return self._batches.of_images(step, dict(zip(self._sampler.batch(step).tolist(), images, strict=True))), labels
+
+    def _flow_images(self, onsets: Tensor, apexes: Tensor) -> Tensor:
+        """(B, F, F, 3) of (B, S, S) grey pictures."""
+        solver = cv2.optflow.DualTVL1OpticalFlow_create()  # type: ignore[attr-defined] # not in OpenCV's type stubs
+        pairs = zip(*(part.round().byte().numpy() for part in (onsets, apexes)), strict=True)
+        fields = np.stack([solver.calc(first, second, None) for first, second in pairs])
+        return flow_image_tensor(torch.from_numpy(fields).permute(0, 3, 1, 2), size=self._size, strain="central")
+
+
+class PlainFramesOurFlow(PlainFrames):
+    """The same with the project's TV-L1."""
+
+    def _flow_images(self, onsets: Tensor, apexes: Tensor) -> Tensor:
+        return flow_tensor(onsets, apexes, method="tvl1", size=self._size, strain="central")
 
 
 def changed_image(image: NDArray[np.float32], changes: Changes, index: int) -> NDArray[np.float32]:

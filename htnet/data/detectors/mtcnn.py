@@ -185,7 +185,11 @@ def _face(box: _Boxes, points: _Boxes) -> Face:
 
 
 def load_mtcnn(model: Path | None) -> Detector:
-    """The detector; ``model`` is not used. :class:`InputError` where no package carries the weights."""
+    """The detector; :class:`InputError` where no package carries the weights, or another model is named."""
+    if model is not None:
+        raise InputError(
+            f"prepare.detector_model: {model}: of detector yunet only; mtcnn has the weights of its package"
+        )
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations if spec is not None else None) or ():
