@@ -315,7 +315,7 @@ def held() -> tuple[int, int]:
     return len(list(Path("/proc/self/fd").iterdir())), len(list(Path("/proc/self/task").iterdir()))
 
 
-def assert_nothing_is_left_by(use: Callable[[], object], times: int, *, warm: int = 10) -> None:
+def assert_nothing_is_left_by(use: Callable[[], object], times: int) -> None:
     """``use`` makes and drops something; once pools and arenas have their size no handle, thread or memory stays."""
 
     def repeat(count: int) -> None:
@@ -323,7 +323,7 @@ def assert_nothing_is_left_by(use: Callable[[], object], times: int, *, warm: in
             use()
         gc.collect()
 
-    repeat(warm)
+    repeat(10)
     before, memory = held(), resident_mebibytes()
     repeat(times)
     files, threads = held()

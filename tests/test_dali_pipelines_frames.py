@@ -111,14 +111,19 @@ def test_a_member_that_only_looks_like_a_picture_is_named_when_it_cannot_be_deco
     message = r"apex\.jpg of casme2/sub01/EP00 cannot be decoded"
     with pytest.raises(InputError, match=message):
         flow_from_frames(store, range(5), device=CPU, threads=1)
-    # in the second step, which is decoded while the first is asked for
+    # in the second step, which DALI may be decoding while the first is asked for
     augment = AugmentConfig(photometric=PhotometricConfig(gamma=1.5))
     data = DataConfig(input="frames", cache_mb=cache_mb, augment=augment)
     sampler = EpochSampler(rows=tuple(range(5)), batch_size=2, seed=0, shuffle=False)
+    options = {"data": data, "transform": FlowTransform(mosaic_size=28, minmax=True), "device": CPU, "threads": 1}
+
+    def two_steps() -> None:
+        stream = FlowStream(store, sampler, **options)
+        stream.next()
+        stream.next()
+
     with pytest.raises(InputError, match=message):
-        FlowStream(
-            store, sampler, data=data, transform=FlowTransform(mosaic_size=28, minmax=True), device=CPU, threads=1
-        ).next()
+        two_steps()
     assert flow_from_frames(store, [0, 1, 2, 4], device=CPU, threads=1)(4).shape == (28, 28, 3)
 
 
