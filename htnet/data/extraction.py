@@ -185,7 +185,7 @@ class _Extractor:
         try:
             check_inside(face.points, image.shape)
         except InputError as error:
-            raise NoFaceError(f"{face.method}: clip {entry.id}: {error}") from None
+            raise NoFaceError(f"{self._table.path}: clip {entry.id}: {error}") from None
         sample = Sample(
             id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=face.points, flow_size=image.shape[0]
         )
