@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench-end-to-end bench-flow bench-apex gpu-check lock clean
+.PHONY: demo test lint types check bench-end-to-end bench-input bench-flow bench-apex gpu-check lock clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -39,6 +39,9 @@ check: lint types test ## all that has to pass before a commit
 
 bench-end-to-end: $(READY) ## fold training at the paper's size against upstream's way
 	$(BIN)/python -m launch.benchmarks.end_to_end --out docs/benchmarks/results/end_to_end_cpu.csv
+
+bench-input: $(READY) ## the training stream against a DataLoader with OpenCV
+	$(BIN)/htnet profile --input --train-step --out docs/benchmarks/results
 
 bench-flow: $(READY) ## TV-L1 flow against scikit-image's and OpenCV's
 	$(BIN)/python -m launch.benchmarks.flow --out docs/benchmarks/results/flow_cpu.csv

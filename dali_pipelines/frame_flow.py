@@ -97,7 +97,8 @@ class FrameFlow:
         try:
             outputs = run(self._pipeline, self._device, self._pictures_ahead, self._store)
         except RuntimeError as error:
-            raise no_engine(error) or error from None
+            found = None if self._grid is None else no_engine(error)
+            raise found or error from None
         self._step += 1
         return [output.clone() for output in outputs]
 

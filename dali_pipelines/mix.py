@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dali_pipelines.batch import Batch
+from dali_pipelines.batch import Batch, sent
 from htnet.config import MixConfig
 
 _SALT = 0x6D6978
@@ -27,7 +27,8 @@ def mix_batch(batch: Batch, config: MixConfig, *, num_classes: int, seed: int, s
         return batch
     rng = np.random.default_rng([seed, step, rank, _SALT])
     count = len(batch.images)
-    partner = torch.from_numpy(rng.permutation(count)).to(batch.images.device)
+    device = batch.images.device
+    partner = sent(rng.permutation(count), device)
     share = rng.beta(config.alpha, config.alpha, count)
     if config.kind == "cutmix":
         kept = rng.random((count, 4)) < share[:, None]
@@ -35,10 +36,10 @@ def mix_batch(batch: Batch, config: MixConfig, *, num_classes: int, seed: int, s
         weights = _region_weights(kept, batch.images.shape[-1])
     else:
         weights = share[:, None, None, None]
-    first = torch.from_numpy(weights.astype(np.float32)).to(batch.images.device)
+    first = sent(weights.astype(np.float32), device)
     images = first * batch.images + (1 - first) * batch.images[partner]
     target = torch.nn.functional.one_hot(batch.labels, num_classes).float()
-    of_first = torch.from_numpy(share.astype(np.float32)).to(target.device)[:, None]
+    of_first = sent(share.astype(np.float32), device)[:, None]
     return replace(batch, images=images, labels=of_first * target + (1 - of_first) * target[partner])
 
 

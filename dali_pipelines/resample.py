@@ -8,14 +8,15 @@ with two interpolations, and on a CPU every pass has a price per sample that is 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dali_pipelines.augment import Changes
+from dali_pipelines.batch import sent
 from dali_pipelines.graph import FlowTransform
-
-_TINY = 1e-20  # smaller than any span of a float16 flow image that is not constant; keeps 0 / 0 out of a constant one
 
 
 def changed_mosaics(images: Tensor, changes: Changes, transform: FlowTransform) -> Tensor:
@@ -33,47 +34,57 @@ def changed_mosaics(images: Tensor, changes: Changes, transform: FlowTransform) 
     Returns:
         (B, 3, S, S) float32 on the device of ``images``.
     """
-    size, half = images.shape[-1], transform.mosaic_size // 2
-    vectors = torch.bmm(_tensor(changes.matrix, images), images.float().flatten(2)).view(images.shape)
-    gain, shift = _scaling(vectors, transform)
+    device, size, half = images.device, images.shape[-1], transform.mosaic_size // 2
+    vectors = _mapped(images.float(), sent(changes.matrix, device))
+    if transform.minmax:
+        _stretch(vectors)
     points = size // 4 * 2
-    grid = _grid(_tensor(changes.windows(points), images), points, size)
+    grid = _grid(sent(changes.windows(points), device), points, size)
     # the grid runs through the four regions in the mosaic's order, so that what comes out is the mosaic
     mosaics = F.grid_sample(vectors, grid, mode="bilinear", padding_mode="border", align_corners=True)
     if points != half:
         regions = mosaics.unflatten(3, (2, points)).unflatten(2, (2, points)).transpose(3, 4)  # (B, 3, 2, 2, p, p)
         resized = F.interpolate(regions.flatten(1, 3), size=(half, half), mode="bilinear", antialias=True)
         mosaics = resized.unflatten(1, (-1, 2, 2)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
-    mosaics.mul_(gain).add_(shift)
+    mean, inverse = _standard(transform, device)
+    mosaics.sub_(mean).mul_(inverse)
     if not changes.kept.all():
         # a region that is dropped is the training mean, which standardising makes 0
-        kept = _tensor(changes.kept, images).view(-1, 1, 2, 2)
+        kept = sent(changes.kept, device).view(-1, 1, 2, 2)
         mosaics *= kept.repeat_interleave(half, 2).repeat_interleave(half, 3)
     return mosaics
 
 
-def _scaling(vectors: Tensor, transform: FlowTransform) -> tuple[Tensor, Tensor]:
-    """Factor and summand, (B or 1, 3, 1, 1), of stretching to 0..255 (where asked for) and standardising in one."""
-    mean, std = (
-        torch.tensor(values, device=vectors.device).view(1, 3, 1, 1) for values in (transform.mean, transform.std)
-    )
-    if not transform.minmax:
-        return 1.0 / std, -mean / std
-    low = vectors.amin((2, 3), keepdim=True)
-    stretch = 255.0 / (vectors.amax((2, 3), keepdim=True) - low).clamp_min(_TINY)
-    return stretch / std, -(low * stretch + mean) / std
+def _mapped(images: Tensor, matrices: Tensor) -> Tensor:
+    """(B, 3, F, F), the matrix of each sample applied to each of its pixels.
+
+    Plain multiplications, as for the grid: a matrix product may run in TF32, which is too coarse for coordinates.
+    """
+    columns = matrices[..., None, None].unbind(2)
+    mapped = columns[0] * images[:, :1]
+    for index in (1, 2):
+        mapped.addcmul_(columns[index], images[:, index : index + 1])
+    return mapped
+
+
+def _stretch(images: Tensor) -> None:
+    """Each channel of each image to 0..255, in place; a constant one becomes 0."""
+    low = images.amin((2, 3), keepdim=True)
+    span = images.amax((2, 3), keepdim=True) - low
+    images.sub_(low).mul_(torch.where(span > 0, 255.0 / span, 0.0))
+
+
+@lru_cache(maxsize=8)
+def _standard(transform: FlowTransform, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and inverse standard deviation, (1, 3, 1, 1); kept on the device, which sending them would make wait."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transform.mean, transform.std))
+    return mean.to(device), (1.0 / std).to(device)
 
 
 def _grid(windows: Tensor, points: int, size: int) -> Tensor:
     """(B, 4, 2, 3) maps -> (B, 2 * points, 2 * points, 2), x and y from -1 (first pixel's centre) to 1 (last one's)."""
     line = torch.arange(points, device=windows.device, dtype=torch.float32)
-    row, column = torch.meshgrid(line, line, indexing="ij")
-    places = torch.stack([column, row, torch.ones_like(row)]).view(3, -1)
-    maps = windows * (2.0 / (size - 1))
-    maps[..., 2] -= 1.0
-    grid = (maps.flatten(0, 2) @ places).view(-1, 2, 2, 2, points, points)  # (B, 2, 2, x and y, points, points)
+    maps = windows.view(-1, 2, 2, 2, 3, 1, 1) * (2.0 / (size - 1))  # (B, 2, 2, x and y, 3, 1, 1)
+    columns, rows, start = maps.unbind(4)
+    grid = columns * line + (rows * line[:, None] + (start - 1.0))  # (B, 2, 2, x and y, points, points)
     return grid.permute(0, 1, 4, 2, 5, 3).reshape(-1, 2 * points, 2 * points, 2)
-
-
-def _tensor(values: object, like: Tensor) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float32).to(like.device, non_blocking=True)

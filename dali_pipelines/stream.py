@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from dali_pipelines.augment import Places, draw, plan_changes
-from dali_pipelines.batch import Batch
+from dali_pipelines.batch import Batch, sent
 from dali_pipelines.frame_flow import FrameFlow, changes_frames
 from dali_pipelines.graph import FlowTransform, decode, image_to_input, to_device
 from dali_pipelines.mix import mix_batch
@@ -28,7 +28,7 @@ from dali_pipelines.resample import changed_mosaics
 from dali_pipelines.sampler import EpochSampler, in_order
 from dali_pipelines.source import ImageSource, Reader, RegionSource, RowSource, decoded_bytes, stored_bytes
 from htnet.config import AugmentConfig, DataConfig, MixConfig
-from htnet.data.store import Store, decode_flow
+from htnet.data.store import Store
 from htnet.errors import InputError
 
 AHEAD = 2
@@ -74,7 +74,7 @@ class FlowStream:
         if data.augment.mix.kind != "none" and num_classes is None:
             raise ValueError("num_classes is needed to mix labels")
         self._step = 0 if state is None else _step_of(state)
-        self._labels = torch.tensor([sample.label for sample in store.samples], dtype=torch.int64)
+        self._labels = torch.tensor([sample.label for sample in store.samples], dtype=torch.int64, device=device)
         self._places = Places.of(store.samples)
         self._changes = changes_pixels(data.augment)
         limit = data.cache_mb << 20
@@ -99,7 +99,9 @@ class FlowStream:
         elif not self._changes and len(rows) * 12 * transform.mosaic_size**2 <= limit:
             self._resident = load_set(store, rows, data=data, transform=transform, read=read, **placed).images
         if self._resident is not None:
-            self._place = {row: index for index, row in enumerate(rows)}
+            self._place = torch.zeros(len(store.rows), dtype=torch.int64)
+            self._place[rows] = torch.arange(len(rows))
+            self._place = self._place.to(device)
             return
         self._pipeline = build_pipeline(
             store,
@@ -123,8 +125,7 @@ class FlowStream:
             changes = plan_changes(self._augment, draws, places=self._places.chosen(rows.numpy()), rule=self._crop)
             images = changed_mosaics(images, changes, self._transform)
         self._step += 1
-        labels = self._labels[rows].to(self.device, non_blocking=True)
-        batch = Batch(images=images, labels=labels, rows=rows)
+        batch = Batch(images=images, labels=self._labels[sent(rows, self.device)], rows=rows)
         if self._num_classes is None:
             return batch
         options = {"num_classes": self._num_classes, "seed": sampler.seed, "step": step, "rank": sampler.rank}
@@ -138,8 +139,7 @@ class FlowStream:
         """Images that stay on the device, mosaics or whole flow images, and rows of a step."""
         assert self._resident is not None
         rows = torch.from_numpy(self.sampler.batch(step).copy())
-        places = torch.tensor([self._place[row] for row in rows.tolist()], device=self.device)
-        return self._resident[places], rows
+        return self._resident[self._place[sent(rows, self.device)]], rows
 
     def _computed(self) -> tuple[Tensor, Tensor]:
         """The same from the pipeline, which counts the steps itself."""
@@ -155,8 +155,7 @@ class FlowStream:
 
 def _decoded(store: Store, rows: Sequence[int], read: Reader | None) -> Tensor:
     """Whole flow images, (n, 3, F, F) float16."""
-    if read is None:
-        read = lambda row: decode_flow(store.read_member(row, "flow.npy"))  # noqa: E731 # a default, not a name
+    read = read or store.read_flow
     return torch.from_numpy(np.stack([read(row) for row in rows])).permute(0, 3, 1, 2).contiguous()
 
 

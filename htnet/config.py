@@ -210,7 +210,7 @@ class MagnifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DropRegionConfig:
-    """Set regions to no motion, so that no single part of the face decides."""
+    """Set regions to the training mean (to 0 without standardise), so that no single part of the face decides."""
 
     probability: float = 0.0
     """Share of the regions that are dropped; one region of a sample always stays."""
@@ -346,6 +346,11 @@ class DataConfig:
         if self.scaling == "minmax" and augment.magnify != MagnifyConfig():
             raise ValueError(
                 "augment.magnify needs scaling=stored: minmax stretches every flow image to 0..255, magnified or not"
+            )
+        if self.scaling == "minmax" and not self.standardise and augment.drop_region != DropRegionConfig():
+            raise ValueError(
+                "augment.drop_region with scaling=minmax needs standardise=true: in a picture stretched to 0..255 "
+                "0 is not rest but the strongest motion one way"
             )
         if self.crop == "upstream" and (augment.flip != FlipConfig() or augment.rotate != RotateConfig()):
             raise ValueError(

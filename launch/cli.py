@@ -188,7 +188,9 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
 
 
 def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("profile", help="throughput of local attention on this machine; needs no data")
+    parser = commands.add_parser(
+        "profile", help="throughput on this machine: local attention, input, training; needs no data"
+    )
     add_arguments(parser)
     parser.set_defaults(command=profile)
 

@@ -116,7 +116,7 @@ CASES: Final[dict[str, Case]] = {
         data=_FRAMES,
         text="the same, then flow (theirs: OpenCV's DualTVL1), flip, rotate, jitter, magnify",
         rival=PlainFrames,
-        tolerance=0.5,
+        tolerance=0.3,  # three times what was measured
         same_solver=False,
     ),
     "frames-own-flow": Case(
@@ -163,9 +163,10 @@ class Result:
     rates: tuple[float, ...]
     """Samples per second of each round."""
     difference: float
-    """Largest difference of the checked batches from ours, relative to their largest value."""
-    waiting: float | None = None
-    """Share of next() in next() and a training step of the paper-size network; ours only, where asked for."""
+    """Of the checked batches from ours, as the case's tolerance has it."""
+    same_solver: bool = True
+    waiting: tuple[float, ...] = ()
+    """Shares of next() in next() and a training step at the paper's size, step by step; ours only, where asked for."""
 
     @property
     def median(self) -> float:
@@ -191,18 +192,34 @@ def profile_input(options: argparse.Namespace, console: Console) -> int:
     path = None if options.out is None else options.out / RESULTS
     if path is not None:
         _check_columns(path)  # before anything is measured
-    try:
-        results = measure(plan, device)
-    except RuntimeError as error:
-        if DIFFERENCE not in str(error):
-            raise
-        console.print(f"{error}: nothing is timed", markup=False, highlight=False, soft_wrap=True)
-        return EXIT_PARTIAL
-    if path is not None:
-        _append(path, results, device)
-        write_picture(path.with_suffix(".png"), _lines(results, device))
-    console.print(_table(results, plan, device))
-    return EXIT_DONE
+    results: list[Result] = []
+    code = EXIT_DONE
+    for name in plan.cases:
+        if (reason := _cannot_run(CASES[name])) is not None:
+            console.print(f"{name}: left out: {reason}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        try:
+            found = measure(name, plan, device)
+        except RuntimeError as error:
+            if DIFFERENCE not in str(error):
+                raise
+            console.print(f"{error}: not timed", markup=False, highlight=False, soft_wrap=True)
+            code = EXIT_PARTIAL
+            continue
+        results += found
+        if path is not None:
+            _append(path, found, device)
+    if results:
+        console.print(_table(results, plan, device))
+        if path is not None:
+            write_picture(path.with_suffix(".png"), _lines(results, device))
+    return code
+
+
+def _cannot_run(case: Case) -> str | None:
+    if case.rival is PlainFrames and not hasattr(cv2, "optflow"):
+        return "this OpenCV has no DualTVL1 (it is in opencv-contrib-python-headless)"
+    return None
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -224,7 +241,10 @@ def _plan(options: argparse.Namespace) -> Plan:
         values["cases"] = tuple(name.strip() for name in options.cases.split(",") if name.strip())
         if not values["cases"] or not set(values["cases"]) <= set(CASES):
             raise InputError(f"--cases {options.cases}: --input knows {', '.join(CASES)}")
-    return Plan(**values)
+    plan = Plan(**values)
+    if plan.train_step and plan.size % 28:
+        raise InputError(f"--train-step: the network takes mosaics of a multiple of 28 pixels, got size={plan.size}")
+    return plan
 
 
 # --- the providers
@@ -274,23 +294,21 @@ def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
 # --- measuring
 
 
-def measure(plan: Plan, device: torch.device) -> list[Result]:
-    """Check and time every case of the plan; ours is the first of each.
+def measure(name: str, plan: Plan, device: torch.device) -> list[Result]:
+    """Check and time a case; ours comes first.
 
     Raises:
         RuntimeError: a provider's batches are not ours, with ``DIFFERENCE`` in its text.
     """
     deadline = None if plan.seconds is None else time.monotonic() + plan.seconds
-    results: list[Result] = []
-    for name in plan.cases:
-        case = CASES[name]
-        with _made_store(case, plan.of(case)) as store:
-            found = list(_measure_case(name, store, plan.of(case), device, deadline))
-            if plan.train_step:
-                share = _waiting_share(case, store, plan.of(case), device)
-                found = [replace(one, waiting=share) if one.provider == OURS else one for one in found]
-        results += found
-    return results
+    case = CASES[name]
+    plan = plan.of(case)
+    with _made_store(case, plan) as store:
+        found = list(_measure_case(name, store, plan, device, deadline))
+        if not plan.train_step:
+            return found
+        waiting = _waiting_shares(case, store, plan, device)
+        return [replace(one, waiting=waiting) if one.provider == OURS else one for one in found]
 
 
 @contextmanager
@@ -298,7 +316,9 @@ def _made_store(case: Case, plan: Plan) -> Iterator[Store]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "store"
         if case.of_frames:
-            yield make_frame_store(path, samples=plan.samples, size=plan.size, side=_SIDE, working_size=_WORKING_SIZE)
+            yield make_frame_store(
+                path, samples=plan.samples, size=plan.size, side=_SIDE, working_size=max(_WORKING_SIZE, plan.size)
+            )
         else:
             yield make_store(path, samples=plan.samples, size=plan.size)
 
@@ -330,7 +350,14 @@ def _measure_case(
                 rates[provider].append(_rate(ways[provider], plan.steps, device))
     for provider in PROVIDERS:
         measured = tuple(rates[provider])
-        yield Result(case=name, provider=provider, plan=plan, rates=measured, difference=differences[provider])
+        yield Result(
+            case=name,
+            provider=provider,
+            plan=plan,
+            rates=measured,
+            difference=differences[provider],
+            same_solver=case.same_solver,
+        )
 
 
 def check_equal(
@@ -375,29 +402,29 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _waiting_share(case: Case, store: Store, plan: Plan, device: torch.device) -> float:
-    """Share of next() in next() and one training step at the paper's size; the epoch before it is not counted."""
+def _waiting_shares(case: Case, store: Store, plan: Plan, device: torch.device) -> tuple[float, ...]:
+    """Shares of next() in next() and a training step at the paper's size; the epoch before them is not counted."""
     from htnet.config import EngineConfig, HTNetConfig, TrainConfig
     from htnet.engine import create_engine
     from htnet.model import HTNet
 
     torch.manual_seed(0)
-    config = HTNetConfig(image_size=plan.size // 4 * 4)
     train = TrainConfig(optimizer="adam", learning_rate=5e-5, batch_size=plan.batch)
     threads = EngineConfig(name="torch", threads=torch.get_num_threads())
-    engine = create_engine(HTNet(config), train, threads, device=device)
+    engine = create_engine(HTNet(HTNetConfig(image_size=plan.size)), train, threads, device=device)
     setting = _setting(case, store, plan)
+    shares = []
     with _provided(OURS, case, store, setting, device) as way:
-        for _ in range(setting[0].steps_per_epoch):  # up to the next full batch
-            engine.train_step(*way(), 5e-5).item()
-        start = time.perf_counter()
-        batch = way()
-        _wait(device)
-        ready = time.perf_counter()
-        engine.train_step(*batch, 5e-5).item()
-        share = (ready - start) / (time.perf_counter() - start)
+        for step in range(setting[0].steps_per_epoch + plan.rounds):
+            start = time.perf_counter()
+            batch = way()
+            _wait(device)
+            ready = time.perf_counter()
+            engine.train_step(*batch, 5e-5).item()
+            if step >= setting[0].steps_per_epoch:
+                shares.append((ready - start) / (time.perf_counter() - start))
     engine.close()
-    return share
+    return tuple(shares)
 
 
 # --- what is written and said
@@ -428,8 +455,11 @@ def _lines(results: Sequence[Result], device: torch.device) -> list[dict[str, An
                 "q1": round(low, 1),
                 "q3": round(high, 1),
                 "ours_is_times_as_fast": round(ours[result.case] / result.median, 3),
-                "largest_difference": f"{result.difference:.2e}",
-                "waiting_share": "" if result.waiting is None else f"{result.waiting:.5f}",
+                "difference": f"{result.difference:.2e}",
+                "difference_is": "largest" if result.same_solver else "root mean square",
+                "waiting_n": len(result.waiting) or "",
+                "waiting_share": f"{statistics.median(result.waiting):.5f}" if result.waiting else "",
+                "waiting_most": f"{max(result.waiting):.5f}" if result.waiting else "",
                 **where,
             }
         )
@@ -471,6 +501,6 @@ def _table(results: Sequence[Result], plan: Plan, device: torch.device) -> Table
         cells = [f"{result.median:,.0f}", f"{low:,.0f} .. {high:,.0f}", str(len(result.rates))]
         cells += ["" if result.provider == OURS else f"{line['ours_is_times_as_fast']:.2f}"]
         cells += ["" if result.provider == OURS else f"{result.difference:.0e}"]
-        cells += ["" if result.waiting is None else f"{result.waiting:.2%}"] if plan.train_step else []
+        cells += [f"{statistics.median(result.waiting):.2%}" if result.waiting else ""] if plan.train_step else []
         out.add_row(result.case if result.provider == OURS else "", result.provider, *cells)
     return out

@@ -35,7 +35,7 @@ from htnet.config import (
     MixConfig,
     RotateConfig,
 )
-from htnet.data.regions import mosaic, region_starts
+from htnet.data.regions import mosaic, region_starts, scale_minmax
 from htnet.data.store import Store, write_store
 from htnet.data.strain import optical_strain
 
@@ -186,6 +186,26 @@ def test_one_region_always_stays(numbers, probability):
     assert set(kept.flat) <= {0.0, 1.0}
 
 
+def test_stretched_pictures_are_stretched_after_their_vectors_are_mapped(smooth_store):
+    stretched = FlowTransform(mosaic_size=28, minmax=True)
+    batch = batch_of(smooth_store, transform=stretched, flip=FlipConfig(probability=1.0))
+    for row, sample in enumerate(smooth_store.samples):
+        turned_round = scale_minmax(raw(smooth_store, row) * np.float32([-1, 1, 1]))
+        wanted = mosaic(turned_round, sample.landmarks, "anatomical")[:, ::-1]
+        np.testing.assert_allclose(as_mosaic(batch, row), wanted, atol=1e-2)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -0.5, 1000.0])
+def test_a_channel_that_does_not_vary_is_zero_after_stretching(tmp_path, value):
+    item = next(random_samples())
+    image = item.flow_image.copy()
+    image[..., 0] = value
+    store = write_store(tmp_path / "store", [replace(item, flow_image=image)], {})
+    stretched = FlowTransform(mosaic_size=28, minmax=True, mean=(3.0, 0.0, 0.0), std=(2.0, 1.0, 1.0))
+    batch = batch_of(store, transform=stretched, flip=FlipConfig(probability=1.0))
+    assert torch.equal(batch.images[:, 0], torch.full((1, 28, 28), -1.5))
+
+
 def test_a_dropped_region_is_the_training_mean(smooth_store):
     transform = fit_transform(smooth_store, range(12), data=replace(STORED, standardise=True), mosaic_size=28)
     batch = batch_of(smooth_store, transform=transform, drop_region=DropRegionConfig(probability=0.5))
@@ -293,6 +313,10 @@ def test_mixed_labels_say_what_the_picture_holds(kind):
     [
         ({"augment": AugmentConfig(magnify=MagnifyConfig(high=2.0))}, r"augment\.magnify needs scaling=stored"),
         ({"augment": AugmentConfig(flip=FlipConfig(probability=0.5)), "crop": "upstream"}, "need crop=anatomical"),
+        (
+            {"augment": AugmentConfig(drop_region=DropRegionConfig(probability=0.5)), "standardise": False},
+            "drop_region with scaling=minmax needs standardise=true",
+        ),
         ({"balance": "class", "shuffle": False}, "balance=class needs shuffle=true"),
         ({"cache_mb": -1}, "cache_mb must not be negative, got -1"),
     ],

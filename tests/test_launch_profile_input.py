@@ -80,7 +80,7 @@ def test_a_rival_that_differs_is_not_timed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(input_rivals, "changed_image", lambda image, changes, index: image)
     code, out, _ = run(capsys, *TINY, "--cases", "augmented", "--out", tmp_path)
     assert code == 1
-    assert "nothing is timed" in out
+    assert "not timed" in out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,6 +102,34 @@ def test_results_are_appended_with_machine_and_versions(monkeypatch, tmp_path, c
         assert all(row[name] for name in ("commit", "cpu", "torch", "dali", "opencv", "load", "date"))
         assert float(row["q1"]) <= float(row["median_samples_per_s"]) <= float(row["q3"])
         assert row["n"] == "2"
+
+
+def test_a_case_that_differs_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None, "DataLoader, 0 workers": 0})
+    monkeypatch.setattr(input_rivals, "changed_image", lambda image, changes, index: image)
+    code, out, _ = run(capsys, *TINY, "--cases", "augmented,plain", "--out", tmp_path)
+    assert code == 1
+    assert "augmented, DataLoader, 0 workers: the batches differ" in out
+    with (tmp_path / "input.csv").open(newline="") as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {"plain"}
+
+
+def test_a_case_whose_rival_is_not_installed_is_left_out_with_its_reason(monkeypatch, capsys):
+    monkeypatch.delattr(profile_input.cv2, "optflow")
+    code, out, _ = run(capsys, *TINY, "--cases", "frames")
+    assert code == 0
+    assert out.startswith("frames: left out: this OpenCV has no DualTVL1")
+
+
+def test_the_share_of_waiting_is_measured_over_several_steps(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None})
+    options = ("--cases", "plain", "--train-step", "--out", tmp_path)
+    code, _, _ = run(capsys, "--input", "--set", "samples=4 batch=2 steps=1", "--rounds", "2", *options)
+    assert code == 0
+    with (tmp_path / "input.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert row["waiting_n"] == "2"
+    assert 0 < float(row["waiting_share"]) <= float(row["waiting_most"]) < 1
 
 
 @pytest.mark.slow
@@ -139,6 +167,7 @@ def test_a_file_with_other_columns_is_refused_before_anything_is_measured(tmp_pa
             "--cases fine: --input knows plain, augmented, streamed, pictures, frames",
         ),
         (("--set", "tokens=4"), "--set tokens=4: --input knows samples, size, batch, steps"),
+        (("--train-step", "--set", "size=32"), "--train-step: the network takes mosaics of a multiple of 28 pixels"),
         (("--set", "samples=none"), "--set samples=none: must be a whole number from 1"),
         (("--set", "size=3"), "--set size=3: must be a whole number from 4"),
         (("--rounds", 0), "--rounds and --time-limit must be positive"),
