@@ -435,6 +435,8 @@ def test_steps_after_the_total_time_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_steps_know_the_options_of_the_programs_they_call(tmp_path, quick, monkeypatch):
+    # not at the top: this file's GPU tests run where DALI is absent
+    profile_input = pytest.importorskip("launch.profile_input")
     monkeypatch.setattr(gpu_check, "_installed", lambda name: name not in ("ray", "deepspeed"))
     steps = gpu_check.make_steps(tmp_path, quick=quick)
     parser = argparse.ArgumentParser()
@@ -442,13 +444,25 @@ def test_the_steps_know_the_options_of_the_programs_they_call(tmp_path, quick, m
     for step in steps:
         if "launch.profile" in step.arguments:
             options = parser.parse_args(step.arguments[2:])
+            assert options.out == tmp_path
             pairs = dict(part.split("=") for text in options.overrides for part in text.split())
-            if not options.training:
+            if options.input:
+                assert options.train_step
+                assert profile_input._plan(options).seconds == options.time_limit < step.seconds
+            elif not options.training:
                 names = options.cases.split(",") if options.cases else None
                 assert select_cases(names, pairs, batch=1, dtype="bf16")
                 assert select_providers(options.providers.split(",") if options.providers else None)
     left_out = {step.name: step.left_out for step in steps if step.left_out}
     assert left_out == dict.fromkeys(("fold-synth", "fold-prepare", "fold-sweep-torch"), "not installed: ray")
+    assert sum(step.name.startswith("input") for step in steps) == 2
+
+
+def test_the_input_is_left_out_where_dali_is_absent(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "_installed", lambda name: name != "nvidia.dali")
+    steps = gpu_check.make_steps(tmp_path, quick=False)
+    left_out = {step.left_out for step in steps if step.name.startswith("input")}
+    assert left_out == {"not installed: nvidia.dali"}
 
 
 def test_without_a_gpu_the_check_says_so(tmp_path):

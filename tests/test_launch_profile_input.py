@@ -132,6 +132,16 @@ def test_the_share_of_waiting_is_measured_over_several_steps(monkeypatch, capsys
     assert 0 < float(row["waiting_share"]) <= float(row["waiting_most"]) < 1
 
 
+def test_pictures_are_no_input_of_the_network_and_have_no_training_step(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None})
+    code, _, _ = run(capsys, *TINY, "--cases", "pictures", "--train-step", "--out", tmp_path)
+    assert code == 0
+    with (tmp_path / "input.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert row["n"] == "2"
+    assert row["waiting_share"] == ""
+
+
 @pytest.mark.slow
 def test_worker_processes_make_the_same_batches_and_end_quietly(capfd):
     code, out, err = run(capfd, *TINY, "--cases", "augmented", "--rounds", 1)

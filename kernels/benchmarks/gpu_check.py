@@ -2,8 +2,9 @@
 
 Runs from a plain checkout with whatever Python has torch and Triton; nothing is installed. Each step is a process of
 its own with a time limit, adds to the output folder as it goes, and cannot keep a later one from running: GPU tests,
-the kernel benchmarks, epochs of training, and a whole fold through ``htnet synth``, ``prepare`` and ``sweep``. What
-is left out is said with its reason. With ``--quick`` the same steps run small and on the CPU, to try this program.
+the kernel benchmarks, epochs of training, the input of folds, and a whole fold through ``htnet synth``, ``prepare`` and
+``sweep``. What is left out is said with its reason. With ``--quick`` the same steps run small and on the CPU, to try
+this program.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = ["Step", "main", "run_steps"]
 ROOT: Final = Path(__file__).resolve().parents[2]
 TOTAL_SECONDS: Final = 530.0
 FOLD_NEEDS: Final = ("pydantic", "ray", "nvidia.dali", "cv2", "openpyxl", "pyarrow", "pandas", "jinja2")
+INPUT_NEEDS: Final = ("pydantic", "nvidia.dali", "cv2", "openpyxl", "xlrd", "pyarrow", "matplotlib")
 FACTS: Final = """
 import platform, sys, torch
 print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda, platform.platform())
@@ -131,8 +133,10 @@ def make_steps(out: Path, *, quick: bool) -> list[Step]:
             Step(name="tests", arguments=("-m", "pytest", "-o", "addopts=", "-q", *tests), seconds=120),
             Step(name="kernels", arguments=(*profile, *tiny, "--providers", "triton,reference,sdpa"), seconds=120),
             Step(name="training", arguments=(*profile, "--training", "--set", "tiny=1", "--rounds", "1"), seconds=120),
+            *_input(profile, quick=True),
             *_fold(out, quick=True),
         ]
+    stored, of_frames = _input(profile, quick=False)
     return [
         Step(name="machine", arguments=("-c", FACTS), seconds=60),
         _gpu_tests(out),
@@ -140,8 +144,31 @@ def make_steps(out: Path, *, quick: bool) -> list[Step]:
         kernels("kernels-4-tokens", 15, "--set", "tokens=4 blocks_per_side=8", "--providers", "triton,sdpa"),
         kernels("kernels-49-tokens", 15, "--set", "tokens=49 batch=84", "--providers", "triton,sdpa"),
         Step(name="training", arguments=(*profile, "--training", "--time-limit", "40"), seconds=55),
-        kernels("kernels-rest", 50, "--cases", "fine/1,fine/2,hd/1,hd/2,paper"),
+        stored,
+        kernels("kernels-rest", 35, "--cases", "fine/1,fine/2,hd/1,hd/2,paper"),
         *_fold(out, quick=False),
+        of_frames,
+    ]
+
+
+def _input(profile: Sequence[str], *, quick: bool) -> list[Step]:
+    """The training stream against a plain DataLoader, with the share of waiting in a training step.
+
+    The rivals of flow from frames compute it on the CPU: a batch of 16 bounds their time, and OpenCV's flow, at half a
+    second a pair, is left to ``htnet profile --input``. A process of its own, so that it costs the others nothing.
+    """
+    missing = [name for name in INPUT_NEEDS if not _installed(name)]
+    left_out = f"not installed: {', '.join(missing)}" if missing else ""
+
+    def step(name: str, cases: str, seconds: int, *sizes: str) -> Step:
+        size = ("--set", "samples=12 batch=8 steps=1") if quick else sizes
+        often = ("--rounds", "1" if quick else "3", "--time-limit", "8", "--train-step")  # seconds of a case's rounds
+        arguments = (*profile, "--input", "--cases", cases, *often, *size)
+        return Step(name=name, arguments=arguments, seconds=120 if quick else seconds, left_out=left_out)
+
+    return [
+        step("input", "plain,augmented,streamed,pictures", 75),
+        step("input-frames", "frames-own-flow", 50, "--set", "samples=32 batch=16 steps=10"),
     ]
 
 
