@@ -277,7 +277,7 @@ def test_a_store_of_a_newer_format_is_refused_by_every_command(stored):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     for arguments in (("prepare",), ("sweep", "--out", stored.path / "run")):
         message = stored.refuses(*arguments)
-        assert message.endswith(f"{path}: store format 99 is newer than this htnet reads (1); update htnet")
+        assert message.endswith(f"{path}: store format 99 is newer than this htnet reads (2); update htnet")
 
 
 def test_a_truncated_shard_is_refused_by_every_command(stored):

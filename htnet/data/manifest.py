@@ -82,8 +82,10 @@ def write_manifest(path: Path, rows: Sequence[ManifestRow]) -> None:
 def read_manifest(path: Path) -> tuple[ManifestRow, ...]:
     """Read a manifest; raises :class:`InputError` when it is missing, damaged or has other columns or values."""
     try:
-        # without threads: a program that ends at once, on bad input, would be aborted while they start
-        table = pq.read_table(io.BytesIO(path.read_bytes()), use_threads=False)
+        # without threads, Arrow's for input and output too: a program that ends at once, on bad input, would be aborted
+        # while they start
+        with pq.ParquetFile(io.BytesIO(path.read_bytes()), pre_buffer=False) as file:
+            table = file.read(use_threads=False)
     except FileNotFoundError:
         raise InputError(f"{path}: the store has no manifest; make it again with htnet prepare") from None
     except (OSError, pa.ArrowException) as error:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from htnet.data.store import Store
-from htnet.data.strain import StrainKind
 from htnet.errors import InputError
+
+if TYPE_CHECKING:
+    from htnet.data.strain import StrainKind  # imports torch, which a sweep that only checks its input does not need
 
 Part = Literal["onset", "apex"]
 PARTS: tuple[Part, Part] = ("onset", "apex")
