@@ -12,6 +12,7 @@ import torch
 from conftest import random_samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_dali_pipelines_flow import DEVICES
 
 from dali_pipelines import EpochSampler, FlowStream, FlowTransform, fit_transform
 from dali_pipelines.augment import (
@@ -39,7 +40,6 @@ from htnet.data.regions import mosaic, region_starts, scale_minmax
 from htnet.data.store import Store, write_store
 from htnet.data.strain import optical_strain
 
-CPU = torch.device("cpu")
 RAW = FlowTransform(mosaic_size=28, minmax=False)
 STORED = DataConfig(scaling="stored", standardise=False)
 
@@ -54,23 +54,25 @@ def smooth_store(tmp_path_factory) -> Store:
     return write_store(tmp_path_factory.mktemp("smooth") / "store", blurred, {})
 
 
-def batch_of(store: Store, *, seed: int = 3, steps: int = 1, transform=RAW, **augment) -> Batch:
+def batch_of(store: Store, *, seed: int = 3, steps: int = 1, transform=RAW, device: str = "cpu", **augment) -> Batch:
     data = replace(STORED, augment=AugmentConfig(**augment))
     sampler = EpochSampler(rows=tuple(range(len(store.rows))), batch_size=64, seed=seed, shuffle=False)
-    stream = FlowStream(store, sampler, data=data, transform=transform, device=CPU, threads=1, num_classes=3)
+    options = {"transform": transform, "device": torch.device(device), "threads": 1, "num_classes": 3}
+    stream = FlowStream(store, sampler, data=data, **options)
     return [stream.next() for _ in range(steps)][-1]
 
 
 def as_mosaic(batch: Batch, index: int) -> np.ndarray:
-    return batch.images[index].numpy().transpose(1, 2, 0)
+    return batch.images[index].cpu().numpy().transpose(1, 2, 0)
 
 
 def raw(store: Store, row: int) -> np.ndarray:
     return store.read_flow(row).astype(np.float32)
 
 
-def test_a_flip_mirrors_the_mosaic_and_turns_u_round(smooth_store):
-    flipped = batch_of(smooth_store, flip=FlipConfig(probability=1.0))
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_flip_mirrors_the_mosaic_and_turns_u_round(smooth_store, device):
+    flipped = batch_of(smooth_store, device=device, flip=FlipConfig(probability=1.0))
     for row, sample in enumerate(smooth_store.samples):
         plain = mosaic(raw(smooth_store, row), sample.landmarks, "anatomical")
         np.testing.assert_allclose(as_mosaic(flipped, row), plain[:, ::-1] * [-1, 1, 1], atol=1e-4 * np.ptp(plain))
@@ -99,13 +101,14 @@ def test_the_vector_matrix_keeps_strain_and_lengths_up_to_the_factor(degrees, mi
     np.testing.assert_allclose(mapped[:, 2], factor * vectors[:, 2], rtol=1e-5)
 
 
-def test_turning_by_zero_is_the_identity(smooth_store):
+@pytest.mark.parametrize("device", DEVICES)
+def test_turning_by_zero_is_the_identity(smooth_store, device):
     [matrix] = vector_matrices(np.zeros(1), np.zeros(1, bool), np.ones(1))
     assert np.array_equal(matrix, np.eye(3, dtype=np.float32))
     points = np.random.default_rng(1).uniform(0, 27, (3, 5, 2))
     np.testing.assert_allclose(turned_points(points, np.zeros(3), np.full(3, 28)), points, rtol=1e-13)
-    almost = batch_of(smooth_store, rotate=RotateConfig(degrees=1e-9))
-    torch.testing.assert_close(almost.images, batch_of(smooth_store).images, rtol=1e-5, atol=1e-4)
+    almost = batch_of(smooth_store, device=device, rotate=RotateConfig(degrees=1e-9))
+    torch.testing.assert_close(almost.images, batch_of(smooth_store, device=device).images, rtol=1e-5, atol=1e-4)
 
 
 def turned_by_opencv(image: np.ndarray, degrees: float) -> np.ndarray:
@@ -118,9 +121,10 @@ def turned_by_opencv(image: np.ndarray, degrees: float) -> np.ndarray:
     return moved
 
 
-def test_rotation_is_opencvs_with_the_vectors_turned_along(smooth_store):
+@pytest.mark.parametrize("device", DEVICES)
+def test_rotation_is_opencvs_with_the_vectors_turned_along(smooth_store, device):
     config = RotateConfig(degrees=20.0)
-    batch = batch_of(smooth_store, rotate=config)
+    batch = batch_of(smooth_store, device=device, rotate=config)
     draws, places = draw(3, 0, len(smooth_store.rows)), Places.of(smooth_store.samples)
     changes = plan_changes(AugmentConfig(rotate=config), draws, places=places, rule="anatomical")
     turned = turned_points(places.points, 20.0 * (2 * draws.rotate[:, 0] - 1), places.sizes)
@@ -157,9 +161,10 @@ def test_points_turn_with_the_picture():
     assert abs(y - row) < 1
 
 
-def test_magnification_multiplies_flow_and_strain_alike(smooth_store):
-    plain = batch_of(smooth_store).images
-    strong = batch_of(smooth_store, magnify=MagnifyConfig(low=0.5, high=3.0)).images
+@pytest.mark.parametrize("device", DEVICES)
+def test_magnification_multiplies_flow_and_strain_alike(smooth_store, device):
+    plain = batch_of(smooth_store, device=device).images
+    strong = batch_of(smooth_store, device=device, magnify=MagnifyConfig(low=0.5, high=3.0)).images
     factors = [(strong[i] / plain[i])[plain[i].abs() > 0.1] for i in range(12)]
     for values in factors:
         torch.testing.assert_close(values, values.mean().expand_as(values), rtol=1e-4, atol=0)
@@ -186,30 +191,33 @@ def test_one_region_always_stays(numbers, probability):
     assert set(kept.flat) <= {0.0, 1.0}
 
 
-def test_stretched_pictures_are_stretched_after_their_vectors_are_mapped(smooth_store):
+@pytest.mark.parametrize("device", DEVICES)
+def test_stretched_pictures_are_stretched_after_their_vectors_are_mapped(smooth_store, device):
     stretched = FlowTransform(mosaic_size=28, minmax=True)
-    batch = batch_of(smooth_store, transform=stretched, flip=FlipConfig(probability=1.0))
+    batch = batch_of(smooth_store, device=device, transform=stretched, flip=FlipConfig(probability=1.0))
     for row, sample in enumerate(smooth_store.samples):
         turned_round = scale_minmax(raw(smooth_store, row) * np.float32([-1, 1, 1]))
         wanted = mosaic(turned_round, sample.landmarks, "anatomical")[:, ::-1]
         np.testing.assert_allclose(as_mosaic(batch, row), wanted, atol=1e-2)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("value", [0.0, 0.3, -0.5, 1000.0])
-def test_a_channel_that_does_not_vary_is_zero_after_stretching(tmp_path, value):
+def test_a_channel_that_does_not_vary_is_zero_after_stretching(tmp_path, value, device):
     item = next(random_samples())
     image = item.flow_image.copy()
     image[..., 0] = value
     store = write_store(tmp_path / "store", [replace(item, flow_image=image)], {})
     stretched = FlowTransform(mosaic_size=28, minmax=True, mean=(3.0, 0.0, 0.0), std=(2.0, 1.0, 1.0))
-    batch = batch_of(store, transform=stretched, flip=FlipConfig(probability=1.0))
-    assert torch.equal(batch.images[:, 0], torch.full((1, 28, 28), -1.5))
+    batch = batch_of(store, device=device, transform=stretched, flip=FlipConfig(probability=1.0))
+    assert torch.equal(batch.images[:, 0], torch.full((1, 28, 28), -1.5, device=device))
 
 
-def test_a_dropped_region_is_the_training_mean(smooth_store):
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_dropped_region_is_the_training_mean(smooth_store, device):
     transform = fit_transform(smooth_store, range(12), data=replace(STORED, standardise=True), mosaic_size=28)
-    batch = batch_of(smooth_store, transform=transform, drop_region=DropRegionConfig(probability=0.5))
-    plain = batch_of(smooth_store, transform=transform)
+    batch = batch_of(smooth_store, device=device, transform=transform, drop_region=DropRegionConfig(probability=0.5))
+    plain = batch_of(smooth_store, device=device, transform=transform)
     dropped = 0
     for image, before in zip(batch.images, plain.images, strict=True):
         for y in (0, 14):
@@ -232,14 +240,16 @@ EVERYTHING = AugmentConfig(
 )
 
 
-def make_stream(store: Store, *, batch_size=5, threads=1, state=None, cache_mb=2048, augment=EVERYTHING, **changes):
+def make_stream(
+    store: Store, *, batch_size=5, threads=1, state=None, cache_mb=2048, augment=EVERYTHING, device="cpu", **changes
+):
     options = {"rows": tuple(range(len(store.rows))), "batch_size": batch_size, "seed": 9, "shuffle": True}
     return FlowStream(
         store,
         EpochSampler(**(options | changes)),
         data=replace(STORED, augment=augment, cache_mb=cache_mb),
         transform=RAW,
-        device=CPU,
+        device=torch.device(device),
         threads=threads,
         num_classes=3,
         state=state,
@@ -250,19 +260,48 @@ def same(one: Batch, other: Batch) -> bool:
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("images", "labels", "rows"))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("augment", [EVERYTHING, AugmentConfig(), AugmentConfig(mix=MixConfig(kind="cutmix"))])
-def test_neither_threads_nor_cache_nor_an_interruption_changes_a_batch(smooth_store, augment):
-    stream = make_stream(smooth_store, augment=augment)
+def test_neither_threads_nor_cache_nor_an_interruption_changes_a_batch(smooth_store, augment, device):
+    stream = make_stream(smooth_store, device=device, augment=augment)
     undisturbed = [stream.next() for _ in range(7)]
     for options in ({"threads": 2}, {"cache_mb": 0}):
-        other = make_stream(smooth_store, augment=augment, **options)
+        other = make_stream(smooth_store, device=device, augment=augment, **options)
         assert all(same(other.next(), batch) for batch in undisturbed)
-    walking = make_stream(smooth_store, augment=augment)
+    walking = make_stream(smooth_store, device=device, augment=augment)
     for step in range(4):
         # a step in the middle of an epoch, continued with another cache
-        resumed = make_stream(smooth_store, augment=augment, state=walking.state(), cache_mb=0)
+        resumed = make_stream(smooth_store, device=device, augment=augment, state=walking.state(), cache_mb=0)
         assert all(same(resumed.next(), batch) for batch in undisturbed[step:])
         walking.next()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cache_mb", [2048, 0], ids=["resident", "streamed"])
+@pytest.mark.parametrize("kind", ["none", "mixup", "cutmix"])
+@pytest.mark.parametrize("size", [28, 40], ids=["whole pixels", "resized"])
+def test_a_batch_is_the_same_wherever_it_is_made(tmp_path, size, kind, cache_mb, device):
+    """Of the CPU's resident stream, to the bit on a CPU; on a GPU within 1e-4 of the largest value.
+
+    Interpolation adds up in another order there; what is drawn, labels and rows are the CPU's.
+    """
+    items = (
+        replace(item, flow_image=(20 * cv2.GaussianBlur(item.flow_image.astype("f4"), (0, 0), 3)).astype("f2"))
+        for item in islice(random_samples(flow_size=size), 12)
+    )
+    store = write_store(tmp_path / "store", items, {})
+    augment = replace(EVERYTHING, mix=MixConfig(kind=kind))
+    expected, found = (
+        make_stream(store, augment=augment, **options) for options in ({}, {"device": device, "cache_mb": cache_mb})
+    )
+    tolerance = 0.0 if device == "cpu" else 1e-4
+    for _ in range(4):
+        one, other = found.next(), expected.next()
+        assert str(one.images.device) == str(one.labels.device) == device
+        assert torch.equal(one.rows, other.rows)
+        torch.testing.assert_close(one.labels.cpu(), other.labels, rtol=0, atol=1e-6)
+        difference = (one.images.cpu() - other.images).abs().max()
+        assert difference <= tolerance * other.images.abs().max()
 
 
 def test_epochs_and_seeds_draw_differently(smooth_store):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
@@ -335,3 +336,33 @@ def assert_nothing_is_left_by(use: Callable[[], object], times: int) -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_pipelines_that_are_dropped_leave_nothing_behind(tiny_store):
     assert_nothing_is_left_by(lambda: make_stream(tiny_store).next(), 200)
+
+
+def least_growth_of_gpu_memory(use: Callable[[], object], times: int) -> float:
+    """Mebibytes that the GPU has less of after ``use`` was done ``times`` times, once its pools have their size.
+
+    The least of four parts, for the tests beside this one may take memory of the same GPU meanwhile; what leaks grows
+    in each.
+    """
+
+    def free() -> int:
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info()[0]
+
+    for _ in range(10):
+        use()
+    marks = [free()]
+    for _ in range(4):
+        for _ in range(times // 4):
+            use()
+        marks.append(free())
+    return min(before - after for before, after in itertools.pairwise(marks)) / 2**20
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache_mb", [0, 2048], ids=["streamed", "resident"])
+def test_streams_that_are_dropped_leave_no_gpu_memory_behind(tiny_store, cache_mb):
+    options = {"data": DataConfig(cache_mb=cache_mb), "device": torch.device("cuda", 0)}
+    assert least_growth_of_gpu_memory(lambda: make_stream(tiny_store, **options).next(), 200) < 8

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import random_samples
 from PIL import Image
+from test_dali_pipelines_flow import DEVICES
 
 from dali_pipelines import EpochSampler, FlowStream, FlowTransform, fit_transform, flow_from_frames
 from dali_pipelines.frames import decode_frames
@@ -47,11 +48,13 @@ def store_of(folder: Path, *pairs: tuple[bytes, bytes], recipe=None) -> Store:
     return write_store(folder / "store", samples, RECIPE if recipe is None else recipe)
 
 
-def decoded(store: Store, count: int = 1, size: int = 64) -> torch.Tensor:
+def decoded(store: Store, count: int = 1, size: int = 64, device: str = "cpu") -> torch.Tensor:
     wanted = [(row, "onset.jpg") for row in range(count)]
-    pictures, grey = zip(*decode_frames(store, wanted, size=size, device=CPU, threads=1), strict=True)
+    place = torch.device(device)
+    pictures, grey = zip(*decode_frames(store, wanted, size=size, device=place, threads=1), strict=True)
     assert list(pictures) == wanted
-    return torch.stack(grey).squeeze(-1)
+    assert {str(pixels.device) for pixels in grey} == {device}
+    return torch.stack(grey).squeeze(-1).cpu()
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +71,9 @@ def kept(tmp_path_factory) -> Store:
     return write_store(folder / "store", iter(samples), plan.recipe)
 
 
-def test_flow_from_frames_is_the_stored_flow_up_to_jpegs_losses(kept):
-    read = flow_from_frames(kept, range(6), device=CPU, threads=1)
+@pytest.mark.parametrize("device", DEVICES)
+def test_flow_from_frames_is_the_stored_flow_up_to_jpegs_losses(kept, device):
+    read = flow_from_frames(kept, range(6), device=torch.device(device), threads=1)
     for row in range(6):
         stored, again = kept.read_flow(row).astype(np.float32), read(row).astype(np.float32)
         assert again.shape == (28, 28, 3)
@@ -77,12 +81,13 @@ def test_flow_from_frames_is_the_stored_flow_up_to_jpegs_losses(kept):
         assert np.abs(stored - again).mean() < 0.1 * np.abs(stored).max()
 
 
-def test_batches_of_frames_and_of_flow_look_alike_to_the_model(kept):
-    data = DataConfig(input="frames")
-    read = flow_from_frames(kept, range(6), device=CPU, threads=1)
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_of_frames_and_of_flow_look_alike_to_the_model(kept, device):
+    data, place = DataConfig(input="frames"), torch.device(device)
+    read = flow_from_frames(kept, range(6), device=place, threads=1)
     transform = fit_transform(kept, range(6), data=data, mosaic_size=28, read=read)
     sampler = EpochSampler(rows=tuple(range(6)), batch_size=4, seed=0, shuffle=True)
-    options = {"data": data, "transform": transform, "device": CPU, "threads": 1}
+    options = {"data": data, "transform": transform, "device": place, "threads": 1}
     frames, flow = FlowStream(kept, sampler, read=read, **options), FlowStream(kept, sampler, **options)
     for _ in range(3):
         one, other = frames.next(), flow.next()
@@ -104,18 +109,20 @@ NO_PICTURE = b"\xff\xd8\xff" + bytes(200) + b"\xff\xd9"
 """What has a JPEG's first and last bytes and is none."""
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("cache_mb", [0, 2048])
-def test_a_member_that_only_looks_like_a_picture_is_named_when_it_cannot_be_decoded(tmp_path, cache_mb):
+def test_a_member_that_only_looks_like_a_picture_is_named_when_it_cannot_be_decoded(tmp_path, cache_mb, device):
+    place = torch.device(device)
     pairs = [(jpeg(face(seed)), jpeg(face(seed + 9))) for seed in range(5)]
     store = store_of(tmp_path, *pairs[:3], (pairs[3][0], NO_PICTURE), pairs[4])
     message = r"apex\.jpg of casme2/sub01/EP00 cannot be decoded"
     with pytest.raises(InputError, match=message):
-        flow_from_frames(store, range(5), device=CPU, threads=1)
+        flow_from_frames(store, range(5), device=place, threads=1)
     # in the second step, which DALI may be decoding while the first is asked for
     augment = AugmentConfig(photometric=PhotometricConfig(gamma=1.5))
     data = DataConfig(input="frames", cache_mb=cache_mb, augment=augment)
     sampler = EpochSampler(rows=tuple(range(5)), batch_size=2, seed=0, shuffle=False)
-    options = {"data": data, "transform": FlowTransform(mosaic_size=28, minmax=True), "device": CPU, "threads": 1}
+    options = {"data": data, "transform": FlowTransform(mosaic_size=28, minmax=True), "device": place, "threads": 1}
 
     def two_steps() -> None:
         stream = FlowStream(store, sampler, **options)
@@ -124,7 +131,7 @@ def test_a_member_that_only_looks_like_a_picture_is_named_when_it_cannot_be_deco
 
     with pytest.raises(InputError, match=message):
         two_steps()
-    assert flow_from_frames(store, [0, 1, 2, 4], device=CPU, threads=1)(4).shape == (28, 28, 3)
+    assert flow_from_frames(store, [0, 1, 2, 4], device=place, threads=1)(4).shape == (28, 28, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", jpeg(face())[:-200]])

@@ -9,8 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from test_dali_pipelines_frames import CPU, decoded, face, jpeg, store_of
+from test_dali_pipelines_flow import DEVICES
+from test_dali_pipelines_frames import decoded, face, jpeg, store_of
 from test_htnet_adapters import clips, read
 
 from dali_pipelines import flow_from_frames
@@ -69,8 +71,18 @@ OTHERS = {
 ODD = JPEGS | OTHERS
 
 
+DECODERS_DIFFER = {"cpu": 2, "cuda:0": 4}
+"""Grey values of 255 between OpenCV's decoder and DALI's, at most.
+
+On a CPU both are libjpeg-turbo, and rounding differs. On a GPU nvJPEG decodes JPEGs: by another inverse cosine
+transform, and colours that were stored at half the size are repeated where libjpeg-turbo interpolates them, which grey
+sees where a colour is clipped. Not run on a GPU yet.
+"""
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ODD)
-def test_dali_decodes_to_what_prepare_reads(tmp_path, kind):
+def test_dali_decodes_to_what_prepare_reads(tmp_path, kind, device):
     picture = face()[:70]
     data = ODD[kind](picture)
     (tmp_path / "1.jpg").write_bytes(data)
@@ -78,15 +90,17 @@ def test_dali_decodes_to_what_prepare_reads(tmp_path, kind):
     assert seen.shape == (70, 90)
     truth = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(int)
     assert np.abs(seen - truth).mean() < 4
-    found = decoded(store_of(tmp_path, (data, data)), size=90)[0].numpy().astype(int)
+    found = decoded(store_of(tmp_path, (data, data)), size=90, device=device)[0].numpy().astype(int)
     wanted = cv2.resize(seen, (90, 90), interpolation=cv2.INTER_LINEAR)
-    assert np.abs(found - wanted).max() <= 2
+    assert np.abs(found - wanted).max() <= DECODERS_DIFFER[device]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", [(1, 1), (8000, 8000), (1, 8000), (8000, 3)])
-def test_pictures_of_any_size_are_resized(tmp_path, shape):
+def test_pictures_of_any_size_are_resized(tmp_path, shape, device):
     data = cv2.imencode(".jpg", np.full(shape, 99, np.uint8))[1].tobytes()
-    assert (decoded(store_of(tmp_path, (data, data)))[0].float() - 99).abs().max() <= 1
+    found = decoded(store_of(tmp_path, (data, data)), device=device)[0]
+    assert (found.float() - 99).abs().max() <= 1
 
 
 @pytest.fixture(scope="module")
@@ -112,21 +126,24 @@ def stored(found: Extraction, folder: Path) -> Store:
     return write_store(folder, iter(found.samples), SETTINGS.recipe())
 
 
-def flow_of(store: Store) -> np.ndarray:
-    return flow_from_frames(store, [0], device=CPU, threads=1)(0).astype(np.float32)
+def flow_of(store: Store, device: str = "cpu") -> np.ndarray:
+    return flow_from_frames(store, [0], device=torch.device(device), threads=1)(0).astype(np.float32)
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(one[..., :2].ravel(), other[..., :2].ravel())[0, 1])
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["grey", "CMYK", "progressive", "orientation 3", "orientation 6", "png", "bmp"])
-def test_a_clip_of_odd_pictures_has_the_flow_of_a_plain_one_in_the_store_and_out_of_its_frames(raw, tmp_path, kind):
+def test_a_clip_of_odd_pictures_has_the_flow_of_a_plain_one_in_the_store_and_out_of_its_frames(
+    raw, tmp_path, kind, device
+):
     plain = stored(prepared(raw, tmp_path / "plain", ODD["png"], suffix=".png"), tmp_path / "plain_store")
     suffix = {"png": ".png", "bmp": ".bmp"}.get(kind, ".JPG")
     store = stored(prepared(raw, tmp_path / "odd", ODD[kind], suffix=suffix), tmp_path / "store")
     assert alike(store.read_flow(0).astype(np.float32), plain.read_flow(0).astype(np.float32)) > 0.97
-    assert alike(flow_of(store), flow_of(plain)) > 0.97
+    assert alike(flow_of(store, device), flow_of(plain)) > 0.97
 
 
 def test_a_clip_of_8000_pixels_has_the_flow_of_a_small_one(raw, tmp_path):

@@ -16,9 +16,9 @@ from conftest import random_samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvidia.dali import Pipeline, fn, types
+from test_dali_pipelines_flow import DEVICES as PLACES
 from test_dali_pipelines_flow import assert_nothing_is_left_by
 from test_dali_pipelines_frame_flow import (
-    CPU,
     DATA,
     RECIPE,
     SIZE,
@@ -111,16 +111,17 @@ def test_a_change_of_no_strength_is_the_identity():
     assert needed(STRONG) == ("gamma", "contrast", "brightness", "blur", "noise", *FIELDS)
 
 
-def pictures_of(store: Store, rows) -> tuple[np.ndarray, np.ndarray]:
+def pictures_of(store: Store, rows, device: str) -> tuple[np.ndarray, np.ndarray]:
     wanted = [(row, f"{part}.jpg") for part in ("onset", "apex") for row in rows]
-    decoded = [pixels.numpy() for _, pixels in decode_frames(store, wanted, size=SIZE, device=CPU, threads=1)]
+    placed = {"device": torch.device(device), "threads": 1}
+    decoded = [pixels.cpu().numpy() for _, pixels in decode_frames(store, wanted, size=SIZE, **placed)]
     whole = np.stack(decoded).astype(np.float32)
     return whole[: len(rows)], whole[len(rows) :]
 
 
-def flow_of(store: Store, sampler: EpochSampler, config: PhotometricConfig) -> FrameFlow:
-    augment = AugmentConfig(photometric=config)
-    return FrameFlow(store, sampler, augment=augment, method="tvl1", device=CPU, threads=1)
+def flow_of(store: Store, sampler: EpochSampler, config: PhotometricConfig, device: str, **options) -> FrameFlow:
+    placed = {"device": torch.device(device), "threads": 1}
+    return FrameFlow(store, sampler, augment=AugmentConfig(photometric=config), method="tvl1", **placed, **options)
 
 
 def changed_plainly(picture: np.ndarray, strengths: dict, index: int, field: np.ndarray) -> np.ndarray:
@@ -132,17 +133,20 @@ def changed_plainly(picture: np.ndarray, strengths: dict, index: int, field: np.
     return np.clip(picture + values["noise"] * field, 0, 255).astype(np.float32)
 
 
-def test_a_steps_pictures_are_those_changed_plainly(frames_store):
+@pytest.mark.parametrize("device", PLACES)
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20], ids=["read at every step", "decoded once"])
+def test_a_steps_pictures_are_those_changed_plainly(frames_store, cache_bytes, device):
+    """Within 0.005 grey values, 0.02 on a GPU, whose power function is coarser, of what the device itself decodes."""
     sampler = sampler_of(frames_store, shuffle=False)
-    flow = flow_of(frames_store, sampler, STRONG)
+    flow = flow_of(frames_store, sampler, STRONG, device, cache_bytes=cache_bytes)
     for step in range(2):
-        found, pictures = flow.next_pair(), pictures_of(frames_store, sampler.batch(step).tolist())
+        found, pictures = flow.next_pair(), pictures_of(frames_store, sampler.batch(step).tolist(), device)
         strengths = draw_strengths(STRONG, sampler, step)
         for frame in (0, 1):
-            for index, (changed, picture) in enumerate(zip(found[frame].numpy(), pictures[frame], strict=True)):
+            for index, (changed, picture) in enumerate(zip(found[frame].cpu().numpy(), pictures[frame], strict=True)):
                 field = noise_field(sampler.seed, step, index, frame, SIZE)
                 wanted = changed_plainly(picture, strengths, index, field)
-                np.testing.assert_allclose(changed, wanted[..., 0], atol=5e-3)
+                np.testing.assert_allclose(changed, wanted[..., 0], atol=5e-3 if device == "cpu" else 2e-2)
                 assert np.abs(changed - picture[..., 0]).mean() > 1
 
 
@@ -154,10 +158,11 @@ def store_of_equal_frames(folder) -> Store:
     return write_store(folder / "store", iter(items), RECIPE)
 
 
-def test_light_that_changes_for_both_frames_is_no_motion_and_noise_is(tmp_path):
+@pytest.mark.parametrize("device", PLACES)
+def test_light_that_changes_for_both_frames_is_no_motion_and_noise_is(tmp_path, device):
     store = store_of_equal_frames(tmp_path)
     for config, moves in ((SILENT, False), (PhotometricConfig(noise=6.0), True)):
-        flow = flow_of(store, sampler_of(store, batch_size=6), config)
+        flow = flow_of(store, sampler_of(store, batch_size=6), config, device)
         for _ in range(2):
             assert bool(flow.next().any()) == moves
 
