@@ -1,16 +1,9 @@
 """The fused attention block computes what the composed one does, and both what float64 says, with all gradients.
 
-Interpreted on the CPU, on a GPU under the marker gpu. What the compiler of a GPU says of the kernel is at the end.
+Interpreted on the CPU, on a GPU under the marker gpu. What the compiler of a GPU says: test_kernels_compile.py.
 """
 
 from __future__ import annotations
-
-import json
-import os
-import subprocess
-import sys
-from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import torch
@@ -301,35 +294,3 @@ def test_the_table_fuses_where_a_measurement_and_the_shape_speak_for_it(monkeypa
     shape = {"num_heads": 3, "head_dim": 85, "blocks_per_side": side}
     reason = fused_limit(x, **shape) or composed_reason(x, **shape, trains=trains)
     assert (reason is None) if expected is None else (expected in reason)
-
-
-# --- what the compiler of a GPU says
-
-ROOT = Path(__file__).resolve().parents[1]
-PINNED = version("triton").startswith("3.7.")  # what torch pins
-SCRIPT = """
-import json
-from dataclasses import asdict
-from kernels.attention_block.compile import IN_USE, compile_block
-for case, channels, archs in IN_USE:
-    for arch in archs:
-        print(json.dumps(asdict(compile_block(case, channels, arch))))
-"""
-
-
-@pytest.mark.slow
-def test_the_fused_kernel_compiles_without_spills_within_shared_memory():
-    from kernels.attention_block.compile import IN_USE
-    from kernels.compile import SHARED_LIMIT
-
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(rows) == sum(len(archs) for *_, archs in IN_USE)
-    for row in rows:
-        assert not PINNED or (row["spilled"] == 0 and row["stack"] == 0), row
-        assert row["shared"] <= SHARED_LIMIT[row["arch"]], row
-        assert row["matrix"] != "none", row
