@@ -311,7 +311,7 @@ def measure(name: str, plan: Plan, device: torch.device) -> list[Result]:
     plan = plan.of(case)
     with _made_store(case, plan) as store:
         found = list(_measure_case(name, store, plan, device, deadline))
-        if not plan.train_step:
+        if not plan.train_step or case.rival is PlainPictures:  # what has no flow yet trains nothing
             return found
         waiting = _waiting_shares(case, store, plan, device)
         return [replace(one, waiting=waiting) if one.provider == OURS else one for one in found]
