@@ -62,8 +62,8 @@ __all__ = ["CASES", "DIFFERENCE", "OURS", "PROVIDERS", "Plan", "Result", "check_
 
 RESULTS: Final = "input.csv"
 OURS: Final = "FlowStream"
-PROVIDERS: Final[dict[str, int | None]] = {OURS: None, "DataLoader, 0 workers": 0, "DataLoader, 2 workers": 2}
-"""Worker processes of the rivals."""
+PROVIDERS: Final[dict[str, int | None]] = {OURS: None, "DataLoader": 0, "DataLoader x2": 2}
+"""Worker processes of the rivals; 0: the batches are made in the training process."""
 _SETTLE, _SHORTEST = 0.3, 0.3  # seconds: for the others to finish what they make ahead; of a timing
 _AHEAD = 4  # batches that a provider may have ready: two of DALI, two per worker
 DIFFERENCE: Final = "the batches differ"
@@ -124,7 +124,7 @@ CASES: Final[dict[str, Case]] = {
         tolerance=0.3,  # three times what was measured
         same_solver=False,
     ),
-    "frames-own-flow": Case(
+    "own-flow": Case(
         data=_FRAMES,
         text="the same, with our TV-L1 in their processes",
         rival=PlainFramesOurFlow,
