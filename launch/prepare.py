@@ -32,8 +32,7 @@ from launch.prepare_report import (
 )
 from launch.prepare_task import SHARED, SubjectOutcome, SubjectTask, prepare_subject
 from launch.run_folder import package_version
-from launch.scheduler import ray_cluster
-from launch.sweep import _terminable as terminable
+from launch.scheduler import ray_cluster, terminable
 
 Parts = Mapping[tuple[str, str], Mapping[str, Any]]
 _GO_ON = "The same command goes on from here."

@@ -77,7 +77,7 @@ def digest(picture: Picture) -> str:
 def by_onset(subject: list[Clip], table: LandmarkTable, *, but: Clip | None = None) -> Callable[..., Landmarks | None]:
     """Finds the table's points in the onset frames as they are on disk, in none but these."""
     known = {
-        digest(open_frames(clip.frames).read(clip.onset)): table.of(clip.id)
+        digest(open_frames(clip.frames).read(clip.onset)): table.points[clip.id]
         for clip in subject
         if but is None or clip.id != but.id
     }
@@ -152,7 +152,7 @@ def test_under_mean_shape_it_has_the_mean_of_the_subjects_other_clips_given_or_f
     assert found.methods[str(subject[2].id)] == "mean_shape"
     assert list(found.mean_shape) == [str(subject[2].id)]
     assert "tiny found no face in frame" in found.mean_shape[str(subject[2].id)]
-    others = np.mean([np.asarray(table.of(clip.id)) for clip in subject if clip is not subject[2]], axis=0)
+    others = np.mean([np.asarray(table.points[clip.id]) for clip in subject if clip is not subject[2]], axis=0)
     given = replace(table, points={**table.points, subject[2].id: tuple(map(tuple, others))})
     assert_same_samples(found, extract(subject, given, replace(QUICK, detector="none")))
 
@@ -197,7 +197,7 @@ def pair(tmp_path: Path, onset: Picture, apex: Picture, like: Clip) -> Clip:
 
 def test_the_crop_makes_no_motion_however_unsure_the_detector_is(subject, table, register, tmp_path):
     face = open_frames(subject[0].frames).read(subject[0].onset)
-    points = np.asarray(table.of(subject[0].id))
+    points = np.asarray(table.points[subject[0].id])
     tiny = register(lambda picture, call: tuple(map(tuple, points + 3.0 * call)))
     clip = pair(tmp_path, face, face, subject[0])
     [item] = extract([clip], without(table, clip), replace(QUICK, flow_method="tvl1")).samples
@@ -213,7 +213,7 @@ def test_a_head_that_moves_keeps_its_whole_motion(subject, table, register, tmp_
     )
     register(by_onset([clip], table))
     [item] = extract([clip], without(table, clip), replace(QUICK, flow_method="tvl1")).samples
-    scale = item.sample.flow_size / face_crop(table.of(clip.id), face.shape).side
+    scale = item.sample.flow_size / face_crop(table.points[clip.id], face.shape).side
     flow = np.median(item.flow_image[..., :2].astype(np.float32), axis=(0, 1)) / scale
     np.testing.assert_allclose(flow, (2, -1), atol=0.1)
 

@@ -569,17 +569,17 @@ def test_a_folder_of_openface_files_is_a_table_and_a_changed_file_another_input(
     given = read_landmarks(raw / "samm" / "landmarks.csv")
     folder = tmp_path / "openface"
     for number, clip in enumerate(entries):
-        rows = [openface_row(frame, given.of(clip.id)) for frame in list_frames(clip.frames)]
+        rows = [openface_row(frame, given.points[clip.id]) for frame in list_frames(clip.frames)]
         openface(tmp_path, *rows, name=f"{clip.id.subject}_{clip.id.clip}.csv")
         if not number:
-            spoiled = [openface_row(frame, given.of(clip.id), success="0") for frame in list_frames(clip.frames)]
+            spoiled = [openface_row(frame, given.points[clip.id], success="0") for frame in list_frames(clip.frames)]
             openface(tmp_path, *spoiled, name=f"samm/{clip.id.subject}/{clip.id.clip}.csv")
     source = {"adapter": "samm", "root": str(raw / "samm"), "landmarks": str(folder)}
     prepare = load_config(configured(tmp_path, raw, sources=[source])).prepare
     plan = make_plan(prepare)
     assert plan.landmarks() == {"samm": {"table openface": 9, "not given": 1}}
     table = plan.tables[entries[1].id]
-    np.testing.assert_allclose(table.of(entries[1].id), given.of(entries[1].id), atol=0.06)
+    np.testing.assert_allclose(table.points[entries[1].id], given.points[entries[1].id], atol=0.06)
     shutil.rmtree(folder / "samm")
     assert make_plan(prepare).landmarks() == {"samm": {"table openface": 10}}
     assert make_plan(prepare).recipe["sources"][0]["landmarks_sha256"] != table.sha256

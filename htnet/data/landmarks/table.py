@@ -37,13 +37,6 @@ class LandmarkTable:
         """Name of the file or folder that the clip's landmarks come from."""
         return self.names.get(sample, self.path.name)
 
-    def of(self, sample: SampleId) -> Landmarks:
-        """Landmarks of a clip; :class:`InputError` names the clip and the table where there are none."""
-        try:
-            return self.points[sample]
-        except KeyError:
-            raise InputError(self.missing(sample)) from None
-
     def missing(self, sample: SampleId) -> str:
         """Why there are no landmarks of the clip."""
         return self.not_found.get(sample, f"{self.path}: no landmarks for clip {sample}")
