@@ -107,9 +107,7 @@ def generate(
     options: dict[str, Any] = {"difficulty": difficulty, "traps": traps, "damaged": damaged, "xls": xls}
     counts = {"subjects": subjects, "clips": clips}
     listed = None if like is None else _read_like(like, counts, traps)
-    sizes = {"seed": seed, "image_size": image_size}
-    if listed is None:
-        sizes |= {name: DEFAULTS[name] if value is None else value for name, value in counts.items()}
+    sizes = {"seed": seed, "image_size": image_size} | ({} if listed is not None else _or_defaults(counts))
     chosen = _check(datasets, sizes, difficulty, damaged, listed)
     parameters: dict[str, object] = {"format": _FORMAT, "datasets": list(chosen), **sizes, **options, "video": video}
     parameters |= {} if listed is None else {"like_sha256": listed.sha256}
@@ -118,12 +116,14 @@ def generate(
     created = not _is_there(out, parameters)
     if created:
         _write(out, plans, parameters, Form(xls=xls, video=video))
-    return SynthSummary(
-        out=out,
-        clips={name: len(plan) for name, plan in plans.items()},
-        frames=sum(len(_files(clip).numbers) for plan in plans.values() for clip in plan),
-        created=created,
-    )
+    numbers = {name: len(plan) for name, plan in plans.items()}
+    frames = sum(len(_files(clip).numbers) for plan in plans.values() for clip in plan)
+    return SynthSummary(out=out, clips=numbers, frames=frames, created=created)
+
+
+def _or_defaults(counts: Mapping[str, int | None]) -> dict[str, int]:
+    """Counts, with the defaults where there are none."""
+    return {name: DEFAULTS[name] if value is None else value for name, value in counts.items()}
 
 
 def planted(clips: Sequence[SynthClip]) -> list[dict[str, object]]:
