@@ -155,6 +155,18 @@ def test_yunet_sees_a_large_picture_reduced_and_answers_in_its_pixels(tmp_path, 
     assert detector.describe()["weights_sha256"] != ""
 
 
+@pytest.mark.parametrize("shape", [(1, 8000), (8000, 1), (777, 1001)])
+def test_yunet_reduces_a_picture_of_any_form_and_answers_in_its_pixels(tmp_path, monkeypatch, shape):
+    model = tmp_path / "yunet.onnx"
+    model.write_bytes(b"weights")
+    monkeypatch.setattr(cv2, "FaceDetectorYN", FakeYuNet)
+    detector = yunet.load_yunet(model)
+    found = np.array(detector(np.zeros((*shape, 3), np.uint8)))
+    reduced = np.array(detector._net.sizes[-1])
+    assert reduced.min() >= 1
+    np.testing.assert_allclose((found[1] + 0.5) / shape[::-1], (0.6, 0.4) + 0.5 / reduced, atol=0.006)
+
+
 def test_a_missing_model_and_a_file_that_is_none_are_one_line(tmp_path):
     junk = tmp_path / "junk.onnx"
     junk.write_bytes(b"no model")

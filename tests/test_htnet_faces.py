@@ -138,6 +138,19 @@ def test_a_clip_without_a_face_is_left_out_and_the_others_stay(subject, table, r
     assert out.reason == f"{subject[2].frames}: {expected}"
 
 
+def test_a_picture_that_opencv_refuses_shows_no_face_and_the_others_stay(subject, table, register):
+    def refuse(picture: Picture, call: int) -> Landmarks | None:
+        return tuple(cv2.resize(picture, (0, 0)))
+
+    register(refuse)
+    found = extract(subject, without(table, subject[2]), QUICK)
+    assert len(found.samples) == len(subject) - 1
+    [out] = found.left_out
+    assert out.rule == "no_landmarks"
+    assert f"tiny found no face in frame {subject[2].onset}, the onset of clip {subject[2].id}: OpenCV" in out.reason
+    assert "\n" not in out.reason
+
+
 def test_under_the_policy_error_it_ends_the_work(subject, table, register):
     register(by_onset(subject, table, but=subject[2]))
     with pytest.raises(InputError, match="tiny found no face in frame"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 
 from htnet.data.adapters.base import Clip, FlowPicture
@@ -79,9 +80,13 @@ class FaceFinder:
         name, detect = self._detector
         frames = open_frames(entry.frames)
         onset = onset_of(entry, frames)
-        points = detect(frames.read(onset))
+        why = ""
+        try:
+            points = detect(frames.read(onset))
+        except cv2.error as error:  # a picture of a form that the network cannot take
+            points, why = None, f": {' '.join(str(error).split())}"
         if points is None:
-            return f"{entry.frames}: {name} found no face in frame {onset}, the onset of clip {entry.id}"
+            return f"{entry.frames}: {name} found no face in frame {onset}, the onset of clip {entry.id}{why}"
         return Located(points=points, method=name)
 
     def _quietly(self, entry: Clip | FlowPicture) -> Landmarks | None:
