@@ -177,15 +177,16 @@ class _Extractor:
     def _picture(self, entry: FlowPicture, face: Located) -> PreparedSample:
         with self._timed("read"):
             image = read_flow_picture(entry.picture)
-        if image.shape[0] != self._table.flow_size:
+        table = self._table.origin(entry.id)
+        if image.shape[0] != table.flow_size:
             raise InputError(
-                f"{entry.picture}: a picture of {image.shape[0]} pixels, but the landmarks in {self._table.path} "
-                f"are in pixels of a picture of {self._table.flow_size}"
+                f"{entry.picture}: a picture of {image.shape[0]} pixels, but the landmarks in {table.path} "
+                f"are in pixels of a picture of {table.flow_size}"
             )
         try:
             check_inside(face.points, image.shape)
         except InputError as error:
-            raise NoFaceError(f"{self._table.path}: clip {entry.id}: {error}") from None
+            raise NoFaceError(f"{table.path}: clip {entry.id}: {error}") from None
         sample = Sample(
             id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=face.points, flow_size=image.shape[0]
         )
@@ -268,7 +269,7 @@ def subject_table(tables: Mapping[SampleId, LandmarkTable]) -> LandmarkTable:
         next(iter(tables.values())),
         points={sample: table.points[sample] for sample, table in tables.items() if sample in table.points},
         not_found={sample: table.missing(sample) for sample, table in tables.items() if sample not in table.points},
-        names={sample: table.name_of(sample) for sample, table in tables.items()},
+        parts={sample: table.origin(sample) for sample, table in tables.items()},
     )
 
 

@@ -58,7 +58,9 @@ class FaceFinder:
         if isinstance(own, Located):
             return own
         if self._policy == "mean-shape":
-            others = [found for other in siblings if (found := self._quietly(other)) is not None]
+            # a published picture's points are pixels of the picture, a clip's of its frames
+            alike = [other for other in siblings if isinstance(other, Clip) == isinstance(entry, Clip)]
+            others = [found for other in alike if (found := self._quietly(other)) is not None]
             if others:
                 mean = np.mean(np.asarray(others, np.float64), axis=0)
                 points = tuple((float(x), float(y)) for x, y in mean)
