@@ -197,6 +197,35 @@ def test_landmarks_that_do_not_fit_the_frame_are_no_landmarks(subject, table, re
     assert f"tiny: clip {subject[0].id}: landmark left_eye at (500, 5) must lie in the picture" in out.reason
 
 
+@pytest.mark.parametrize("bad", [((500.0, 5.0),) * 5, ((80.0, 80.0),) * 5])
+@pytest.mark.parametrize("given", [True, False])
+def test_landmarks_that_do_not_fit_are_replaced_by_the_mean_and_enter_no_mean(subject, table, register, bad, given):
+    outside, none, *others = subject
+    spoiled = replace(without(table, none), points={**without(table, none).points, outside.id: bad})
+    if not given:
+        first = open_frames(outside.frames).read(outside.onset)
+        register(lambda picture, call: bad if np.array_equal(picture, first) else None)
+        spoiled = without(spoiled, outside)
+    settings = replace(QUICK, detector="none" if given else "tiny", landmark_failures="mean-shape")
+    found = extract(subject, spoiled, settings)
+    assert found.left_out == ()
+    assert list(found.mean_shape) == [str(outside.id), str(none.id)]
+    assert f"clip {outside.id}: landmark" in found.mean_shape[str(outside.id)]
+    mean = tuple(map(tuple, np.mean([np.asarray(table.points[clip.id]) for clip in others], axis=0)))
+    known = replace(table, points={**table.points, outside.id: mean, none.id: mean})
+    assert_same_samples(found, extract(subject, known, replace(QUICK, detector="none")))
+
+
+def test_a_mean_that_lies_outside_the_frame_is_none(subject, table, tmp_path):
+    small = pair(tmp_path, *(np.zeros((40, 40, 3), np.uint8) for _ in range(2)), like=subject[0])
+    settings = replace(QUICK, detector="none", landmark_failures="mean-shape")
+    found = extract([small, *subject[1:]], without(table, subject[0]), settings)
+    [out] = found.left_out
+    assert (out.clip, out.rule) == (str(subject[0].id), "no_landmarks")
+    assert f"mean_shape: clip {subject[0].id}: landmark" in out.reason
+    assert found.mean_shape == {}
+
+
 # --- one crop for a pair
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ from htnet.data.detectors import Detector, build_detector
 from htnet.data.faces import FaceFinder, LandmarkPolicy, Located, NoFaceError, onset_of
 from htnet.data.flow import FlowMethod, flow_images, flow_parameters
 from htnet.data.frames import Frames, open_frames, resized, to_gray
-from htnet.data.landmarks import CROP_RATIO, LandmarkTable, check_inside, face_crop
+from htnet.data.landmarks import CROP_RATIO, LandmarkTable, face_crop
 from htnet.data.prepared import PreparedSample
 from htnet.data.stored_frames import frame_member, neighbours
 from htnet.data.strain import StrainKind
@@ -154,8 +155,9 @@ class _Extractor:
         self, entry: Clip | FlowPicture, siblings: Sequence[Clip | FlowPicture]
     ) -> PreparedSample | LeftOut | _Pair:
         try:
-            face = self._find_face(entry, siblings)
-            made = self._picture(entry, face) if isinstance(entry, FlowPicture) else self._pair(entry, face)
+            made, failure = (
+                self._picture(entry, siblings) if isinstance(entry, FlowPicture) else self._pair(entry, siblings)
+            )
         except InputError as error:
             no_face = isinstance(error, NoFaceError)
             # a published composite is whole, or something is wrong with the copy
@@ -164,17 +166,20 @@ class _Extractor:
                 raise
             rule = NO_LANDMARKS if no_face else UNREADABLE
             return LeftOut(clip=str(entry.id), rule=rule, reason=str(error), place=entry.place, failed=True)
-        if face.failure is not None:
-            self._mean_shape[str(entry.id)] = face.failure
+        if failure is not None:
+            self._mean_shape[str(entry.id)] = failure
         return made
 
-    def _find_face(self, entry: Clip | FlowPicture, siblings: Sequence[Clip | FlowPicture]) -> Located:
+    def _find_face(
+        self, entry: Clip | FlowPicture, picture: NDArray[Any], siblings: Sequence[Clip | FlowPicture]
+    ) -> Located:
         if self._settings.detector == "none":
-            return self._faces.find(entry, siblings)
+            return self._faces.find(entry, picture, siblings)
         with self._timed("faces"):
-            return self._faces.find(entry, siblings)
+            return self._faces.find(entry, picture, siblings)
 
-    def _picture(self, entry: FlowPicture, face: Located) -> PreparedSample:
+    def _picture(self, entry: FlowPicture, siblings: Sequence[Clip | FlowPicture]) -> tuple[PreparedSample, str | None]:
+        """The sample, and why it has the mean of the others' landmarks where it has."""
         with self._timed("read"):
             image = read_flow_picture(entry.picture)
         table = self._table.origin(entry.id)
@@ -183,26 +188,22 @@ class _Extractor:
                 f"{entry.picture}: a picture of {image.shape[0]} pixels, but the landmarks in {table.path} "
                 f"are in pixels of a picture of {table.flow_size}"
             )
-        try:
-            check_inside(face.points, image.shape)
-        except InputError as error:
-            raise NoFaceError(f"{table.path}: clip {entry.id}: {error}") from None
+        face = self._find_face(entry, image, siblings)
         sample = Sample(
             id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=face.points, flow_size=image.shape[0]
         )
-        return PreparedSample(sample=sample, flow_image=image, sources={"landmarks": face.method})
+        return PreparedSample(sample=sample, flow_image=image, sources={"landmarks": face.method}), face.failure
 
-    def _pair(self, clip: Clip, face: Located) -> _Pair:
+    def _pair(self, clip: Clip, siblings: Sequence[Clip | FlowPicture]) -> tuple[_Pair, str | None]:
+        """As :meth:`_picture`."""
         settings = self._settings
         with self._timed("read"):
             frames = open_frames(clip.frames)
             onset = onset_of(clip, frames)
             offset = frames.numbers[-1] if clip.offset is None else clip.offset
             first = frames.read(onset)
-        try:
-            crop = face_crop(face.points, first.shape)
-        except InputError as error:
-            raise NoFaceError(f"{face.method}: clip {clip.id}: {error}") from None
+        face = self._find_face(clip, first, siblings)
+        crop = face_crop(face.points, first.shape)
         apex, notes = clip.apex, clip.notes
         if apex is None:
             with self._timed("apex"):
@@ -222,7 +223,8 @@ class _Extractor:
         checksums = {"onset_sha256": _digest(first), "apex_sha256": _digest(second)}
         sources = {**checksums, "landmarks": face.method}
         encoded = tuple((member, _jpeg(picture)) for member, picture in kept.items())
-        return _Pair(sample=sample, crops=(one, two), frames=encoded, sources=sources, notes=notes)
+        pair = _Pair(sample=sample, crops=(one, two), frames=encoded, sources=sources, notes=notes)
+        return pair, face.failure
 
     def _finish(self, made: list[PreparedSample | LeftOut | _Pair]) -> None:
         """Compute the flow of the pairs that wait for it, in place."""
