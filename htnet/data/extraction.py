@@ -27,7 +27,7 @@ from htnet.data.detectors import Detector, build_detector
 from htnet.data.faces import FaceFinder, LandmarkPolicy, Located, NoFaceError, onset_of
 from htnet.data.flow import FlowMethod, flow_images, flow_parameters
 from htnet.data.frames import Frames, open_frames, resized, to_gray
-from htnet.data.landmarks import CROP_RATIO, LandmarkTable, face_crop
+from htnet.data.landmarks import CROP_RATIO, FaceCrop, LandmarkTable, face_crop
 from htnet.data.prepared import PreparedSample
 from htnet.data.stored_frames import frame_member, neighbours
 from htnet.data.strain import StrainKind
@@ -209,12 +209,9 @@ class _Extractor:
             with self._timed("apex"):
                 apex, notes = find_apex(frames, onset, offset, crop, face.points), (*notes, APEX_FOUND)
         with self._timed("read"):
-            second = _read_alike(clip, frames, apex, (onset, first))
+            second, kept = self._read_rest(clip, frames, apex, (onset, first), crop)
             cut = crop.cut(first), crop.cut(second)
-            kept = {frame_member("onset"): cut[0], frame_member("apex"): cut[1]} if settings.keep_frames else {}
-            if settings.keep_neighbours:
-                for member, number in neighbours(frames.numbers, onset, apex, settings.keep_neighbours):
-                    kept[member] = crop.cut(_read_alike(clip, frames, number, (onset, first)))
+            kept = {frame_member("onset"): cut[0], **kept} if settings.keep_frames else {}
         sample = Sample(
             id=clip.id, label=clip.label, emotion=clip.emotion, landmarks=crop.to_flow(face.points, settings.flow_size),
             flow_size=settings.flow_size, onset=onset, apex=apex, offset=offset, fps=clip.fps,
@@ -225,6 +222,28 @@ class _Extractor:
         encoded = tuple((member, _jpeg(picture)) for member, picture in kept.items())
         pair = _Pair(sample=sample, crops=(one, two), frames=encoded, sources=sources, notes=notes)
         return pair, face.failure
+
+    def _read_rest(
+        self, clip: Clip, frames: Frames, apex: int, onset: tuple[int, NDArray[np.uint8]], crop: FaceCrop
+    ) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.uint8]]]:
+        """The apex, and the crops of it and its and the onset's neighbours by member; a video is gone through once."""
+        first, alike = onset
+        members = {frame_member("apex"): apex}
+        reach = self._settings.keep_neighbours
+        if reach and apex in frames.numbers:  # else to read it says what is wrong
+            members |= dict(neighbours(frames.numbers, first, apex, reach))
+        numbers = sorted(set(members.values()))
+        crops: dict[int, NDArray[np.uint8]] = {}
+        second = alike
+        for number, picture in zip(numbers, frames.read_each(numbers), strict=True):
+            if picture.shape != alike.shape:
+                raise InputError(
+                    f"{clip.frames}: frame {number} must be as large as frame {first}, {alike.shape[:2]}, "
+                    f"got {picture.shape[:2]}"
+                )
+            crops[number] = crop.cut(picture).copy()  # a view would keep every whole picture
+            second = picture if number == apex else second
+        return second, {member: crops[number] for member, number in members.items()}
 
     def _finish(self, made: list[PreparedSample | LeftOut | _Pair]) -> None:
         """Compute the flow of the pairs that wait for it, in place."""
@@ -273,17 +292,6 @@ def subject_table(tables: Mapping[SampleId, LandmarkTable]) -> LandmarkTable:
         not_found={sample: table.missing(sample) for sample, table in tables.items() if sample not in table.points},
         parts={sample: table.origin(sample) for sample, table in tables.items()},
     )
-
-
-def _read_alike(clip: Clip, frames: Frames, number: int, onset: tuple[int, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """A frame of the clip; :class:`InputError` where it is not as large as the onset, given by number and picture."""
-    picture, (first, alike) = frames.read(number), onset
-    if picture.shape != alike.shape:
-        raise InputError(
-            f"{clip.frames}: frame {number} must be as large as frame {first}, {alike.shape[:2]}, "
-            f"got {picture.shape[:2]}"
-        )
-    return picture
 
 
 def _digest(picture: NDArray[np.uint8]) -> str:
