@@ -124,7 +124,7 @@ class PrepareConfig:
     keep_neighbours: int = 0
     """Frames on each side of onset and apex that are kept, too, where there are any; augment.time_jitter needs them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where flow is computed; auto takes the GPU that a task was given, else the CPU."""
+    """Where flow is computed; auto takes the GPU that a task was given, else the CPU; cuda needs gpus_per_task."""
     threads: int = 1
     """CPU threads of a task."""
     gpus_per_task: float = 0.0

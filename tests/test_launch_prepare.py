@@ -436,6 +436,16 @@ def test_a_task_that_fits_nowhere_is_refused_by_the_keys_of_prepare(raw, tmp_pat
         assert not list(tmp_path.glob(".store*"))
 
 
+def test_a_gpu_that_no_task_is_given_is_refused_before_any_work(raw, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launch.prepare, "ray_cluster", None)
+    config = configured(tmp_path, raw, device="cuda")
+    for options in ((), ("--dry-run",)):
+        assert run(config, *options) == 2
+        expected = "prepare.device=cuda needs prepare.gpus_per_task > 0 (1, or 1/k for k tasks on a GPU)"
+        assert capsys.readouterr().err == f"htnet prepare: {expected}\n"
+    assert not list(tmp_path.glob(".store*"))
+
+
 @pytest.mark.slow
 def test_over_a_running_cluster_the_store_is_the_same(raw, tmp_path, undisturbed):
     from test_launch_sweep import ray_head
