@@ -78,6 +78,13 @@ class ExtractionSettings:
             **({"keep_neighbours": self.keep_neighbours} if self.keep_neighbours else {}),
         }
 
+    def check_machine(self) -> None:
+        """:class:`InputError` where this machine lacks the GPU or the detector that is asked for."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("prepare.device=cuda: no CUDA device is visible")
+        if self.detector != "none":
+            self.load_detector()
+
     def load_detector(self) -> tuple[str, Detector]:
         """The detector and its name; :class:`InputError` if its package or model file is missing."""
         model = None if self.detector_model is None else Path(self.detector_model)
@@ -124,13 +131,12 @@ def extract(
 
 class _Extractor:
     def __init__(self, landmarks: LandmarkTable, settings: ExtractionSettings) -> None:
+        settings.check_machine()
         self._table, self._settings = landmarks, settings
         self._seconds: dict[str, float] = defaultdict(float)
         detector = None if settings.detector == "none" else settings.load_detector()
         self._faces = FaceFinder(landmarks, detector, settings.landmark_failures)
         self._mean_shape: dict[str, str] = {}
-        if settings.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("prepare.device=cuda: no CUDA device is visible")
 
     def run(self, entries: Sequence[Clip | FlowPicture]) -> Extraction:
         made: list[PreparedSample | LeftOut | _Pair] = []
