@@ -70,6 +70,8 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
             if not any(part["rows"] for part in parts.values()):
                 print_left_out(left_out, console)
                 raise RefusedError(f"{out}: the sources hold no sample; a store needs at least one")
+            # before the store has its name: the run after one that was killed in between finds no parts to tell of
+            report = write_report(out, parts, seconds=time.monotonic() - start)
             store = _finished(stage, left_out)
         except InputError as error:
             if isinstance(error, RefusedError) or not stage.done():
@@ -79,7 +81,6 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
             done = sum(len(plan.subjects[key]) for key in stage.done())
             say(console, f"Interrupted with {done} of {len(plan.entries)} clips done. {_GO_ON}")
             return EXIT_PARTIAL
-    report = write_report(out, parts, seconds=time.monotonic() - start, store=store)
     print_store(store, left_out, console)
     print_landmarks(report, console)
     print_times(report, console)

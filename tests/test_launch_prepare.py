@@ -710,6 +710,22 @@ def test_the_report_says_what_took_how_long_on_what(interrupted, tmp_path, capsy
     assert {"host", "cpus", "versions", "command"} <= report["run"].keys()
 
 
+def test_a_kill_when_the_store_has_just_got_its_name_costs_no_report(interrupted, tmp_path, undisturbed, monkeypatch):
+    def killed(stage: Staging) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "discard", killed)
+        with pytest.raises(SystemExit):
+            run(interrupted)
+    assert content(tmp_path / "store") == undisturbed
+    assert run(interrupted) == 0
+    assert not list(tmp_path.glob(".store*"))
+    report = json.loads((tmp_path / "store.prepare.json").read_text())
+    assert len(report["subjects"]) == 10
+    assert report["run"]["store"] == str(tmp_path / "store")
+
+
 def test_the_line_counts_what_this_run_did_and_reckons_the_rest_from_it(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("launch.prepare_report.time.monotonic", lambda: now[0])
