@@ -476,6 +476,7 @@ def test_a_gpu_that_no_task_is_given_is_refused_before_any_work(raw, tmp_path, c
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_over_a_running_cluster_the_store_is_the_same(raw, tmp_path, undisturbed):
     config = configured(tmp_path, raw)
     command = [sys.executable, "-m", "launch.cli", "prepare", str(config), "--address"]
