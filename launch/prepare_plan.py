@@ -57,6 +57,8 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
     """
     if not prepare.sources:
         raise InputError("prepare.sources: at least one source is needed, got none")
+    if prepare.device == "cuda" and prepare.gpus_per_task == 0:
+        raise InputError("prepare.device=cuda needs prepare.gpus_per_task > 0 (1, or 1/k for k tasks on a GPU)")
     scheme = load_scheme(
         prepare.label_scheme, [name for source in prepare.sources for name in DATASETS[source.adapter]]
     )

@@ -131,13 +131,12 @@ def print_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
         say(console, f"{'FAILED' if item.failed else 'left out'}: {item.clip}: {item.reason} ({item.place})")
 
 
-def write_report(
-    out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], *, seconds: float, store: Store
-) -> Path:
+def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], *, seconds: float) -> Path:
     """What took how long and on what, beside the store, which holds nothing that differs from run to run.
 
     Seconds of subjects and stages are those of their tasks, which run side by side, and count what interrupted runs
-    did as well; ``run`` is the last one alone. Slowest subjects come first. Returns the file's path.
+    did as well; ``run`` is the last one alone, up to the moment when the store is put together. Slowest subjects come
+    first. Returns the file's path.
     """
     path = out.with_name(f"{out.name}.prepare.json")
     stages: Counter[str] = Counter()
@@ -157,7 +156,7 @@ def write_report(
             }
         )
     report = {
-        "run": {"wall_seconds": round(seconds, 3), **environment(store)},
+        "run": {"wall_seconds": round(seconds, 3), **environment(out)},
         "landmarks": _landmarks(parts),
         "seconds_by_stage": {name: round(value, 3) for name, value in stages.most_common()},
         "subjects": sorted(subjects, key=lambda item: (-item["seconds"], item["subject"])),

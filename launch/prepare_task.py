@@ -16,6 +16,10 @@ from htnet.errors import InputError
 SHARED = "must lie on storage that all nodes share"
 
 
+class RefusedError(InputError):
+    """The content of the sources cannot be used: it must change, and what was made of it is of no use."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SubjectTask:
     """Everything that the task needs; small, because it is sent to it. Paths are absolute."""
@@ -36,8 +40,9 @@ class SubjectTask:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectOutcome:
-    """What became of a subject. ``refused``: bad input, which ends the run.
+    """What became of a subject. ``refused``: bad content of the sources, which ends the run.
 
+    ``unfit``: this node cannot do the work as it is set up, which ends the run; what others have done stays.
     ``failed``: the machine (a full disk, a dead worker) or a defect, then with a ``traceback``; the subject is not
     done, the others go on.
     """
@@ -45,6 +50,7 @@ class SubjectOutcome:
     clips: int
     left_out: int = 0
     refused: str | None = None
+    unfit: str | None = None
     failed: str | None = None
     traceback: str | None = None
 
@@ -62,6 +68,9 @@ def prepare_subject(task: SubjectTask) -> SubjectOutcome:
     clips = len(task.entries)
     try:
         _check_node(task)
+    except InputError as error:
+        return SubjectOutcome(clips=clips, unfit=f"node {platform.node()}: {error}")
+    try:
         found = extract(task.entries, task.landmarks, task.settings)
         left_out = [dataclasses.asdict(item) for item in found.left_out]
         notes = {"methods": found.methods, "mean_shape": found.mean_shape}
@@ -78,14 +87,10 @@ def prepare_subject(task: SubjectTask) -> SubjectOutcome:
 
 def _check_node(task: SubjectTask) -> None:
     """Make sure that this node sees what the driver sees: clips that it does not see would all be left out."""
-    if task.settings.detector != "none":
-        try:
-            task.settings.load_detector()
-        except InputError as error:
-            raise InputError(f"node {platform.node()}: {error}") from None
+    task.settings.check_machine()
     if not task.folder.is_dir():
-        raise InputError(f"node {platform.node()}: {task.folder}: not there; the store {SHARED}")
+        raise InputError(f"{task.folder}: not there; the store {SHARED}")
     for entry in task.entries:
         path = entry.frames if isinstance(entry, Clip) else entry.picture
         if not path.exists():
-            raise InputError(f"node {platform.node()}: {path}: not there; the sources {SHARED}")
+            raise InputError(f"{path}: not there; the sources {SHARED}")

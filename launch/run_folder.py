@@ -145,18 +145,18 @@ def _known_environment(path: Path) -> dict[str, Any]:
 
 def _environments(path: Path, identity: str, store: Store) -> dict[str, Any]:
     """Content of ``environment.json``: the first driver's, and under ``resumed`` what each later one was."""
-    now = environment(store)
+    now = environment(store.path)
     before = _known_environment(path)
     if before.get("config_hash") == identity:
         return before | {"resumed": [*before.get("resumed", []), now]}
     return {"config_hash": identity, "store_digest": store.digest, "store_recipe": store.recipe, **now}
 
 
-def environment(store: Store) -> dict[str, Any]:
+def environment(store: Path) -> dict[str, Any]:
     """What a reader needs to judge and repeat a driver's work; ``commit`` only where the code is a checkout."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "store": str(store.path.resolve()),
+        "store": str(store.resolve()),
         "command": shlex.join(sys.argv),
         "directory": str(Path.cwd()),
         **checkout(),

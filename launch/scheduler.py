@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import time
 from collections import deque
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from htnet.config import ResourcesConfig
@@ -60,6 +62,23 @@ def ray_cluster(address: str | None, resources: ResourcesConfig) -> Iterator[Any
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM as Ctrl-C: batch systems send it before they kill.
+
+    Enter it after :func:`ray_cluster`: Ray sets a handler of its own when it starts.
+    """
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _approach(address: str) -> None:

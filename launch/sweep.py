@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
@@ -32,7 +30,7 @@ from launch.fold_task import FoldOutcome, FoldSpec
 from launch.live import LiveBoard
 from launch.report import summary_table, write_report
 from launch.run_folder import RunFolder, check_run, open_run
-from launch.scheduler import Scheduler, ray_cluster
+from launch.scheduler import Scheduler, ray_cluster, terminable
 
 
 @dataclass(kw_only=True)
@@ -157,27 +155,13 @@ def _run_folds(
     state = _Sweep(run=run, board=board, records=records)
     try:
         # in this order: ray.init sets a handler of its own for SIGTERM, which would end us without a summary
-        with ray_cluster(address, config.resources) as ray, _terminable(), board:
+        with ray_cluster(address, config.resources) as ray, terminable(), board:
             Scheduler(
                 ray=ray, resources=config.resources, on_finish=state.finish, on_poll=board.poll, on_event=run.event
             ).run(specs)
     except KeyboardInterrupt:
         return state.failed, True
     return state.failed, False
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: batch systems send it before they kill."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def finish_run(

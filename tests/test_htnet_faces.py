@@ -77,7 +77,7 @@ def digest(picture: Picture) -> str:
 def by_onset(subject: list[Clip], table: LandmarkTable, *, but: Clip | None = None) -> Callable[..., Landmarks | None]:
     """Finds the table's points in the onset frames as they are on disk, in none but these."""
     known = {
-        digest(open_frames(clip.frames).read(clip.onset)): table.of(clip.id)
+        digest(open_frames(clip.frames).read(clip.onset)): table.points[clip.id]
         for clip in subject
         if but is None or clip.id != but.id
     }
@@ -138,6 +138,19 @@ def test_a_clip_without_a_face_is_left_out_and_the_others_stay(subject, table, r
     assert out.reason == f"{subject[2].frames}: {expected}"
 
 
+def test_a_picture_that_opencv_refuses_shows_no_face_and_the_others_stay(subject, table, register):
+    def refuse(picture: Picture, call: int) -> Landmarks | None:
+        return tuple(cv2.resize(picture, (0, 0)))
+
+    register(refuse)
+    found = extract(subject, without(table, subject[2]), QUICK)
+    assert len(found.samples) == len(subject) - 1
+    [out] = found.left_out
+    assert out.rule == "no_landmarks"
+    assert f"tiny found no face in frame {subject[2].onset}, the onset of clip {subject[2].id}: OpenCV" in out.reason
+    assert "\n" not in out.reason
+
+
 def test_under_the_policy_error_it_ends_the_work(subject, table, register):
     register(by_onset(subject, table, but=subject[2]))
     with pytest.raises(InputError, match="tiny found no face in frame"):
@@ -152,7 +165,7 @@ def test_under_mean_shape_it_has_the_mean_of_the_subjects_other_clips_given_or_f
     assert found.methods[str(subject[2].id)] == "mean_shape"
     assert list(found.mean_shape) == [str(subject[2].id)]
     assert "tiny found no face in frame" in found.mean_shape[str(subject[2].id)]
-    others = np.mean([np.asarray(table.of(clip.id)) for clip in subject if clip is not subject[2]], axis=0)
+    others = np.mean([np.asarray(table.points[clip.id]) for clip in subject if clip is not subject[2]], axis=0)
     given = replace(table, points={**table.points, subject[2].id: tuple(map(tuple, others))})
     assert_same_samples(found, extract(subject, given, replace(QUICK, detector="none")))
 
@@ -184,6 +197,35 @@ def test_landmarks_that_do_not_fit_the_frame_are_no_landmarks(subject, table, re
     assert f"tiny: clip {subject[0].id}: landmark left_eye at (500, 5) must lie in the picture" in out.reason
 
 
+@pytest.mark.parametrize("bad", [((500.0, 5.0),) * 5, ((80.0, 80.0),) * 5])
+@pytest.mark.parametrize("given", [True, False])
+def test_landmarks_that_do_not_fit_are_replaced_by_the_mean_and_enter_no_mean(subject, table, register, bad, given):
+    outside, none, *others = subject
+    spoiled = replace(without(table, none), points={**without(table, none).points, outside.id: bad})
+    if not given:
+        first = open_frames(outside.frames).read(outside.onset)
+        register(lambda picture, call: bad if np.array_equal(picture, first) else None)
+        spoiled = without(spoiled, outside)
+    settings = replace(QUICK, detector="none" if given else "tiny", landmark_failures="mean-shape")
+    found = extract(subject, spoiled, settings)
+    assert found.left_out == ()
+    assert list(found.mean_shape) == [str(outside.id), str(none.id)]
+    assert f"clip {outside.id}: landmark" in found.mean_shape[str(outside.id)]
+    mean = tuple(map(tuple, np.mean([np.asarray(table.points[clip.id]) for clip in others], axis=0)))
+    known = replace(table, points={**table.points, outside.id: mean, none.id: mean})
+    assert_same_samples(found, extract(subject, known, replace(QUICK, detector="none")))
+
+
+def test_a_mean_that_lies_outside_the_frame_is_none(subject, table, tmp_path):
+    small = pair(tmp_path, *(np.zeros((40, 40, 3), np.uint8) for _ in range(2)), like=subject[0])
+    settings = replace(QUICK, detector="none", landmark_failures="mean-shape")
+    found = extract([small, *subject[1:]], without(table, subject[0]), settings)
+    [out] = found.left_out
+    assert (out.clip, out.rule) == (str(subject[0].id), "no_landmarks")
+    assert f"mean_shape: clip {subject[0].id}: landmark" in out.reason
+    assert found.mean_shape == {}
+
+
 # --- one crop for a pair
 
 
@@ -197,7 +239,7 @@ def pair(tmp_path: Path, onset: Picture, apex: Picture, like: Clip) -> Clip:
 
 def test_the_crop_makes_no_motion_however_unsure_the_detector_is(subject, table, register, tmp_path):
     face = open_frames(subject[0].frames).read(subject[0].onset)
-    points = np.asarray(table.of(subject[0].id))
+    points = np.asarray(table.points[subject[0].id])
     tiny = register(lambda picture, call: tuple(map(tuple, points + 3.0 * call)))
     clip = pair(tmp_path, face, face, subject[0])
     [item] = extract([clip], without(table, clip), replace(QUICK, flow_method="tvl1")).samples
@@ -213,7 +255,7 @@ def test_a_head_that_moves_keeps_its_whole_motion(subject, table, register, tmp_
     )
     register(by_onset([clip], table))
     [item] = extract([clip], without(table, clip), replace(QUICK, flow_method="tvl1")).samples
-    scale = item.sample.flow_size / face_crop(table.of(clip.id), face.shape).side
+    scale = item.sample.flow_size / face_crop(table.points[clip.id], face.shape).side
     flow = np.median(item.flow_image[..., :2].astype(np.float32), axis=(0, 1)) / scale
     np.testing.assert_allclose(flow, (2, -1), atol=0.1)
 

@@ -67,7 +67,7 @@ def moved(by: float) -> Landmarks:
 
 
 def assert_face(table: LandmarkTable, expected: Landmarks) -> None:
-    np.testing.assert_allclose(table.of(SAMPLE), expected, atol=0.06)
+    np.testing.assert_allclose(table.points[SAMPLE], expected, atol=0.06)
 
 
 # --- 68 points

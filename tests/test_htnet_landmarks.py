@@ -27,7 +27,7 @@ def table(tmp_path: Path, *rows: str, header: str = SOURCE) -> Path:
 def test_a_source_table_gives_points_of_the_onset_frame(tmp_path: Path) -> None:
     found = read_landmarks(table(tmp_path, f"samm,006,006_1_2,{NUMBERS}"))
     assert found.flow_size is None
-    assert found.of(SampleId(dataset="samm", subject="006", clip="006_1_2")) == (
+    assert found.points[SampleId(dataset="samm", subject="006", clip="006_1_2")] == (
         (1, 2),
         (3, 4),
         (5, 6),
@@ -40,15 +40,14 @@ def test_the_release_table_gives_points_of_its_28_pixel_flow_images(tmp_path: Pa
     header = ",".join(("dataset", "subject", "clip", "flow_file", *UPSTREAM_COLUMNS))
     found = read_landmarks(table(tmp_path, f"smic,s01,s01_ne_01,a .png,{NUMBERS}", header=header))
     assert found.flow_size == 28
-    assert found.of(SampleId(dataset="smic", subject="s01", clip="s01_ne_01"))[4] == (9, 10.5)
+    assert found.points[SampleId(dataset="smic", subject="s01", clip="s01_ne_01")][4] == (9, 10.5)
 
 
 def test_columns_may_stand_in_any_order_beside_others(tmp_path: Path) -> None:
     header = ",".join(("note", *reversed(SOURCE.split(","))))
     row = ",".join(("x", *reversed(f"smic,s01,c,{NUMBERS}".split(","))))
-    assert read_landmarks(table(tmp_path, row, header=header)).of(SampleId(dataset="smic", subject="s01", clip="c"))[
-        0
-    ] == (1, 2)
+    found = read_landmarks(table(tmp_path, row, header=header))
+    assert found.points[SampleId(dataset="smic", subject="s01", clip="c")][0] == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +80,9 @@ def test_a_missing_table_an_empty_one_and_a_clip_without_landmarks_are_named(tmp
     empty.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not a CSV in UTF-8"):
         read_landmarks(empty)
-    with pytest.raises(InputError, match="no landmarks for clip a/b/other"):
-        read_landmarks(table(tmp_path, f"a,b,c,{NUMBERS}")).of(SampleId(dataset="a", subject="b", clip="other"))
+    found, other = read_landmarks(table(tmp_path, f"a,b,c,{NUMBERS}")), SampleId(dataset="a", subject="b", clip="other")
+    assert other not in found.points
+    assert found.missing(other) == f"{found.path}: no landmarks for clip a/b/other"
 
 
 def test_the_crop_is_a_square_around_eyes_and_mouth_and_the_points_land_in_the_flow_image() -> None:

@@ -21,7 +21,7 @@ from test_htnet_store import content
 from htnet.config import PrepareConfig
 from htnet.data.adapters.base import Clip
 from htnet.data.extraction import ExtractionSettings, extract
-from htnet.data.frames import list_frames, read_frame
+from htnet.data.frames import VideoFrames, list_frames, read_frame
 from htnet.data.landmarks import LandmarkTable, face_crop, read_landmarks
 from htnet.data.store import Store, open_store, write_store
 from htnet.data.stored_frames import frame_member, nearest_member, neighbours
@@ -95,6 +95,36 @@ def test_what_is_kept_are_the_face_crops_of_the_frames_beside(sources):
         found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         assert found.shape == wanted.shape
         assert np.abs(found.astype(int) - wanted).mean() < 3
+
+
+def test_of_a_video_the_same_is_kept_and_it_is_gone_through_once(tmp_path, monkeypatch):
+    generate(tmp_path / "raw", datasets=("csv",), subjects=1, clips=2, seed=4, image_size=128, video=True)
+    root = tmp_path / "raw" / "csv"
+    entry, table = clips(read(root, "csv"))[0], read_landmarks(root / "landmarks.csv")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    video = VideoFrames(entry.frames)
+    for number, picture in zip(video.numbers, video.read_each(video.numbers), strict=True):
+        cv2.imwrite(str(pictures / f"{number}.png"), picture)
+    settings = ExtractionSettings(flow_method="dis", keep_frames=True, keep_neighbours=2)
+    (expected,) = extract([replace(entry, frames=pictures)], table, settings).samples
+    passes = []
+    monkeypatch.setattr(
+        VideoFrames, "_open", lambda video, whole=VideoFrames._open: passes.append(video) or whole(video)
+    )
+    (found,) = extract([entry], table, settings).samples
+    assert found.frames == expected.frames
+    assert len(found.frames) > 6
+    assert len(passes) == 3, "the onset, the count of the frames, all the rest"
+
+
+def test_an_apex_that_is_not_there_is_named_with_neighbours_or_without(sources):
+    entries, table = sources
+    late = replace(entries[0], apex=999, offset=999)
+    for reach in (0, 2):
+        settings = ExtractionSettings(flow_method="dis", keep_frames=True, keep_neighbours=reach)
+        (out,) = extract([late], table, settings).left_out
+        assert f"{late.frames}: frame 999 is missing; there are frames" in out.reason
 
 
 def test_a_damaged_frame_beside_the_apex_leaves_out_its_clip(sources, monkeypatch):

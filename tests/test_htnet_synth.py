@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections import defaultdict
@@ -93,6 +94,34 @@ def test_an_interrupted_generation_leaves_nothing_behind(tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "raw", **SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [".", "../here", "new"])
+def test_a_relative_name_is_a_folder_like_another(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    generate(Path(name), **SMALL)
+    assert digests(Path(name)) == digests(small)
+    assert here.samefile(Path.cwd()), "the shell would stand in a folder that is no more"
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert not generate(Path(name), **SMALL).created
+
+
+def test_a_folder_that_cannot_be_replaced_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(path: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    monkeypatch.setattr(Path, "rename", busy)
+    out = tmp_path / "mounted"
+    out.mkdir()
+    with pytest.raises(InputError) as caught:
+        generate(out, datasets=["samm"], subjects=1, clips=2, image_size=64)
+    expected = f"{out}: cannot be replaced by the data: Device or resource busy; name another folder"
+    assert str(caught.value) == expected
+    assert list(tmp_path.rglob("*")) == [out]
 
 
 @pytest.mark.parametrize(

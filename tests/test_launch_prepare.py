@@ -28,6 +28,7 @@ from rich.console import Console
 from test_htnet_adapters import clips, read
 from test_htnet_landmark_tables import openface, openface_row
 from test_htnet_release import CLIPS, make_release
+from test_launch_sweep import free_port, ray_head
 
 import launch.prepare
 from htnet.config import ResourcesConfig
@@ -243,6 +244,34 @@ def test_what_is_done_is_not_done_again_and_what_is_damaged_is(interrupted, tmp_
     assert not list(tmp_path.glob(".store*"))
 
 
+def test_what_is_done_stays_when_the_machines_cannot_be_used(
+    interrupted, tmp_path, undisturbed, capsys, monkeypatch, ray_of_all
+):
+    partial = tmp_path / ".store.partial"
+    (partial / "parts" / "casme2" / "sub01.json").unlink()
+    before = times_of_shards(partial)
+    capsys.readouterr()
+    monkeypatch.setattr(launch.prepare, "ray_cluster", ray_cluster)
+    port = free_port()
+    assert run(interrupted, "--address", f"127.0.0.1:{port}") == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"htnet prepare: --address 127.0.0.1:{port}: no Ray cluster answers there: ")
+    monkeypatch.setattr(launch.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all))
+    assert run(interrupted, "--set", "prepare.gpus_per_task=64", "--set", "prepare.device=cpu") == 2
+    assert "no node has as many CPUs and GPUs" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        unseen = "node x: the sources: not there"
+        patch.setattr(launch.prepare, "prepare_subject", lambda task: SubjectOutcome(clips=2, unfit=unseen))
+        assert run(interrupted) == 2
+        assert capsys.readouterr().err == f"htnet prepare: {unseen}\n"
+    assert times_of_shards(partial) == before
+    assert run(interrupted) == 0
+    assert "going on: 18 of 20 clips were done before" in capsys.readouterr().out
+    after = times_of_shards(tmp_path / "store")
+    assert {name for name in after if after[name] != before[name]} == {"sub01.tar"}
+    assert content(tmp_path / "store") == undisturbed
+
+
 def test_a_store_of_which_everything_was_done_needs_no_cluster(interrupted, tmp_path, undisturbed, monkeypatch):
     monkeypatch.setattr(launch.prepare, "ray_cluster", None)
     assert run(interrupted) == 0
@@ -316,13 +345,13 @@ def test_a_task_tells_what_the_machine_refused_in_a_line_and_a_defect_with_its_t
 def test_a_node_that_does_not_see_the_clips_or_the_store_refuses_and_leaves_nothing_out(raw, tmp_path):
     task = task_of(raw, tmp_path / "none")
     assert (
-        f"{task.folder}: not there; the store must lie on storage that all nodes share" in prepare_subject(task).refused
+        f"{task.folder}: not there; the store must lie on storage that all nodes share" in prepare_subject(task).unfit
     )
     copy = Path(shutil.copytree(raw / "samm", tmp_path / "samm"))
     task = task_of(copy.parent, tmp_path)
     shutil.rmtree(task.entries[1].frames)
     expected = f"{task.entries[1].frames}: not there; the sources must lie on storage that all nodes share"
-    assert expected in prepare_subject(task).refused
+    assert expected in prepare_subject(task).unfit
 
 
 def task_of(raw: Path, folder: Path) -> SubjectTask:
@@ -436,10 +465,19 @@ def test_a_task_that_fits_nowhere_is_refused_by_the_keys_of_prepare(raw, tmp_pat
         assert not list(tmp_path.glob(".store*"))
 
 
-@pytest.mark.slow
-def test_over_a_running_cluster_the_store_is_the_same(raw, tmp_path, undisturbed):
-    from test_launch_sweep import ray_head
+def test_a_gpu_that_no_task_is_given_is_refused_before_any_work(raw, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(launch.prepare, "ray_cluster", None)
+    config = configured(tmp_path, raw, device="cuda")
+    for options in ((), ("--dry-run",)):
+        assert run(config, *options) == 2
+        expected = "prepare.device=cuda needs prepare.gpus_per_task > 0 (1, or 1/k for k tasks on a GPU)"
+        assert capsys.readouterr().err == f"htnet prepare: {expected}\n"
+    assert not list(tmp_path.glob(".store*"))
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_over_a_running_cluster_the_store_is_the_same(raw, tmp_path, undisturbed):
     config = configured(tmp_path, raw)
     command = [sys.executable, "-m", "launch.cli", "prepare", str(config), "--address"]
     with ray_head(tmp_path / "home", RAY_AUTH_MODE="disabled") as head:
@@ -569,17 +607,17 @@ def test_a_folder_of_openface_files_is_a_table_and_a_changed_file_another_input(
     given = read_landmarks(raw / "samm" / "landmarks.csv")
     folder = tmp_path / "openface"
     for number, clip in enumerate(entries):
-        rows = [openface_row(frame, given.of(clip.id)) for frame in list_frames(clip.frames)]
+        rows = [openface_row(frame, given.points[clip.id]) for frame in list_frames(clip.frames)]
         openface(tmp_path, *rows, name=f"{clip.id.subject}_{clip.id.clip}.csv")
         if not number:
-            spoiled = [openface_row(frame, given.of(clip.id), success="0") for frame in list_frames(clip.frames)]
+            spoiled = [openface_row(frame, given.points[clip.id], success="0") for frame in list_frames(clip.frames)]
             openface(tmp_path, *spoiled, name=f"samm/{clip.id.subject}/{clip.id.clip}.csv")
     source = {"adapter": "samm", "root": str(raw / "samm"), "landmarks": str(folder)}
     prepare = load_config(configured(tmp_path, raw, sources=[source])).prepare
     plan = make_plan(prepare)
     assert plan.landmarks() == {"samm": {"table openface": 9, "not given": 1}}
     table = plan.tables[entries[1].id]
-    np.testing.assert_allclose(table.of(entries[1].id), given.of(entries[1].id), atol=0.06)
+    np.testing.assert_allclose(table.points[entries[1].id], given.points[entries[1].id], atol=0.06)
     shutil.rmtree(folder / "samm")
     assert make_plan(prepare).landmarks() == {"samm": {"table openface": 10}}
     assert make_plan(prepare).recipe["sources"][0]["landmarks_sha256"] != table.sha256
@@ -615,7 +653,7 @@ def test_a_node_without_the_detectors_weights_says_so(raw, tmp_path, monkeypatch
     build_detector.cache_clear()
     task = task_of(raw, tmp_path)
     done = prepare_subject(replace(task, settings=replace(task.settings, detector="mtcnn")))
-    assert f"node {platform.node()}: prepare.detector=mtcnn: its weights are not installed" in done.refused
+    assert f"node {platform.node()}: prepare.detector=mtcnn: its weights are not installed" in done.unfit
 
 
 # --- the place
@@ -671,6 +709,22 @@ def test_the_report_says_what_took_how_long_on_what(interrupted, tmp_path, capsy
     assert seconds == sorted(seconds, reverse=True)
     assert f"slowest: {report['subjects'][0]['subject']}: {seconds[0]:.1f} s for 2 clips" in out
     assert {"host", "cpus", "versions", "command"} <= report["run"].keys()
+
+
+def test_a_kill_when_the_store_has_just_got_its_name_costs_no_report(interrupted, tmp_path, undisturbed, monkeypatch):
+    def killed(stage: Staging) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "discard", killed)
+        with pytest.raises(SystemExit):
+            run(interrupted)
+    assert content(tmp_path / "store") == undisturbed
+    assert run(interrupted) == 0
+    assert not list(tmp_path.glob(".store*"))
+    report = json.loads((tmp_path / "store.prepare.json").read_text())
+    assert len(report["subjects"]) == 10
+    assert report["run"]["store"] == str(tmp_path / "store")
 
 
 def test_the_line_counts_what_this_run_did_and_reckons_the_rest_from_it(monkeypatch):

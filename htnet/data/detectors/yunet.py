@@ -40,12 +40,15 @@ class YuNet:
 
     def __call__(self, picture: NDArray[np.uint8]) -> Landmarks | None:
         """Five landmarks, None where there is no face."""
-        longer = max(picture.shape[:2])
-        for scale in dict.fromkeys(min(1.0, side / longer) for side in SIDES):
-            small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        whole = picture.shape[1::-1]
+        for scale in dict.fromkeys(min(1.0, side / max(whole)) for side in SIDES):
+            size = [max(1, round(length * scale)) for length in whole]
+            small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
             points = choose_face(self._faces(np.asarray(small, np.uint8)), small.shape)
-            if points is not None:  # a coordinate is that of a pixel's centre
-                return tuple(((x + 0.5) / scale - 0.5, (y + 0.5) / scale - 0.5) for x, y in points)
+            if points is not None:
+                by = [length / reduced for length, reduced in zip(whole, size, strict=True)]
+                # a coordinate is that of a pixel's centre
+                return tuple(((x + 0.5) * by[0] - 0.5, (y + 0.5) * by[1] - 0.5) for x, y in points)
         return None
 
     def _faces(self, picture: NDArray[np.uint8]) -> list[Face]:

@@ -19,6 +19,14 @@ _SHOWN_COLUMNS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The table of a clip's landmarks; fields as in :class:`LandmarkTable`."""
+
+    path: Path
+    flow_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LandmarkTable:
     """Landmarks by clip. ``flow_size`` is the side of the flow image they are pixels of, None for the onset frame."""
 
@@ -30,19 +38,16 @@ class LandmarkTable:
     """Of the file, or of all files that were read."""
     not_found: Mapping[SampleId, str] = field(default_factory=dict)
     """Clips whose table says that no face was found, and where it says so."""
-    names: Mapping[SampleId, str] = field(default_factory=dict)
-    """Name of the table of a clip, where it is not ``path``: tables of several sources are put together."""
+    parts: Mapping[SampleId, Origin] = field(default_factory=dict)
+    """Where a clip's landmarks come from, where tables of several sources are put together."""
+
+    def origin(self, sample: SampleId) -> Origin:
+        """Path and ``flow_size`` of the table that a clip's landmarks come from."""
+        return self.parts.get(sample, Origin(path=self.path, flow_size=self.flow_size))
 
     def name_of(self, sample: SampleId) -> str:
         """Name of the file or folder that the clip's landmarks come from."""
-        return self.names.get(sample, self.path.name)
-
-    def of(self, sample: SampleId) -> Landmarks:
-        """Landmarks of a clip; :class:`InputError` names the clip and the table where there are none."""
-        try:
-            return self.points[sample]
-        except KeyError:
-            raise InputError(self.missing(sample)) from None
+        return self.origin(sample).path.name
 
     def missing(self, sample: SampleId) -> str:
         """Why there are no landmarks of the clip."""
