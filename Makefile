@@ -21,7 +21,7 @@ $(READY): requirements.lock setup.py
 	touch $@
 
 demo: $(READY) ## synthetic faces -> store -> LOSO sweep -> report, on this machine
-	$(BIN)/htnet synth demo/raw --subjects 3 --clips 6
+	$(BIN)/htnet synth demo/raw --subjects 3 --clips 6 --difficulty realistic
 	$(BIN)/htnet prepare configs/demo.yaml
 	$(BIN)/htnet sweep configs/demo.yaml --out demo/run
 
