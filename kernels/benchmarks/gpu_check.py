@@ -168,7 +168,7 @@ def _input(profile: Sequence[str], *, quick: bool) -> list[Step]:
 
     return [
         step("input", "plain,augmented,streamed,pictures", 75),
-        step("input-frames", "frames-own-flow", 50, "--set", "samples=32 batch=16 steps=10"),
+        step("input-frames", "own-flow", 50, "--set", "samples=32 batch=16 steps=10"),
     ]
 
 
