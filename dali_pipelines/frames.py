@@ -92,7 +92,10 @@ def encoded_picture(store: Store, picture: Picture) -> NDArray[np.uint8]:
 
 def to_grey(encoded: Any, *, size: int, on_gpu: bool) -> Any:
     """Encoded pictures of any kind and size -> (size, size, 1) uint8 grey."""
-    picture = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.GRAY)
+    # a GPU with a decoder of its own would share a batch between it and CUDA, whose pixels differ: a picture's would
+    # depend on its place in the batch
+    where: dict[str, Any] = {"device": "mixed", "hw_decoder_load": 0.0} if on_gpu else {"device": "cpu"}
+    picture = fn.decoders.image(encoded, output_type=types.GRAY, **where)
     return fn.resize(picture, size=[size, size], interp_type=types.INTERP_LINEAR)
 
 

@@ -74,7 +74,7 @@ class FlowStream:
         if data.augment.mix.kind != "none" and num_classes is None:
             raise ValueError("num_classes is needed to mix labels")
         self._step = 0 if state is None else _step_of(state)
-        self._labels = torch.tensor([sample.label for sample in store.samples], dtype=torch.int64, device=device)
+        self._labels = torch.tensor([sample.label for sample in store.samples], dtype=torch.int64)
         self._places = Places.of(store.samples)
         self._changes = changes_pixels(data.augment)
         limit = data.cache_mb << 20
@@ -125,6 +125,7 @@ class FlowStream:
             changes = plan_changes(self._augment, draws, places=self._places.chosen(rows.numpy()), rule=self._crop)
             images = changed_mosaics(images, changes, self._transform)
         self._step += 1
+        self._labels = self._labels.to(self.device)  # at the first step; they stay there
         batch = Batch(images=images, labels=self._labels[sent(rows, self.device)], rows=rows)
         if self._num_classes is None:
             return batch

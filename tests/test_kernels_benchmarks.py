@@ -463,6 +463,9 @@ def test_the_input_is_left_out_where_dali_is_absent(tmp_path, monkeypatch):
     steps = gpu_check.make_steps(tmp_path, quick=False)
     left_out = {step.left_out for step in steps if step.name.startswith("input")}
     assert left_out == {"not installed: nvidia.dali"}
+    [tests] = [step for step in steps if step.name == "tests"]
+    assert not any("dali" in argument for argument in tests.arguments)  # pytest would stop at their imports
+    assert "tests/test_kernels_triton.py" in tests.arguments
 
 
 def test_without_a_gpu_the_check_says_so(tmp_path):
