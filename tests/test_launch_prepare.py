@@ -28,7 +28,7 @@ from rich.console import Console
 from test_htnet_adapters import clips, read
 from test_htnet_landmark_tables import openface, openface_row
 from test_htnet_release import CLIPS, make_release
-from test_launch_sweep import free_port, ray_head
+from test_launch_sweep import free_port, ray_head, served
 
 import launch.prepare
 from htnet.config import ResourcesConfig
@@ -483,9 +483,9 @@ def test_over_a_running_cluster_the_store_is_the_same(raw, tmp_path, undisturbed
     with ray_head(tmp_path / "home", RAY_AUTH_MODE="disabled") as head:
         for number, address in enumerate((f"127.0.0.1:{head.port}", f"ray://127.0.0.1:{head.client_port}")):
             out = tmp_path / f"store{number}"
-            done = subprocess.run(
-                [*command, address, "--out", str(out)], cwd=ROOT, env=head.environment, capture_output=True, text=True
-            )
+            options = {"cwd": ROOT, "env": head.environment, "capture_output": True, "text": True}
+            over = [*command, address, "--out", str(out)]
+            done = served(lambda over=over, options=options: subprocess.run(over, **options))
             assert done.returncode == 0, done.stderr
             assert content(out) == undisturbed
     gone = subprocess.run([*command, address], cwd=ROOT, capture_output=True, text=True)

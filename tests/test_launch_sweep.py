@@ -780,6 +780,18 @@ def ray_head(home: Path, **environment: str):
         shutil.rmtree(sockets, ignore_errors=True)
 
 
+def served(call):
+    """The result of a command over ``ray://``, which is run again where Ray could not start the client's own server.
+
+    Seen now and then on a busy machine; Ray gives no reason, and the command rightly says that no cluster answers.
+    """
+    for _ in range(2):
+        done = call()
+        if "Initialization failure from server" not in (done.text if isinstance(done, Swept) else done.stderr):
+            return done
+    return call()
+
+
 def listens(port: int) -> bool:
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
@@ -796,7 +808,8 @@ def test_a_sweep_over_a_running_cluster_predicts_what_one_on_this_machine_does(r
         one = "data.subjects=[samm/sub01]"
         found = head.sweep("auto", config, tmp_path / "auto", "--set", one, RAY_ADDRESS=f"127.0.0.1:{head.port}")
         assert found.code == 0, found.text
-        client = head.sweep(f"ray://127.0.0.1:{head.client_port}", config, tmp_path / "client", "--set", one)
+        address = f"ray://127.0.0.1:{head.client_port}"
+        client = served(lambda: head.sweep(address, config, tmp_path / "client", "--set", one))
         assert client.code == 0, client.text
         big = head.sweep(f"127.0.0.1:{head.port}", config, tmp_path / "big", "--set", "resources.cpus_per_fold=3")
         assert (big.code, big.text) == (
@@ -831,7 +844,7 @@ def test_a_cluster_that_asks_for_a_token_gets_it_and_the_lack_of_one_is_one_line
                 f"htnet sweep: --address {address}: the cluster asks for a token, and that of RAY_AUTH_TOKEN is not "
                 "its own\n",
             )
-        done = head.sweep(client, config, by_variable, RAY_AUTH_TOKEN=TOKEN)
+        done = served(lambda: head.sweep(client, config, by_variable, RAY_AUTH_TOKEN=TOKEN))
         assert done.code == 0, done.text
         own = tmp_path / "home" / ".ray" / "auth_token"
         own.parent.mkdir(exist_ok=True)
