@@ -328,8 +328,7 @@ def assert_nothing_is_left_by(use: Callable[[], object], times: int) -> None:
     before, memory = held(), resident_mebibytes()
     repeat(times)
     files, threads = held()
-    # what else lives in this process, such as Ray after its tests, opens one now and then; a leak would show ``times``
-    assert files <= before[0] + 2
+    assert files <= before[0]
     assert threads <= before[1] + 1
     assert resident_mebibytes() - memory < 20
 
