@@ -163,6 +163,24 @@ def test_the_short_cut_for_one_token_per_block_equals_the_general_way():
     torch.testing.assert_close(attention(x), attention.out(general), rtol=1e-13, atol=1e-13)
 
 
+def test_many_tokens_go_through_values_and_output_as_one_map_with_the_same_result_and_gradients():
+    torch.manual_seed(0)
+    attention = LocalAttention(
+        dim=16, heads=3, blocks_per_side=2, tokens_per_block=1, dropout=0.0, backend="sdpa"
+    )  # inner dimension 15
+    few = torch.randn(4, 2, 2, 16)  # 16 tokens, no more than channels
+    many = few.repeat(3, 1, 1, 1)
+    results, gradients = [], []
+    for x in (few, many):
+        attention.zero_grad()
+        out = attention(x)
+        (out.square().sum() / len(x)).backward()
+        results.append(out.detach())
+        gradients.append([p.grad.clone() for p in attention.parameters() if p.requires_grad])
+    torch.testing.assert_close(results[1], results[0].repeat(3, 1, 1, 1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
 def test_aggregation_is_convolution_then_norm_then_pool_for_maps_of_any_size(side):
     torch.manual_seed(0)
