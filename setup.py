@@ -38,6 +38,7 @@ setup(
         "einops>=0.8",
         "jinja2>=3.1",
         "matplotlib>=3.10",
+        "numba>=0.61",
         "numpy>=2.0",
         "opencv-python-headless>=4.12",
         "openpyxl>=3.1",

@@ -120,7 +120,7 @@ def test_other_shapes_are_refused(shapes, message):
         tvl1(*(torch.zeros(shape) for shape in shapes))
 
 
-@pytest.mark.parametrize("changes", [{"median": 4}, {"tau": 0.5}, {"warps": 0}])
+@pytest.mark.parametrize("changes", [{"median": 4}, {"tau": 0.5}, {"warps": 0}, {"coarsest": 1}])
 def test_parameters_that_do_not_converge_or_exist_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         TVL1(**changes)

@@ -8,6 +8,10 @@ Flow", 2009), which removes outliers that the data term leaves.
 
 Every pair is on its own: it stops by its own rule, and its result does not depend on what else is in the batch, bit
 for bit. Only elementwise operations and sums in a fixed order are used, no convolution that chooses its algorithm.
+
+On a GPU a batch goes through the scheme together, an operation of PyTorch at a time. On a CPU that is five times slower
+than the loops of :mod:`kernels.cpu.tvl1`, a pair at a time and a thread per few pairs, which give the same flow but for
+rounding (1e-4 pixels).
 """
 
 from __future__ import annotations
@@ -16,9 +20,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.cpu.tvl1 import refine
 
 __all__ = ["TVL1", "tvl1"]
 
@@ -38,7 +45,7 @@ class TVL1:
     warps: int = 5
     """Linearisations of the data term per level (IPOL's default)."""
     iterations: int = 100
-    """Most steps of the scheme per warp (IPOL: 300; later ones change nothing here)."""
+    """Most steps of the scheme per warp (IPOL: 300; later ones change nothing here), rounded up to ``check_every``."""
     tolerance: float = 0.01
     """A pair stops when the root mean square change of its flow in one step falls below this (IPOL's epsilon)."""
     check_every: int = 5
@@ -53,13 +60,15 @@ class TVL1:
             raise ValueError(f"median must be 1, 3 or 5, got {self.median}")
         if not 0 < self.tau <= 0.25:
             raise ValueError(f"tau must be in (0, 0.25], got {self.tau}")
-        for name in ("attachment", "tightness", "coarsest", "warps", "iterations", "check_every"):
+        if self.coarsest < 2:
+            raise ValueError(f"coarsest must be at least 2, got {self.coarsest}: a gradient takes two pixels")
+        for name in ("attachment", "tightness", "warps", "iterations", "check_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
-_CHUNK_PIXELS = 1 << 18
-"""Most pixels of the finest level that a CPU thread works on at once: fewer mean more Python, more leave the cache."""
+_CHUNK_PIXELS = 1 << 16
+"""Most pixels of the finest level in what a CPU thread takes at once: few, for pairs differ in their steps."""
 
 
 @torch.no_grad()
@@ -85,15 +94,14 @@ def tvl1(onset: Tensor, apex: Tensor, parameters: TVL1 | None = None) -> Tensor:
     parameters = TVL1() if parameters is None else parameters
     first, second = onset.float(), apex.float()
     if onset.device.type != "cpu":
-        return _flow_of_chunk(first, second, parameters)
+        return _flow_of_chunk(first, second, parameters, _refined)
     share = -(-len(onset) // torch.get_num_threads())
     size = max(1, min(share, _CHUNK_PIXELS // (onset.shape[1] * onset.shape[2])))
     chunks = list(zip(first.split(size), second.split(size), strict=True))
-    return torch.cat(_on_threads(lambda pair: _flow_of_chunk(*pair, parameters), chunks))
+    return torch.cat(_on_threads(lambda pair: _flow_of_chunk(*pair, parameters, _refined_by_loops), chunks))
 
 
 def _on_threads(work: Callable[[tuple[Tensor, Tensor]], Tensor], chunks: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """A chunk per thread: torch's own threads share each of thousands of small operations, which gains a tenth."""
     threads = min(torch.get_num_threads(), len(chunks))
     if threads == 1:
         return [work(chunk) for chunk in chunks]
@@ -105,18 +113,36 @@ def _on_threads(work: Callable[[tuple[Tensor, Tensor]], Tensor], chunks: list[tu
         torch.set_num_threads(wanted)  # the workers' setting is new threads' default as well
 
 
-def _flow_of_chunk(onset: Tensor, apex: Tensor, p: TVL1) -> Tensor:
+Refine = Callable[[Tensor, Tensor, Tensor, TVL1], Tensor]
+"""(B, H, W) onset and apex of a level, (B, 2, H, W) flow at its start -> flow at its end."""
+
+
+def _flow_of_chunk(onset: Tensor, apex: Tensor, p: TVL1, refine: Refine) -> Tensor:
     levels = [(blurred(onset, p.blur), blurred(apex, p.blur))]
     while min(levels[-1][0].shape[1:]) // 2 >= p.coarsest:
         half = [-(-side // 2) for side in levels[-1][0].shape[1:]]
         levels.append((resized(levels[-1][0], half), resized(levels[-1][1], half)))
     flow = onset.new_zeros(len(onset), 2, *levels[-1][0].shape[1:])
     for first, second in reversed(levels):
-        flow = _enlarged(flow, first.shape[1:])
-        dual = flow.new_zeros(2, *flow.shape)
-        for _ in range(p.warps):
-            flow = _solve(first, warped(second, flow), flow, dual, p)
-            flow = median_filtered(flow, p.median)
+        flow = refine(first, second, _enlarged(flow, first.shape[1:]), p)
+    return flow
+
+
+def _refined_by_loops(onset: Tensor, apex: Tensor, flow: Tensor, p: TVL1) -> Tensor:
+    flow = flow.contiguous()
+    weights = [np.float32(value) for value in (p.tolerance, p.tau, p.attachment, p.tightness)]
+    iterations = -(-p.iterations // p.check_every) * p.check_every
+    planes = (tensor.contiguous().numpy() for tensor in (onset, apex, flow))
+    for first, second, start in zip(*planes, strict=True):
+        refine(first, second, start, p.warps, iterations, p.check_every, *weights, p.median)
+    return flow
+
+
+def _refined(onset: Tensor, apex: Tensor, flow: Tensor, p: TVL1) -> Tensor:
+    dual = flow.new_zeros(2, *flow.shape)
+    for _ in range(p.warps):
+        flow = _solve(onset, warped(apex, flow), flow, dual, p)
+        flow = median_filtered(flow, p.median)
     return flow
 
 
@@ -164,7 +190,7 @@ class _State:
         self.rho, self.length = torch.empty_like(self.constant), torch.empty_like(u)
         # what the forward differences do not reach stays zero
         self.right, self.down = torch.zeros_like(u), torch.zeros_like(u)
-        # views, made once: to make them in every step is Python, for which threads wait for each other
+        # views, made once and not in every step
         self.forces = self.rho.unsqueeze(1)
         self.data_terms = tuple((self.gradient[:, axis], u[:, axis]) for axis in (0, 1))
         later, earlier = (
