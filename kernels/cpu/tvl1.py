@@ -4,6 +4,8 @@ What :mod:`htnet.data.tvl1` computes plane by plane for a batch, here in whole p
 second-level cache: a step of the scheme reads 41 planes where single operations read about 80, and threads do not wait
 for Python. Both give the same flow but for rounding.
 
+Written in loops and without assignments of whole slices, whose checks take longer to compile than all the rest.
+
 Planes are (H, W) float32 with one column more, flat, W + 1 numbers a row, so that a neighbour is a fixed distance away
 and a pass is one loop without borders. The column in excess, and a row of them below, repeat the border of the flow,
 which makes differences across the border zero; a dual variable stands one place after its pixel (to the right, or
@@ -71,22 +73,27 @@ def refine(onset, apex, flow, warps, iterations, check_every, tolerance, tau, at
 def _spread(plane, flat, stride):  # noqa: ANN001, ANN202
     """(H, W) to the flat layout, its border repeated."""
     height, width = plane.shape
-    rows = flat[: (height + 1) * stride].reshape(height + 1, stride)
-    rows[:height, :width] = plane
+    for y in range(height):
+        for x in range(width):
+            flat[y * stride + x] = plane[y, x]
     _repeat_border(flat, stride, height)
 
 
 @compiled
 def _gather(flat, plane, stride):  # noqa: ANN001, ANN202
     height, width = plane.shape
-    plane[:] = flat[: height * stride].reshape(height, stride)[:, :width]
+    for y in range(height):
+        for x in range(width):
+            plane[y, x] = flat[y * stride + x]
 
 
 @compiled
 def _repeat_border(flat, stride, height):  # noqa: ANN001, ANN202
     for y in range(1, height + 1):
         flat[y * stride - 1] = flat[y * stride - 2]
-    flat[height * stride : (height + 1) * stride] = flat[(height - 1) * stride : height * stride]
+    last = height * stride
+    for x in range(stride):
+        flat[last + x] = flat[last + x - stride]
 
 
 @compiled
@@ -239,6 +246,9 @@ def _padded(plane, reach):  # noqa: ANN001, ANN202
     height, width = plane.shape
     wide = np.empty((height + 2 * reach, width + 2 * reach), np.float32)
     for y in range(height + 2 * reach):
-        row = plane[min(max(y - reach, 0), height - 1)]
-        wide[y, :reach], wide[y, reach : reach + width], wide[y, reach + width :] = row[0], row, row[width - 1]
+        row = min(max(y - reach, 0), height - 1)
+        for x in range(width):
+            wide[y, reach + x] = plane[row, x]
+        for x in range(reach):
+            wide[y, x], wide[y, reach + width + x] = plane[row, 0], plane[row, width - 1]
     return wide
