@@ -1,20 +1,29 @@
-"""Adam for weights of 16 bits: fp32 masters and moments, one pass over memory.
+"""Adam for weights of 16 bits: fp32 masters and moments.
 
-Arithmetic as torch's fused Adam (Kingma and Ba, 2015) and AdamW (Loshchilov and Hutter, 2019) on the masters; the
-gradient is widened and the new weight rounded while they are in the cache, so a step moves about 32 bytes a weight.
+Arithmetic as torch's fused Adam (Kingma and Ba, 2015) and AdamW (Loshchilov and Hutter, 2019) on the masters. On a CPU
+a compiled loop does it in one pass over memory (:mod:`kernels.cpu.adam`); elsewhere torch's fused operation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-_CHUNK = 1 << 20
-"""Weights per call on a CPU: a chunk's float32 gradient (4 MiB) stays in the cache."""
+from kernels.cpu.adam import update
+
+_PIECE = 1 << 20
+"""Weights that a CPU thread takes at once."""
 _STATE = ("master", "exp_avg", "exp_avg_sq")
+
+Piece = tuple[NDArray[Any], ...]
+"""Equal parts of weight, gradient, master and moments, (n,)."""
+Factors = tuple[np.float32, ...]
 
 
 class MasterAdam(torch.optim.Optimizer):
@@ -35,10 +44,8 @@ class MasterAdam(torch.optim.Optimizer):
         clip_norm: float = 0.0,
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        self._fused = torch._fused_adamw_ if decoupled else torch._fused_adam_
+        self._decoupled = decoupled
         self._clip_norm = clip_norm
-        self._pieces: dict[Tensor, list[tuple[Tensor, ...]]] = {}
-        self._widened: dict[torch.device, Tensor] = {}
 
     def narrow(self, dtype: torch.dtype) -> None:
         """Keep the parameters' values as masters and round the parameters to ``dtype``, in place."""
@@ -51,16 +58,23 @@ class MasterAdam(torch.optim.Optimizer):
                 "step": torch.zeros((), device=parameter.device),
             }
             parameter.data = master.to(dtype)
-        self._cut()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override] # closures are for line searches
         """Update every parameter that has a gradient."""
         scale = self._clip_scale()
+        pieces: list[tuple[Piece, Factors]] = []
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
+                if parameter.grad is None:
+                    continue
+                self.state[parameter]["step"] += 1
+                if _takes_loop(parameter):
+                    factors = self._factors(parameter, group, scale)
+                    pieces += [(piece, factors) for piece in self._pieces(parameter)]
+                else:
                     self._update(parameter, group, scale)
+        _update_on_threads(pieces)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's, but masters and moments stay fp32, where torch would round them to the parameters' dtype."""
@@ -68,21 +82,6 @@ class MasterAdam(torch.optim.Optimizer):
         for index, parameter in enumerate(self._parameters()):
             saved = state_dict["state"][index]
             self.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in saved.items()}
-        self._cut()
-
-    def _cut(self) -> None:
-        """Views of weight, master and moments by piece, once and not at every step, and a buffer per device."""
-        for parameter in self._parameters():
-            tensors = (parameter.data, *(self.state[parameter][key] for key in _STATE))
-            size = self._size(parameter)
-            self._pieces[parameter] = list(zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True))
-            buffer = self._widened.get(parameter.device)
-            if buffer is None or len(buffer) < min(size, parameter.numel()):
-                self._widened[parameter.device] = torch.empty(min(size, parameter.numel()), device=parameter.device)
-
-    @staticmethod
-    def _size(parameter: Tensor) -> int:
-        return _CHUNK if parameter.device.type == "cpu" else max(1, parameter.numel())
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -93,31 +92,71 @@ class MasterAdam(torch.optim.Optimizer):
         norms = [p.grad.norm(dtype=torch.float32) for p in self._parameters() if p.grad is not None]
         return (self._clip_norm / (torch.stack(norms).square().sum().sqrt() + 1e-6)).clamp(max=1.0)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any], scale: Tensor | None) -> None:
-        step = self.state[parameter]["step"]
-        step += 1
+    def _pieces(self, parameter: Tensor) -> list[Piece]:
         assert parameter.grad is not None
-        pieces, buffer = self._pieces[parameter], self._widened[parameter.device]
-        assert pieces[0][0].data_ptr() == parameter.data_ptr(), "the parameter was moved after narrow()"
         # flatten() copies a gradient whose layout differs from its weight's
-        gradients = parameter.grad.flatten().split(self._size(parameter))
-        for (weight, master, mean, square), narrow in zip(pieces, gradients, strict=True):
-            gradient = buffer[: len(narrow)].copy_(narrow)
-            if scale is not None:
-                gradient.mul_(scale)
-            self._fused(
-                [master],
-                [gradient],
-                [mean],
-                [square],
-                [],
-                [step],
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
-            weight.copy_(master)
+        narrow = (
+            tensor.view(torch.int16).numpy().view(np.uint16)
+            for tensor in (parameter.data.view(-1), parameter.grad.flatten())
+        )
+        whole = (*narrow, *(self.state[parameter][key].view(-1).numpy() for key in _STATE))
+        cuts = range(0, parameter.numel(), _PIECE)
+        return [tuple(array[start : start + _PIECE] for array in whole) for start in cuts]
+
+    def _factors(self, parameter: Tensor, group: dict[str, Any], scale: Tensor | None) -> Factors:
+        """The scalars of :func:`kernels.cpu.adam.update`."""
+        step, (beta1, beta2), rate = self.state[parameter]["step"].item(), group["betas"], group["lr"]
+        decay = group["weight_decay"]
+        values = (
+            1.0 if scale is None else scale.item(),
+            0.0 if self._decoupled else decay,
+            1.0 - rate * decay if self._decoupled else 1.0,
+            1.0 - beta1,
+            1.0 - beta2,
+            rate / (1.0 - beta1**step),
+            (1.0 - beta2**step) ** -0.5,
+            group["eps"],
+        )
+        return tuple(np.float32(value) for value in values)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any], scale: Tensor | None) -> None:
+        """By torch's operations, for what the compiled loop does not take."""
+        state = self.state[parameter]
+        assert parameter.grad is not None
+        gradient = parameter.grad.float()
+        if scale is not None:
+            gradient = gradient * scale
+        fused = torch._fused_adamw_ if self._decoupled else torch._fused_adam_
+        fused(
+            [state["master"]],
+            [gradient],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [state["step"]],
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+        parameter.copy_(state["master"])
+
+
+def _takes_loop(parameter: Tensor) -> bool:
+    return parameter.device.type == "cpu" and parameter.dtype == torch.bfloat16
+
+
+def _update_on_threads(pieces: list[tuple[Piece, Factors]]) -> None:
+    """Each thread takes every n-th piece, which are equal but for the last of a parameter; none waits for Python."""
+    threads = min(torch.get_num_threads(), len(pieces))
+
+    def work(first: int) -> None:
+        for piece, factors in pieces[first::threads]:
+            update(*piece, *factors)
+
+    if threads > 0:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(threads)))

@@ -447,6 +447,44 @@ def test_masters_follow_torchs_adam_and_the_weights_are_their_rounding(decoupled
     assert torch.equal(rounded.data, ours.state[rounded]["master"].bfloat16())
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_the_compiled_step_of_adam_is_the_one_of_torchs_operations(decoupled, clip_norm, monkeypatch):
+    def trained(compiled):
+        torch.manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((7,), (5, 3), (2**20 + 17,))]
+        optimizer = MasterAdam(
+            [{"params": weights[:2], "weight_decay": 0.1}, {"params": weights[2:]}],
+            lr=0.01,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            decoupled=decoupled,
+            clip_norm=clip_norm,
+        )
+        optimizer.narrow(torch.bfloat16)
+        if not compiled:
+            monkeypatch.setattr("htnet.optimizer._takes_loop", lambda parameter: False)
+        for _ in range(4):
+            for weight in weights:
+                columns = torch.randn(2 * weight.numel()).bfloat16()
+                weight.grad = columns[::2].view(weight.shape)  # another layout than the weight's
+            optimizer.step()
+        return [weight.data.float() for weight in weights], [optimizer.state[weight] for weight in weights]
+
+    (weights, states), (expected, expected_states) = trained(True), trained(False)
+    torch.testing.assert_close(states, expected_states, rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(weights, expected, rtol=2**-7, atol=1e-7)  # a master may round the other way
+
+
+def test_a_gradient_that_is_no_number_leaves_a_weight_that_is_none():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = MasterAdam([weight], lr=1e-4, betas=(0.9, 0.999), eps=1e-8, decoupled=False)
+    optimizer.narrow(torch.bfloat16)
+    weight.grad = torch.tensor([0x7FFF, 0x7F80, 0], dtype=torch.int16).view(torch.bfloat16)  # a NaN of all ones, inf, 0
+    optimizer.step()
+    assert weight.isnan().tolist() == [True, True, False]
+
+
 def test_masters_are_finer_than_the_weights_so_small_steps_are_not_lost():
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = MasterAdam([weight], lr=1e-4, betas=(0.9, 0.999), eps=1e-8, decoupled=False)
