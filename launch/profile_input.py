@@ -170,6 +170,8 @@ class Result:
     """Samples per second of each round."""
     difference: float
     """Of the checked batches from ours, as the case's tolerance has it."""
+    start: float
+    """Seconds until the first batch: pipelines built or processes started, what stays in memory decoded."""
     same_solver: bool = True
     waiting: tuple[float, ...] = ()
     """Shares of next() in next() and a training step at the paper's size, step by step; ours only, where asked for."""
@@ -342,11 +344,17 @@ def _measure_case(
     setting = _setting(case, store, plan)
     rates: dict[str, list[float]] = {provider: [] for provider in PROVIDERS}
     differences = {OURS: 0.0}
+    ways: dict[str, Next] = {}
+    starts: dict[str, float] = {}
+    first: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with ExitStack() as stack:
-        ways = {
-            provider: stack.enter_context(_provided(provider, case, store, setting, device)) for provider in PROVIDERS
-        }
-        first = {provider: [way() for _ in range(2)] for provider, way in ways.items()}
+        for provider in PROVIDERS:
+            start = time.perf_counter()
+            ways[provider] = stack.enter_context(_provided(provider, case, store, setting, device))
+            first[provider] = [ways[provider]()]
+            _wait(device)
+            starts[provider] = time.perf_counter() - start
+            first[provider].append(ways[provider]())
         for provider in list(PROVIDERS)[1:]:
             differences[provider] = check_equal(name, provider, first[provider], first[OURS])
         for number in range(plan.rounds):
@@ -362,6 +370,7 @@ def _measure_case(
             plan=plan,
             rates=measured,
             difference=differences[provider],
+            start=starts[provider],
             same_solver=case.same_solver,
         )
 
@@ -461,6 +470,7 @@ def _lines(results: Sequence[Result], device: torch.device) -> list[dict[str, An
                 "q1": round(low, 1),
                 "q3": round(high, 1),
                 "ours_is_times_as_fast": round(ours[result.case] / result.median, 3),
+                "start_s": round(result.start, 3),
                 "difference": f"{result.difference:.2e}",
                 "difference_is": "largest" if result.same_solver else "root mean square",
                 "waiting_n": len(result.waiting) or "",
@@ -473,7 +483,7 @@ def _lines(results: Sequence[Result], device: torch.device) -> list[dict[str, An
 
 
 def _columns() -> list[str]:
-    blank = Result(case="", provider=OURS, plan=Plan(), rates=(1.0,), difference=0.0)
+    blank = Result(case="", provider=OURS, plan=Plan(), rates=(1.0,), difference=0.0, start=0.0)
     return list(_lines([blank], torch.device("cpu"))[0])
 
 
@@ -498,7 +508,7 @@ def _append(path: Path, results: Sequence[Result], device: torch.device) -> None
 def _table(results: Sequence[Result], plan: Plan, device: torch.device) -> Table:
     title = f"samples per second on the {device.type}; flow images of {plan.size} px, pictures of {_SIDE} px"
     out = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("case", "provider", "median", "quartiles", "n", "ours", "off by"):
+    for column in ("case", "provider", "median", "quartiles", "n", "ours", "off by", "start s"):
         out.add_column(column, justify="left" if column in ("case", "provider") else "right", no_wrap=True)
     if plan.train_step:
         out.add_column("waiting", justify="right")
@@ -506,7 +516,7 @@ def _table(results: Sequence[Result], plan: Plan, device: torch.device) -> Table
         low, high = result.quartiles
         cells = [f"{result.median:,.0f}", f"{low:,.0f} .. {high:,.0f}", str(len(result.rates))]
         cells += ["" if result.provider == OURS else f"{line['ours_is_times_as_fast']:.2f}"]
-        cells += ["" if result.provider == OURS else f"{result.difference:.0e}"]
+        cells += ["" if result.provider == OURS else f"{result.difference:.0e}", f"{result.start:.2f}"]
         cells += [f"{statistics.median(result.waiting):.2%}" if result.waiting else ""] if plan.train_step else []
         out.add_row(result.case if result.provider == OURS else "", result.provider, *cells)
     return out

@@ -163,8 +163,8 @@ def test_worker_processes_make_the_same_batches_and_end_quietly(capfd):
 def test_the_ratio_is_ours_over_theirs():
     other = list(PROVIDERS)[1]
     results = [
-        Result(case="plain", provider=OURS, plan=Plan(), rates=(100.0, 300.0, 200.0), difference=0.0),
-        Result(case="plain", provider=other, plan=Plan(), rates=(50.0,), difference=0.0),
+        Result(case="plain", provider=OURS, plan=Plan(), rates=(100.0, 300.0, 200.0), difference=0.0, start=0.1),
+        Result(case="plain", provider=other, plan=Plan(), rates=(50.0,), difference=0.0, start=0.2),
     ]
     lines = profile_input._lines(results, CPU)
     assert [line["ours_is_times_as_fast"] for line in lines] == [1.0, 4.0]
