@@ -150,7 +150,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlipConfig:
-    """Mirror the face left to right: flow_u changes its sign, left and right regions change places."""
+    """Mirror the face left to right: flow_u changes its sign; published pictures need scaling=minmax."""
 
     probability: float = 0.0
     """Share of the samples that are mirrored."""
@@ -163,7 +163,7 @@ class FlipConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RotateConfig:
-    """Turn the face in the picture plane; the flow vectors turn with it."""
+    """Turn the face in the picture plane; the flow vectors turn with it. Not for published pictures."""
 
     degrees: float = 0.0
     """Largest angle; uniform between minus and plus this."""
@@ -194,7 +194,7 @@ class JitterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MagnifyConfig:
-    """Multiply flow_u, flow_v and the strain by one factor: the same expression, weaker or stronger."""
+    """Multiply flow_u, flow_v and the strain by one factor, with scaling=stored. Not for published pictures."""
 
     low: float = 1.0
     """Least factor."""
