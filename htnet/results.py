@@ -29,11 +29,10 @@ import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from htnet import metrics, published
-from htnet.data.types import Sample
+from htnet.data.types import COMPOSITE, Sample
 from htnet.errors import InputError
 
 FORMAT = 1
-COMPOSITE = "composite"
 Selection = Literal["final", "validated", "test_selected"]
 SELECTIONS: tuple[Selection, ...] = ("final", "validated", "test_selected")
 

@@ -321,6 +321,11 @@ def test_a_list_of_ones_own_needs_no_number(tmp_path) -> None:
         (["own", "p1", "a", 1, 3, 9, "surprise", "../x"], "leads out of the dataset's folder"),
         (["own", "p1", "a", 1, 3, 9, "surprise", "/etc"], "leads out of the dataset's folder"),
         (["own", "", "a", 1, 3, 9, "surprise", "x"], r"row 2, column subject: must not be empty"),
+        (
+            ["composite", "p", "a", 1, 3, 9, "surprise", "x"],
+            r"row 2, column dataset: no dataset may be named",
+        ),
+        (["a/b", "p", "a", 1, 3, 9, "surprise", "x"], r"row 2, column dataset: .* must not hold a slash, got 'a/b'"),
     ],
 )
 def test_a_wrong_line_of_a_list_is_named(tmp_path, row, message) -> None:

@@ -10,6 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from htnet.errors import InputError
+
+COMPOSITE = "composite"
+"""All datasets together, in scores and reports; no dataset has this name."""
 LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "left_lip", "right_lip")
 
 Landmarks = tuple[tuple[float, float], ...]
@@ -22,6 +26,18 @@ class Emotion(IntEnum):
     NEGATIVE = 0
     POSITIVE = 1
     SURPRISE = 2
+
+
+def check_dataset_name(name: str, place: str) -> None:
+    """Refuse a name under which a dataset's scores would be another's: they are filed by it, people by name/subject.
+
+    Raises:
+        InputError: names ``place``.
+    """
+    if name == COMPOSITE:
+        raise InputError(f"{place}: no dataset may be named {name!r}: scores of all datasets together are")
+    if "/" in name:
+        raise InputError(f"{place}: the name of a dataset must not hold a slash, got {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

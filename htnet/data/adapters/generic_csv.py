@@ -14,7 +14,7 @@ from typing import ClassVar
 from htnet.data.adapters.base import APEX_NOT_CODED, Interval, WorkbookDataset
 from htnet.data.adapters.workbook import Row
 from htnet.data.frames import inside
-from htnet.data.types import SampleId
+from htnet.data.types import SampleId, check_dataset_name
 from htnet.errors import InputError
 
 
@@ -30,7 +30,9 @@ class GenericCsv(WorkbookDataset):
 
     def sample_of(self, row: Row) -> SampleId:
         """As the list names it."""
-        return SampleId(dataset=row.text("dataset"), subject=row.text("subject"), clip=row.text("clip"))
+        dataset = row.text("dataset")
+        check_dataset_name(dataset, row.place("dataset"))
+        return SampleId(dataset=dataset, subject=row.text("subject"), clip=row.text("clip"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
         """The word; a number stands for the scheme's class of that number."""
