@@ -1,7 +1,8 @@
 """A list of one's own: ``samples.csv`` with dataset, subject, clip, onset, apex, offset, emotion and frames.
 
 ``frames`` is a folder of pictures or a video, relative to the list's folder. Empty numbers: the first frame, an apex to
-be found, the last frame. ``fps`` may be there. ``emotion`` is a word of the label scheme, or a class of it by number.
+be found (as one on a first frame that no onset names), the last frame. ``fps`` may be there. ``emotion`` is a word of
+the label scheme, or a class of it by number.
 """
 
 from __future__ import annotations
