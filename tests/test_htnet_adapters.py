@@ -316,6 +316,10 @@ def test_a_list_of_ones_own_needs_no_number(tmp_path) -> None:
     [
         (["own", "p1", "a", 5, 3, 9, "surprise", "x"], r"row 2, column onset: must rise, .* got 5, 3, 9"),
         (["own", "p1", "a", "x", 3, 9, "surprise", "x"], r"row 2, column onset: must be a whole number, got 'x'"),
+        (
+            ["own", "p1", "a", 1, 3, 10**20, "surprise", "x"],
+            r"column offset: must be at most 9223372036854775807",
+        ),
         (["own", "p1", "a", 1, 3, 9, "7", "x"], r"row 2, column emotion: must be in 0\.\.2 or a word, got 7"),
         (["own", "p1", "a", 1, 3, 9, "bored", "x"], r"row 2, column emotion: must be one of .*got 'bored'"),
         (["own", "p1", "a", 1, 3, 9, "surprise", "../x"], "leads out of the dataset's folder"),

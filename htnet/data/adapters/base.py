@@ -127,7 +127,7 @@ def read_interval(row: Row, onset: str, apex: str | None, offset: str) -> Interv
     if apex is None:
         found = Interval(onset=first, offset=last, notes=(APEX_NOT_CODED,))
         return found if last > first else _no_duration(first, None, last)
-    peak = int(text) if (text := row.optional(apex)).isdecimal() else None
+    peak = row.integer(apex) if row.optional(apex).isdecimal() else None
     if last <= first:
         if peak is None or peak <= first:
             return _no_duration(first, peak, last)

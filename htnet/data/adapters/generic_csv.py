@@ -40,9 +40,10 @@ class GenericCsv(WorkbookDataset):
         text, place = row.text("emotion"), row.place("emotion")
         if not text.isdecimal():
             return text, place
-        if int(text) >= len(self.scheme.classes):
+        number = row.integer("emotion")
+        if number >= len(self.scheme.classes):
             raise InputError(f"{place}: must be in 0..{len(self.scheme.classes) - 1} or a word, got {text}")
-        return self.scheme.classes[int(text)], place
+        return self.scheme.classes[number], place
 
     def interval_of(self, row: Row) -> Interval | str:
         """The numbers that there are, in rising order."""

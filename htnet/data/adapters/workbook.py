@@ -13,6 +13,7 @@ import xlrd
 from openpyxl import load_workbook
 from openpyxl.utils.exceptions import InvalidFileException
 
+from htnet.data.frames import LARGEST_NUMBER
 from htnet.errors import InputError
 
 _HEADER_SEARCH = 50
@@ -55,9 +56,12 @@ class Row:
         """A cell as a whole number, written as a number or as text; :class:`InputError` otherwise."""
         text = self.text(column)
         try:
-            return int(text)
+            number = int(text)
         except ValueError:
             raise InputError(f"{self.place(column)}: must be a whole number, got {text!r}") from None
+        if abs(number) > LARGEST_NUMBER:
+            raise InputError(f"{self.place(column)}: must be at most {LARGEST_NUMBER}, got {text}")
+        return number
 
 
 def find_workbook(root: Path, names: Sequence[str], chosen: Path | None = None) -> Path:
