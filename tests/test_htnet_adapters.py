@@ -176,6 +176,17 @@ def test_a_second_micro_expression_of_a_smic_recording_follows_after_the_rows(co
     assert found[-1] == "s01_ne_01"
 
 
+def test_a_scheme_of_ones_own_may_leave_out_a_word_of_smic(copy, tmp_path) -> None:
+    root, path = copy("smic"), tmp_path / "mine.yaml"
+    path.write_text("classes: [bad, good]\nwords: {smic: {negative: bad, positive: good, surprise: null}}")
+    words = [entry.emotion for entry in clips(read(root, "smic"))]
+    found = read(root, "smic", scheme=str(path))
+    assert [entry.emotion for entry in clips(found)] == [word for word in words if word != "surprise"]
+    assert len(left_out(found)) == words.count("surprise") > 0
+    assert {(entry.rule, entry.failed) for entry in left_out(found)} == {("label_scheme", False)}
+    assert all("surprise is in none of the classes" in entry.reason for entry in left_out(found))
+
+
 def test_smics_cropped_folder_may_lack_a_clip_and_remarks_under_the_table_are_no_rows(copy) -> None:
     root = copy("smic")
     edit(root / BOOKS["smic"], lambda sheet: sheet.append([None, None, None, None, None] + [None] * 6 + ["total 6"]))

@@ -205,8 +205,7 @@ class WorkbookDataset:
         label = self.scheme.label(sample, emotion, place)
         where = row.place(self._key)
         if isinstance(label, str):
-            rule = OFF_THE_LIST if sample in self.scheme.left_out else OUTSIDE_SCHEME
-            return LeftOut(clip=str(sample), rule=rule, reason=label, place=where)
+            return self.left_out(sample, label, where)
         interval = self.interval_of(row)
         if isinstance(interval, str):
             return LeftOut(clip=str(sample), rule=NEGATIVE_DURATION, reason=interval, place=where)
@@ -218,6 +217,11 @@ class WorkbookDataset:
             id=sample, frames=frames, label=label, emotion=emotion, place=where, fps=self.fps, notes=interval.notes,
             **facts,
         )  # fmt: skip
+
+    def left_out(self, sample: SampleId, reason: str, place: str) -> LeftOut:
+        """A clip that the label scheme leaves out, with its reason."""
+        rule = OFF_THE_LIST if sample in self.scheme.left_out else OUTSIDE_SCHEME
+        return LeftOut(clip=str(sample), rule=rule, reason=reason, place=place)
 
     def sample_of(self, row: Row) -> SampleId:
         """Identity of the row's clip."""
