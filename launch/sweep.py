@@ -16,7 +16,7 @@ from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store import Store, open_store
 from htnet.data.stored_frames import check_frames
 from htnet.data.stretched import check_stretched
-from htnet.data.types import Fold
+from htnet.data.types import Fold, fold_stem
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from htnet.results import (
     FoldRecord,
@@ -45,7 +45,7 @@ class _Sweep:
 
     def finish(self, outcome: FoldOutcome) -> None:
         if outcome.reason is None:
-            path = self.run.folds / f"{outcome.fold.replace('/', '__')}.json"
+            path = self.run.folds / f"{fold_stem(outcome.fold)}.json"
             try:
                 self.records[outcome.fold] = FoldRecord.read(path)
             except InputError as error:

@@ -21,7 +21,7 @@ def made_of(*subjects: str) -> Store:
     """A store with a sample for each name, ``casme2/sub01``; it needs no files."""
     rows = []
     for number, subject in enumerate(subjects):
-        dataset, name = subject.split("/")
+        dataset, name = subject.split("/", 1)
         identity = SampleId(dataset=dataset, subject=name, clip=f"c{number}")
         sample = Sample(id=identity, label=0, landmarks=((0.0, 0.0),) * 5, flow_size=28)
         rows.append(ManifestRow(sample=sample, shard="", members={}))
@@ -52,6 +52,15 @@ def test_equal_numbers_in_two_datasets_are_two_people():
     assert folds["samm/1"].test == (3, 5)
     assert folds["samm/1"].train == (0, 1, 2, 4, 6)
     assert folds["samm/1"].name == "samm__1"
+
+
+def test_no_two_subjects_share_a_record_and_ordinary_names_stay_as_they_are():
+    names = ["a__b/c", "a/b__c", "a_/b", "a/_b", "a/b/c", "a/b%2Fc", "a%5F/b", "a__/b", "a/__b"]
+    stems = [fold.name for fold in loso_folds(made_of(*names))]
+    assert len(set(stems)) == len(names)
+    assert not any("/" in stem for stem in stems)
+    ordinary = {"casme3/spno.1": "casme3__spno.1", "my_set/s 1": "my_set__s 1", "4dme/b__c": "4dme__b__c"}
+    assert [fold.name for fold in loso_folds(made_of(*ordinary))] == list(ordinary.values())
 
 
 def test_chosen_datasets_restrict_training_and_testing():

@@ -89,4 +89,17 @@ class Fold:
     @property
     def name(self) -> str:
         """File name stem of the fold's record, ``casme2__sub17``."""
-        return self.subject.replace("/", "__")
+        return fold_stem(self.subject)
+
+
+def fold_stem(subject: str) -> str:
+    """A subject keyed by its dataset as a file name stem; no two share one, ordinary names stay as they are.
+
+    The first ``__`` ends the dataset: one that holds it, or ends in ``_``, has its ``_`` quoted.
+    """
+    dataset, _, name = (_quoted(part, "%/") for part in subject.partition("/"))
+    return f"{_quoted(dataset, '_') if '__' in f'{dataset}_' else dataset}__{name}"
+
+
+def _quoted(text: str, marks: str) -> str:
+    return "".join(f"%{ord(letter):02X}" if letter in marks else letter for letter in text)
