@@ -383,16 +383,39 @@ def test_a_clip_that_stands_twice_is_named(copy, name: str) -> None:
         read(root, name)
 
 
-@names
-def test_a_subject_without_clips_is_named(copy, name: str) -> None:
+@pytest.mark.parametrize("name", ["casme2", "samm"])
+def test_an_empty_folder_of_a_subject_or_a_clip_is_a_failure_that_stops_nothing(copy, name: str) -> None:
     root = copy(name)
     clip = plan_clips(name, **PLAN)[0]
     folder = next(path for path in root.rglob(clip.subject) if path.is_dir())
-    target = folder / "micro" if name == "smic" else folder
-    shutil.rmtree(target)
-    target.mkdir()
-    with pytest.raises(InputError, match=rf"subject {clip.subject} has no clips"):
-        read(root, name)
+    for clip_folder in sorted(folder.iterdir())[1:]:
+        shutil.rmtree(clip_folder)
+    for frame in next(folder.iterdir()).iterdir():
+        frame.unlink()
+    found = read(root, name)
+    assert len(clips(found)) == 3
+    assert [(out.rule, out.failed) for out in left_out(found)] == [("missing_frames", True)] * 3
+    assert sum("(empty)" in out.reason for out in left_out(found)) == 1
+    shutil.rmtree(next(folder.iterdir()))
+    assert len(left_out(read(root, name))) == 3
+
+
+def test_an_empty_folder_of_a_subject_does_not_hide_the_clips_that_lie_elsewhere(copy) -> None:
+    root = copy("casme2")
+    (root / "Cropped").mkdir()
+    (root / "CASME2_RAW_selected" / "sub01").rename(root / "Cropped" / "sub01")
+    for place in ("sub01", "sub01/EP01_01f"):
+        (root / "CASME2_RAW_selected" / place).mkdir()
+        assert len(clips(read(root, "casme2"))) == 6
+
+
+def test_a_subject_of_smic_without_clips_is_a_failure_that_stops_nothing(copy) -> None:
+    root = copy("smic")
+    shutil.rmtree(root / "HS" / "s01" / "micro")
+    (root / "HS" / "s01" / "micro").mkdir()
+    found = read(root, "smic")
+    assert len(clips(found)) == 3
+    assert [(out.rule, out.failed) for out in left_out(found)] == [("missing_frames", True)] * 3
 
 
 @names

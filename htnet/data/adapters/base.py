@@ -7,6 +7,7 @@ sample are made of it there (:mod:`htnet.data.extraction`).
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ OFF_THE_LIST = "official_list"
 NEGATIVE_DURATION = "negative_duration"
 """Neither the apex nor the offset is after the onset."""
 MISSING_FRAMES = "missing_frames"
-"""The folder or video of the clip is not there; a failure."""
+"""The folder or video of the clip is not there, or empty; a failure."""
 MACRO = "macro_expression"
 """The row is no micro-expression."""
 
@@ -241,20 +242,20 @@ class WorkbookDataset:
 
 
 def first_there(candidates: Iterable[Path]) -> Path | str:
-    """The first candidate that exists, in any case of letters, or a sentence that names them all.
-
-    Raises:
-        InputError: the folder that should hold the clip is empty.
-    """
+    """The first candidate that exists and is not empty, in any case of letters, or a sentence that names them all."""
     tried = []
     for path in candidates:
         found = _any_case(path)
-        if found is not None and (found.is_dir() or found.suffix.lower() in VIDEO_SUFFIXES):
+        empty = found is not None and found.is_dir() and _is_empty(found)
+        if found is not None and not empty and (found.is_dir() or found.suffix.lower() in VIDEO_SUFFIXES):
             return found
-        if path.parent.is_dir() and not any(path.parent.iterdir()):
-            raise InputError(f"{path.parent}: subject {path.parent.name} has no clips")
-        tried.append(str(path))
+        tried.append(f"{path} (empty)" if empty else str(path))
     return f"no such folder of frames: {' or '.join(tried)}"
+
+
+def _is_empty(folder: Path) -> bool:
+    with os.scandir(folder) as entries:  # iterdir would list a recording of thousands of frames
+        return next(entries, None) is None
 
 
 def _any_case(path: Path) -> Path | None:

@@ -109,10 +109,7 @@ class Smic(WorkbookDataset):
             match = _SUBJECT.fullmatch(subject_folder.name)
             if match is None:
                 raise InputError(f"{subject_folder}: a subject's folder must be named such as s01")
-            emotion_folders = _subfolders(subject_folder / "micro")
-            if not emotion_folders:
-                raise InputError(f"{subject_folder / 'micro'}: subject s{int(match[1]):02d} has no clips")
-            for emotion_folder in emotion_folders:
+            for emotion_folder in _subfolders(subject_folder / "micro"):
                 for folder in _subfolders(emotion_folder):
                     sample = _of_folder(folder, int(match[1]))
                     if sample in clips:
