@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from htnet.errors import InputError
 LANDMARKS_FILE = "landmarks.csv"
 """Landmark table of a dataset folder where none is named."""
 _SHOWN_DIFFERENCES = 5
+_FOLDERS_KEPT = 256
+"""Listings in memory: clips of one recording, which an annotation has side by side, share a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
     left_out: list[LeftOut] = []
     facts = []
     sizes: dict[int, str] = {}
+    listed = lru_cache(_FOLDERS_KEPT)(_listed)
     for source in prepare.sources:
         adapter = build_adapter(source, scheme)
         described = adapter.describe()
@@ -85,7 +89,7 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
         check_landmarks(table, taken)
         tables |= dict.fromkeys((entry.id for entry in taken), table)
         _check_size(prepare, source, table, taken, sizes)
-        facts.append({**described, "landmarks_sha256": table.sha256, "clips_sha256": _identity(taken)})
+        facts.append({**described, "landmarks_sha256": table.sha256, "clips_sha256": _identity(taken, listed)})
     settings = extraction_settings(prepare, strict=False).recipe()
     recipe = {"sources": facts, "label_scheme": scheme.name, "classes": list(scheme.classes), **settings}
     plan = Plan(
@@ -118,7 +122,7 @@ def _check_size(
         raise InputError(f"prepare.sources: flow images of one store have one size: {', '.join(sizes.values())}")
 
 
-def _identity(entries: Sequence[Clip | FlowPicture]) -> str:
+def _identity(entries: Sequence[Clip | FlowPicture], listed: Callable[[Path], bytes]) -> str:
     """What tells that clips are read otherwise, or frames were added or exchanged: names and sizes.
 
     To read all frames would be the work itself.
@@ -127,10 +131,15 @@ def _identity(entries: Sequence[Clip | FlowPicture]) -> str:
     for entry in entries:
         digest.update(repr((entry.id, entry.label, entry.emotion)).encode())
         if isinstance(entry, Clip):
-            files = sorted(entry.frames.iterdir()) if entry.frames.is_dir() else [entry.frames]
             digest.update(repr((entry.onset, entry.apex, entry.offset, entry.fps)).encode())
-            digest.update(repr([(file.name, _size(file)) for file in files]).encode())
+            digest.update(listed(entry.frames))
     return digest.hexdigest()
+
+
+def _listed(frames: Path) -> bytes:
+    """Names and sizes of a folder's frames, or of a video."""
+    files = sorted(frames.iterdir()) if frames.is_dir() else [frames]
+    return repr([(file.name, _size(file)) for file in files]).encode()
 
 
 def _size(file: Path) -> int:
