@@ -90,7 +90,7 @@ class SourceConfig:
     annotations: str | None = None
     """The annotation file, relative to root; default: the names under which the dataset's owners ship it."""
     landmarks: str | None = None
-    """CSV of 5 or 68 points per clip, or a folder of OpenFace files; default: landmarks.csv (or _5pt.csv) in root."""
+    """5 or 68 points per clip, or a folder of OpenFace; default landmarks.csv, of htnet_release landmarks_5pt.csv."""
 
     __pydantic_config__ = _STRICT
 

@@ -19,7 +19,7 @@ from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
 from htnet.data.adapters.htnet_release import LANDMARKS as RELEASE_LANDMARKS
 from htnet.data.extraction import ExtractionSettings, check_landmarks
 from htnet.data.labels import LabelScheme, check_official_list, load_scheme
-from htnet.data.landmarks import LandmarkTable, read_landmarks
+from htnet.data.landmarks import UPSTREAM_SIZE, LandmarkTable, read_landmarks
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
@@ -53,10 +53,11 @@ class Plan:
         return counts
 
 
-def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
+def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
     """Read every annotation; :class:`InputError` for what is wrong with one, or for sources that do not fit together.
 
-    ``check_list``: refuse samples that differ from ``prepare.official_list``, where one is named.
+    ``only_list``: nothing is to be made of it. Samples may differ from ``prepare.official_list``, and a source whose
+    configuration names no landmark table may lack one.
     """
     if not prepare.sources:
         raise InputError("prepare.sources: at least one source is needed, got none")
@@ -85,7 +86,7 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
             places[entry.id] = entry.place
             subjects[entry.id.dataset, entry.id.subject].append(entry)
             taken.append(entry)
-        table = _landmarks(prepare, source, taken)
+        table = _landmarks(prepare, source, taken, only_list=only_list)
         check_landmarks(table, taken)
         tables |= dict.fromkeys((entry.id for entry in taken), table)
         _check_size(prepare, source, table, taken, sizes)
@@ -99,7 +100,7 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
         left_out=tuple(left_out),
         recipe=json.loads(json.dumps(recipe, default=str)),
     )
-    if check_list and prepare.official_list is not None:
+    if not only_list and prepare.official_list is not None:
         _refuse_differences(Path(prepare.official_list), plan)
     return plan
 
@@ -149,14 +150,16 @@ def _size(file: Path) -> int:
         return -1
 
 
-def _landmarks(prepare: PrepareConfig, source: SourceConfig, taken: Sequence[Clip | FlowPicture]) -> LandmarkTable:
-    """The source's table; an empty one where there is none and a detector finds the faces."""
+def _landmarks(
+    prepare: PrepareConfig, source: SourceConfig, taken: Sequence[Clip | FlowPicture], *, only_list: bool
+) -> LandmarkTable:
+    """The source's table; an empty one where there is none and a detector finds the faces, or nobody looks for them."""
     release = source.adapter == "htnet_release"
     path = Path(source.root) / (RELEASE_LANDMARKS if release else LANDMARKS_FILE)
     if source.landmarks is not None:
         path = Path(source.landmarks)
-    elif prepare.detector != "none" and not release and not path.exists():
-        return LandmarkTable(path=path, points={}, flow_size=None)
+    elif (only_list or (prepare.detector != "none" and not release)) and not path.exists():
+        return LandmarkTable(path=path, points={}, flow_size=UPSTREAM_SIZE if release else None)
     return read_landmarks(path, taken)
 
 

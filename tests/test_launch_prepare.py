@@ -511,6 +511,24 @@ def test_a_list_says_what_there_is_and_decodes_nothing(raw, tmp_path, capsys):
     assert not (tmp_path / "store").exists()
 
 
+def test_a_list_needs_no_landmarks_and_says_of_how_many_clips_there_are_none(raw, tmp_path, capsys):
+    copy = Path(shutil.copytree(raw, tmp_path / "raw"))
+    (copy / "samm" / "landmarks.csv").unlink()
+    release = make_release(tmp_path / "release")
+    (release / "landmarks_5pt.csv").unlink()
+    whole = [*sources(copy), {"adapter": "htnet_release", "root": str(release)}]
+    for given, said in ((whole[:2], "samm: not given 10"), (whole[2:], "samm: not given 1")):
+        config = configured(tmp_path, copy, sources=given)
+        assert run(config, "--list") == 0
+        assert f"landmarks: {said}" in capsys.readouterr().out
+        assert run(config) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "landmarks" in line
+    named = [{**whole[0], "landmarks": str(tmp_path / "none.csv")}]
+    assert run(configured(tmp_path, copy, sources=named), "--list") == 2
+    assert f"{tmp_path / 'none.csv'}: " in capsys.readouterr().err
+
+
 def test_the_frames_of_a_recording_are_looked_at_once_for_all_its_clips(tmp_path, monkeypatch):
     numbers = [["dataset", "subject", "clip", "onset", "apex", "offset", "emotion", "frames"]]
     numbers += [["own", "p1", f"c{number}", number, number + 1, "", "surprise", "film"] for number in range(1, 41)]
