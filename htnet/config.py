@@ -90,7 +90,7 @@ class SourceConfig:
     annotations: str | None = None
     """The annotation file, relative to root; default: the names under which the dataset's owners ship it."""
     landmarks: str | None = None
-    """CSV of 5 or 68 points per clip, or a folder of OpenFace files; default: landmarks.csv (or _5pt.csv) in root."""
+    """5 or 68 points per clip, or a folder of OpenFace; default landmarks.csv, of htnet_release landmarks_5pt.csv."""
 
     __pydantic_config__ = _STRICT
 
@@ -150,7 +150,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlipConfig:
-    """Mirror the face left to right: flow_u changes its sign, left and right regions change places."""
+    """Mirror the face left to right: flow_u changes its sign; published pictures need scaling=minmax."""
 
     probability: float = 0.0
     """Share of the samples that are mirrored."""
@@ -163,7 +163,7 @@ class FlipConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RotateConfig:
-    """Turn the face in the picture plane; the flow vectors turn with it."""
+    """Turn the face in the picture plane; the flow vectors turn with it. Not for published pictures."""
 
     degrees: float = 0.0
     """Largest angle; uniform between minus and plus this."""
@@ -194,7 +194,7 @@ class JitterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MagnifyConfig:
-    """Multiply flow_u, flow_v and the strain by one factor: the same expression, weaker or stronger."""
+    """Multiply flow_u, flow_v and the strain by one factor, with scaling=stored. Not for published pictures."""
 
     low: float = 1.0
     """Least factor."""

@@ -29,11 +29,10 @@ import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from htnet import metrics, published
-from htnet.data.types import Sample
+from htnet.data.types import COMPOSITE, Sample, fold_stem
 from htnet.errors import InputError
 
 FORMAT = 1
-COMPOSITE = "composite"
 Selection = Literal["final", "validated", "test_selected"]
 SELECTIONS: tuple[Selection, ...] = ("final", "validated", "test_selected")
 
@@ -167,7 +166,7 @@ class FoldRecord:
     @property
     def name(self) -> str:
         """File name stem of the record, ``casme2__sub01``."""
-        return self.fold.replace("/", "__")
+        return fold_stem(self.fold)
 
     @property
     def epochs(self) -> int:

@@ -29,6 +29,7 @@ from htnet.config import AugmentConfig, DataConfig, FlipConfig, JitterConfig, Ma
 from htnet.data.frames import is_whole
 from htnet.data.regions import region_starts
 from htnet.data.store import Store, open_store
+from htnet.data.stretched import is_stretched
 from htnet.errors import EXIT_DONE, InputError
 
 __all__ = ["flow_colours", "inspect_store", "pick_rows"]
@@ -54,6 +55,7 @@ class _View:
     """What is drawn of a sample; flow image (F, F, 3), mosaics (S, S, 3), channels (flow_u, flow_v, strain)."""
 
     row: int
+    stretched: bool
     flow_image: Picture
     mosaic: Picture
     augmented: Picture
@@ -109,28 +111,24 @@ def flow_colours(flow: Picture, largest: float) -> Picture:
 # --- what is drawn
 
 
-def _in_pixels(store: Store) -> bool:
-    """Whether u and v are pixels: no source of the store says that its authors scaled them."""
-    sources = store.recipe.get("sources")
-    flows = [source.get("flow") for source in sources if isinstance(source, dict)] if isinstance(sources, list) else []
-    return not any(isinstance(flow, dict) and "scaling" in flow for flow in flows)
-
-
 def _views(store: Store, rows: Sequence[int], seed: int) -> Iterator[_View]:
     flow_images = [store.read_flow(row).astype(np.float32) for row in rows]  # a damaged one is named here
     mosaic_size = max(4, max(image.shape[0] for image in flow_images) // 4 * 4)
     transform = FlowTransform(mosaic_size=mosaic_size, minmax=False)
-    augment = MODERATE if _in_pixels(store) else STRETCHED
+    stretched = [is_stretched(store, row) for row in rows]
+    augment = STRETCHED if any(stretched) else MODERATE
     data = DataConfig(scaling="stored", augment=augment)
     device: dict[str, Any] = {"transform": transform, "device": torch.device("cpu"), "threads": 1}
     plain = load_set(store, rows, data=data, **device)
     sampler = EpochSampler(rows=tuple(rows), batch_size=len(rows), seed=seed, shuffle=False)
     changed = FlowStream(store, sampler, data=data, **device).next()
     before, after = (batch.images.permute(0, 2, 3, 1).numpy() for batch in (plain, changed))
-    for row, *pictures in zip(rows, flow_images, before, after, strict=True):
+    for row, published, *pictures in zip(rows, stretched, flow_images, before, after, strict=True):
         frames = {name: _frame(store, row, f"{name}.jpg") for name in _FRAMES if _stored(store, row, name)}
         flow_image, mosaic, augmented = pictures
-        yield _View(row=row, flow_image=flow_image, mosaic=mosaic, augmented=augmented, frames=frames)
+        yield _View(
+            row=row, stretched=published, flow_image=flow_image, mosaic=mosaic, augmented=augmented, frames=frames
+        )
 
 
 def _stored(store: Store, row: int, name: str) -> bool:
@@ -166,7 +164,8 @@ def _sheet(store: Store, views: Sequence[_View]) -> Figure:
         line[0].set_ylabel(_said(store, view), rotation=0, ha="right", va="center", fontsize=7, labelpad=6)
     for panel, title in zip(panels[0], titles, strict=True):
         panel.set_title(title, fontsize=9)
-    kind = "in pixels" if _in_pixels(store) else "stretched channel by channel, shown around the median"
+    kinds = {True: "stretched channel by channel, shown around the median", False: "in pixels"}
+    kind = " or ".join(kinds[kind] for kind in sorted({view.stretched for view in views}))
     figure.text(1.7 / width, 1 - 0.12 / height, f"u and v {kind}", fontsize=8, va="top")
     _wheel(figure, width, height)
     return figure
@@ -182,10 +181,10 @@ def _frame_panels(panels: Sequence[Axes], view: _View, names: Sequence[str]) -> 
 
 def _flow_panels(panels: Sequence[Axes], store: Store, view: _View) -> None:
     """Flow, strain, regions, mosaic, augmented; one scale of speed per sample, so that a magnification shows."""
-    largest = _largest(store, view)
+    largest = _largest(view)
 
     def coloured(picture: Picture) -> Picture:
-        return flow_colours(_around_still(store, picture), largest)
+        return flow_colours(_around_still(view, picture), largest)
 
     flow, strain, regions, mosaic, augmented = panels
     flow.imshow(coloured(view.flow_image), interpolation="nearest")
@@ -212,21 +211,21 @@ def _quarters(panel: Axes, half: int) -> None:
         panel.add_patch(Rectangle(corner, half, half, fill=False, edgecolor=colour, linewidth=1.3, clip_on=False))
 
 
-def _around_still(store: Store, picture: Picture) -> Picture:
+def _around_still(view: _View, picture: Picture) -> Picture:
     """(H, W, 2) flow around no motion; where channels were stretched, the median stands for it."""
     flow = picture[..., :2]
-    return flow if _in_pixels(store) else flow - np.median(flow, axis=(0, 1)).astype(np.float32)
+    return flow - np.median(flow, axis=(0, 1)).astype(np.float32) if view.stretched else flow
 
 
-def _largest(store: Store, view: _View) -> float:
-    speed = np.linalg.norm(_around_still(store, view.flow_image), axis=-1)
+def _largest(view: _View) -> float:
+    speed = np.linalg.norm(_around_still(view, view.flow_image), axis=-1)
     return float(np.percentile(speed, 99))
 
 
 def _said(store: Store, view: _View) -> str:
     sample = store.rows[view.row].sample
     lines = [store.classes[sample.label], sample.subject, sample.id.clip]
-    speed, strain = _largest(store, view), float(view.flow_image[..., 2].max())
+    speed, strain = _largest(view), float(view.flow_image[..., 2].max())
     return "\n".join([*lines, f"speed to {speed:.3g}", f"strain to {strain:.3g}"])
 
 

@@ -89,7 +89,7 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
 
 def list_sources(config: Config, console: Console) -> int:
     """``--list``: what the sources hold and what is left out why; no picture is decoded and nothing written."""
-    plan = make_plan(config.prepare, check_list=False)
+    plan = make_plan(config.prepare, only_list=True)
     print_list(plan.scheme, plan.entries, plan.left_out, console)
     print_methods(plan.landmarks(), console)
     if config.prepare.official_list is not None:

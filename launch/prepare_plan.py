@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
 from htnet.data.adapters.htnet_release import LANDMARKS as RELEASE_LANDMARKS
 from htnet.data.extraction import ExtractionSettings, check_landmarks
 from htnet.data.labels import LabelScheme, check_official_list, load_scheme
-from htnet.data.landmarks import LandmarkTable, read_landmarks
+from htnet.data.landmarks import UPSTREAM_SIZE, LandmarkTable, read_landmarks
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
 LANDMARKS_FILE = "landmarks.csv"
 """Landmark table of a dataset folder where none is named."""
 _SHOWN_DIFFERENCES = 5
+_FOLDERS_KEPT = 256
+"""Listings in memory: clips of one recording, which an annotation has side by side, share a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +53,11 @@ class Plan:
         return counts
 
 
-def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
+def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
     """Read every annotation; :class:`InputError` for what is wrong with one, or for sources that do not fit together.
 
-    ``check_list``: refuse samples that differ from ``prepare.official_list``, where one is named.
+    ``only_list``: nothing is to be made of it. Samples may differ from ``prepare.official_list``, and a source whose
+    configuration names no landmark table may lack one.
     """
     if not prepare.sources:
         raise InputError("prepare.sources: at least one source is needed, got none")
@@ -68,6 +72,7 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
     left_out: list[LeftOut] = []
     facts = []
     sizes: dict[int, str] = {}
+    listed = lru_cache(_FOLDERS_KEPT)(_listed)
     for source in prepare.sources:
         adapter = build_adapter(source, scheme)
         described = adapter.describe()
@@ -81,11 +86,11 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
             places[entry.id] = entry.place
             subjects[entry.id.dataset, entry.id.subject].append(entry)
             taken.append(entry)
-        table = _landmarks(prepare, source, taken)
+        table = _landmarks(prepare, source, taken, only_list=only_list)
         check_landmarks(table, taken)
         tables |= dict.fromkeys((entry.id for entry in taken), table)
         _check_size(prepare, source, table, taken, sizes)
-        facts.append({**described, "landmarks_sha256": table.sha256, "clips_sha256": _identity(taken)})
+        facts.append({**described, "landmarks_sha256": table.sha256, "clips_sha256": _identity(taken, listed)})
     settings = extraction_settings(prepare, strict=False).recipe()
     recipe = {"sources": facts, "label_scheme": scheme.name, "classes": list(scheme.classes), **settings}
     plan = Plan(
@@ -95,7 +100,7 @@ def make_plan(prepare: PrepareConfig, *, check_list: bool = True) -> Plan:
         left_out=tuple(left_out),
         recipe=json.loads(json.dumps(recipe, default=str)),
     )
-    if check_list and prepare.official_list is not None:
+    if not only_list and prepare.official_list is not None:
         _refuse_differences(Path(prepare.official_list), plan)
     return plan
 
@@ -118,7 +123,7 @@ def _check_size(
         raise InputError(f"prepare.sources: flow images of one store have one size: {', '.join(sizes.values())}")
 
 
-def _identity(entries: Sequence[Clip | FlowPicture]) -> str:
+def _identity(entries: Sequence[Clip | FlowPicture], listed: Callable[[Path], bytes]) -> str:
     """What tells that clips are read otherwise, or frames were added or exchanged: names and sizes.
 
     To read all frames would be the work itself.
@@ -127,10 +132,15 @@ def _identity(entries: Sequence[Clip | FlowPicture]) -> str:
     for entry in entries:
         digest.update(repr((entry.id, entry.label, entry.emotion)).encode())
         if isinstance(entry, Clip):
-            files = sorted(entry.frames.iterdir()) if entry.frames.is_dir() else [entry.frames]
             digest.update(repr((entry.onset, entry.apex, entry.offset, entry.fps)).encode())
-            digest.update(repr([(file.name, _size(file)) for file in files]).encode())
+            digest.update(listed(entry.frames))
     return digest.hexdigest()
+
+
+def _listed(frames: Path) -> bytes:
+    """Names and sizes of a folder's frames, or of a video."""
+    files = sorted(frames.iterdir()) if frames.is_dir() else [frames]
+    return repr([(file.name, _size(file)) for file in files]).encode()
 
 
 def _size(file: Path) -> int:
@@ -140,14 +150,16 @@ def _size(file: Path) -> int:
         return -1
 
 
-def _landmarks(prepare: PrepareConfig, source: SourceConfig, taken: Sequence[Clip | FlowPicture]) -> LandmarkTable:
-    """The source's table; an empty one where there is none and a detector finds the faces."""
+def _landmarks(
+    prepare: PrepareConfig, source: SourceConfig, taken: Sequence[Clip | FlowPicture], *, only_list: bool
+) -> LandmarkTable:
+    """The source's table; an empty one where there is none and a detector finds the faces, or nobody looks for them."""
     release = source.adapter == "htnet_release"
     path = Path(source.root) / (RELEASE_LANDMARKS if release else LANDMARKS_FILE)
     if source.landmarks is not None:
         path = Path(source.landmarks)
-    elif prepare.detector != "none" and not release and not path.exists():
-        return LandmarkTable(path=path, points={}, flow_size=None)
+    elif (only_list or (prepare.detector != "none" and not release)) and not path.exists():
+        return LandmarkTable(path=path, points={}, flow_size=UPSTREAM_SIZE if release else None)
     return read_landmarks(path, taken)
 
 

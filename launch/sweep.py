@@ -15,7 +15,8 @@ from htnet.config_io import config_hash, load_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store import Store, open_store
 from htnet.data.stored_frames import check_frames
-from htnet.data.types import Fold
+from htnet.data.stretched import check_stretched
+from htnet.data.types import Fold, fold_stem
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from htnet.results import (
     FoldRecord,
@@ -44,7 +45,7 @@ class _Sweep:
 
     def finish(self, outcome: FoldOutcome) -> None:
         if outcome.reason is None:
-            path = self.run.folds / f"{outcome.fold.replace('/', '__')}.json"
+            path = self.run.folds / f"{fold_stem(outcome.fold)}.json"
             try:
                 self.records[outcome.fold] = FoldRecord.read(path)
             except InputError as error:
@@ -91,6 +92,7 @@ def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
     rows = {row for fold in folds for row in (*fold.train, *fold.test)}
     if config.data.input == "frames":
         check_frames(store, rows, jitter=config.data.augment.time_jitter.frames)
+    check_stretched(store, rows, config.data)
     for sample in [store.samples[row] for row in rows]:
         if not 0 <= sample.label < config.model.num_classes:
             raise InputError(

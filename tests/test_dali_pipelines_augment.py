@@ -28,6 +28,7 @@ from dali_pipelines.batch import Batch
 from dali_pipelines.mix import mix_batch
 from htnet.config import (
     AugmentConfig,
+    Config,
     DataConfig,
     DropRegionConfig,
     FlipConfig,
@@ -36,9 +37,12 @@ from htnet.config import (
     MixConfig,
     RotateConfig,
 )
+from htnet.data.prepared import PreparedSample
 from htnet.data.regions import mosaic, region_starts, scale_minmax
 from htnet.data.store import Store, write_store
 from htnet.data.strain import optical_strain
+from htnet.errors import InputError
+from launch.sweep import check_folds
 
 RAW = FlowTransform(mosaic_size=28, minmax=False)
 STORED = DataConfig(scaling="stored", standardise=False)
@@ -363,3 +367,70 @@ def test_mixed_labels_say_what_the_picture_holds(kind):
 def test_settings_that_would_do_nothing_or_the_wrong_thing_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**changes)
+
+
+PUBLISHED = {"sources": [{"adapter": "htnet_release", "flow": {"scaling": "min-max per channel to 0..255"}}]}
+
+
+def with_onset(item: PreparedSample, dataset: str) -> PreparedSample:
+    """A sample that was made of frames where it is of the dataset."""
+    return replace(item, sample=replace(item.sample, onset=1)) if item.sample.id.dataset == dataset else item
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"augment": AugmentConfig(flip=FlipConfig(probability=0.5)), "scaling": "stored"}, "flip.probability=0.5: "),
+        ({"augment": AugmentConfig(rotate=RotateConfig(degrees=5.0))}, "rotate.degrees=5: "),
+        ({"augment": AugmentConfig(magnify=MagnifyConfig(high=2.0)), "scaling": "stored"}, "magnify.high=2: "),
+        ({"augment": AugmentConfig(magnify=MagnifyConfig(low=0.5)), "scaling": "stored"}, "magnify.low=0.5: "),
+        (
+            {
+                "augment": AugmentConfig(drop_region=DropRegionConfig(probability=0.5)),
+                "scaling": "stored",
+                "standardise": False,
+            },
+            "drop_region.probability=0.5: ",
+        ),
+    ],
+)
+def test_changes_that_need_rest_at_zero_are_refused_on_published_pictures_and_not_on_pixels(
+    tmp_path, tiny_store, changes, said
+):
+    data = DataConfig(**changes)
+    published = write_store(tmp_path / "published", random_samples(subjects=2), PUBLISHED)
+    with pytest.raises(InputError, match=rf"{published.path}: data\.augment\.{said}casme2/sub00/EP00 is a published"):
+        check_folds(Config(data=data), published)
+    check_folds(Config(data=data), tiny_store)
+    mixed = (with_onset(item, "casme2") for item in random_samples(subjects=2))
+    check_folds(
+        Config(data=replace(data, datasets=("casme2",))), write_store(tmp_path / "mixed", mixed, PUBLISHED)
+    )  # the store holds both, the folds pixels only
+
+
+def test_published_pictures_are_mirrored_cut_elsewhere_mixed_and_dropped_where_that_is_right(tmp_path):
+    published = write_store(tmp_path / "store", random_samples(subjects=2), PUBLISHED)
+    harmless = AugmentConfig(jitter=JitterConfig(shift=0.1, scale=0.1), drop_region=DropRegionConfig(probability=0.2))
+    check_folds(Config(data=DataConfig(augment=replace(harmless, flip=FlipConfig(probability=0.5)))), published)
+    check_folds(Config(data=DataConfig(augment=harmless, scaling="stored")), published)
+    check_folds(Config(data=DataConfig(scaling="stored", standardise=False, crop="upstream")), published)
+
+
+def test_published_pictures_and_pixels_do_not_train_together_on_stored_values(tmp_path):
+    samples = (with_onset(item, "samm") for item in random_samples(subjects=2))
+    mixed = write_store(tmp_path / "store", samples, PUBLISHED)
+    both = (
+        "data.scaling=stored: casme2/sub00/EP00 is a published picture of 0..255 and samm/sub00/EP00 is flow in pixels"
+    )
+    with pytest.raises(InputError, match=both):
+        check_folds(Config(data=DataConfig(scaling="stored")), mixed)
+    check_folds(Config(data=DataConfig(scaling="stored", datasets=("casme2", "smic"))), mixed)
+    check_folds(Config(), mixed)
+
+
+def test_a_mirrored_published_picture_under_minmax_is_255_minus_u():
+    picture = np.random.default_rng(0).integers(0, 256, (28, 28, 3)).astype(np.float32)
+    picture[0, 0], picture[27, 27] = 0, 255
+    turned = scale_minmax(picture * np.array([-1, 1, 1], np.float32))
+    assert np.allclose(turned[..., 0], 255 - picture[..., 0], atol=1e-4)
+    assert np.allclose(turned[..., 1:], picture[..., 1:], atol=1e-4)

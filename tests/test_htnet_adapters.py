@@ -176,6 +176,17 @@ def test_a_second_micro_expression_of_a_smic_recording_follows_after_the_rows(co
     assert found[-1] == "s01_ne_01"
 
 
+def test_a_scheme_of_ones_own_may_leave_out_a_word_of_smic(copy, tmp_path) -> None:
+    root, path = copy("smic"), tmp_path / "mine.yaml"
+    path.write_text("classes: [bad, good]\nwords: {smic: {negative: bad, positive: good, surprise: null}}")
+    words = [entry.emotion for entry in clips(read(root, "smic"))]
+    found = read(root, "smic", scheme=str(path))
+    assert [entry.emotion for entry in clips(found)] == [word for word in words if word != "surprise"]
+    assert len(left_out(found)) == words.count("surprise") > 0
+    assert {(entry.rule, entry.failed) for entry in left_out(found)} == {("label_scheme", False)}
+    assert all("surprise is in none of the classes" in entry.reason for entry in left_out(found))
+
+
 def test_smics_cropped_folder_may_lack_a_clip_and_remarks_under_the_table_are_no_rows(copy) -> None:
     root = copy("smic")
     edit(root / BOOKS["smic"], lambda sheet: sheet.append([None, None, None, None, None] + [None] * 6 + ["total 6"]))
@@ -316,11 +327,20 @@ def test_a_list_of_ones_own_needs_no_number(tmp_path) -> None:
     [
         (["own", "p1", "a", 5, 3, 9, "surprise", "x"], r"row 2, column onset: must rise, .* got 5, 3, 9"),
         (["own", "p1", "a", "x", 3, 9, "surprise", "x"], r"row 2, column onset: must be a whole number, got 'x'"),
+        (
+            ["own", "p1", "a", 1, 3, 10**20, "surprise", "x"],
+            r"column offset: must be at most 9223372036854775807",
+        ),
         (["own", "p1", "a", 1, 3, 9, "7", "x"], r"row 2, column emotion: must be in 0\.\.2 or a word, got 7"),
         (["own", "p1", "a", 1, 3, 9, "bored", "x"], r"row 2, column emotion: must be one of .*got 'bored'"),
         (["own", "p1", "a", 1, 3, 9, "surprise", "../x"], "leads out of the dataset's folder"),
         (["own", "p1", "a", 1, 3, 9, "surprise", "/etc"], "leads out of the dataset's folder"),
         (["own", "", "a", 1, 3, 9, "surprise", "x"], r"row 2, column subject: must not be empty"),
+        (
+            ["composite", "p", "a", 1, 3, 9, "surprise", "x"],
+            r"row 2, column dataset: no dataset may be named",
+        ),
+        (["a/b", "p", "a", 1, 3, 9, "surprise", "x"], r"row 2, column dataset: .* must not hold a slash, got 'a/b'"),
     ],
 )
 def test_a_wrong_line_of_a_list_is_named(tmp_path, row, message) -> None:
@@ -363,16 +383,39 @@ def test_a_clip_that_stands_twice_is_named(copy, name: str) -> None:
         read(root, name)
 
 
-@names
-def test_a_subject_without_clips_is_named(copy, name: str) -> None:
+@pytest.mark.parametrize("name", ["casme2", "samm"])
+def test_an_empty_folder_of_a_subject_or_a_clip_is_a_failure_that_stops_nothing(copy, name: str) -> None:
     root = copy(name)
     clip = plan_clips(name, **PLAN)[0]
     folder = next(path for path in root.rglob(clip.subject) if path.is_dir())
-    target = folder / "micro" if name == "smic" else folder
-    shutil.rmtree(target)
-    target.mkdir()
-    with pytest.raises(InputError, match=rf"subject {clip.subject} has no clips"):
-        read(root, name)
+    for clip_folder in sorted(folder.iterdir())[1:]:
+        shutil.rmtree(clip_folder)
+    for frame in next(folder.iterdir()).iterdir():
+        frame.unlink()
+    found = read(root, name)
+    assert len(clips(found)) == 3
+    assert [(out.rule, out.failed) for out in left_out(found)] == [("missing_frames", True)] * 3
+    assert sum("(empty)" in out.reason for out in left_out(found)) == 1
+    shutil.rmtree(next(folder.iterdir()))
+    assert len(left_out(read(root, name))) == 3
+
+
+def test_an_empty_folder_of_a_subject_does_not_hide_the_clips_that_lie_elsewhere(copy) -> None:
+    root = copy("casme2")
+    (root / "Cropped").mkdir()
+    (root / "CASME2_RAW_selected" / "sub01").rename(root / "Cropped" / "sub01")
+    for place in ("sub01", "sub01/EP01_01f"):
+        (root / "CASME2_RAW_selected" / place).mkdir()
+        assert len(clips(read(root, "casme2"))) == 6
+
+
+def test_a_subject_of_smic_without_clips_is_a_failure_that_stops_nothing(copy) -> None:
+    root = copy("smic")
+    shutil.rmtree(root / "HS" / "s01" / "micro")
+    (root / "HS" / "s01" / "micro").mkdir()
+    found = read(root, "smic")
+    assert len(clips(found)) == 3
+    assert [(out.rule, out.failed) for out in left_out(found)] == [("missing_frames", True)] * 3
 
 
 @names

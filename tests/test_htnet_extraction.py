@@ -66,6 +66,17 @@ def test_a_sample_says_that_its_apex_was_found_and_the_recipe_says_how(whole, tm
     assert "largest mean flow from the onset in the four regions" in how["rule"]
 
 
+def test_an_apex_on_the_first_frame_of_a_clip_without_an_onset_is_found_and_never_flow_of_nothing(whole):
+    entries, table = entries_and_table(whole / "casme2", "casme2")
+    clip = entries[0]
+    first = min(list_frames(clip.frames))
+    blank = replace(clip, onset=None, apex=first)
+    (found,) = extract([blank], table, ExtractionSettings(flow_method="dis", working_size=64)).samples
+    assert found.sample.onset == first < found.sample.apex
+    assert found.notes == ("apex_at_onset", "apex_found_by_flow")
+    assert np.ptp(found.flow_image.astype(np.float32)) > 0.1
+
+
 @names
 @pytest.mark.parametrize("method", ["tvl1", "dis"])
 def test_the_flow_image_shows_the_class_at_its_landmarks(whole, name, method):

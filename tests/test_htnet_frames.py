@@ -35,6 +35,12 @@ def test_a_place_without_frames_is_named(tmp_path):
         open_frames(tmp_path / "x.avi").read(1)
 
 
+def test_a_frame_number_that_no_store_holds_is_named(tmp_path):
+    (tmp_path / f"{2**63}.jpg").touch()
+    with pytest.raises(InputError, match=rf"{2**63}\.jpg: the number of a frame must be at most {2**63 - 1}"):
+        list_frames(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".jpg"])
 def test_a_picture_cut_anywhere_is_named_and_nothing_else_is_said(tmp_path, suffix, capfd):
     data = cv2.imencode(suffix, picture())[1].tobytes()

@@ -70,7 +70,12 @@ def test_a_mapping_of_ones_own(tmp_path):
     ("text", "message"),
     [
         ("classes: [a, b]", "must be a mapping with the keys classes and words"),
-        ("[", "not a YAML file"),
+        ("[", "not valid YAML"),
+        ("classes: [a, 2026-13-01]\nwords: {}", "not valid YAML: month must be in 1..12"),
+        ("classes: [a, b]\nwords: {x: {yes: a}}", "not valid YAML: the key True is not a text"),
+        ("classes: [a, b]\nwords: {x: {joy: a, joy: b}}", "not valid YAML: the key 'joy' is given twice"),
+        ("- a", "the file must hold a mapping"),
+        ("classes: [a, b]\nwords: {x: {joy: [a]}}", r"words\.x\.joy must be one of a, b or null"),
         ("classes: [a]\nwords: {}", "classes must be a list of two or more names"),
         ("classes: [a, a]\nwords: {}", "classes must differ, got a, a"),
         ("classes: [a, b]\nwords: []", "words must be a mapping"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def made_of(*subjects: str) -> Store:
     """A store with a sample for each name, ``casme2/sub01``; it needs no files."""
     rows = []
     for number, subject in enumerate(subjects):
-        dataset, name = subject.split("/")
+        dataset, name = subject.split("/", 1)
         identity = SampleId(dataset=dataset, subject=name, clip=f"c{number}")
         sample = Sample(id=identity, label=0, landmarks=((0.0, 0.0),) * 5, flow_size=28)
         rows.append(ManifestRow(sample=sample, shard="", members={}))
@@ -53,6 +54,15 @@ def test_equal_numbers_in_two_datasets_are_two_people():
     assert folds["samm/1"].name == "samm__1"
 
 
+def test_no_two_subjects_share_a_record_and_ordinary_names_stay_as_they_are():
+    names = ["a__b/c", "a/b__c", "a_/b", "a/_b", "a/b/c", "a/b%2Fc", "a%5F/b", "a__/b", "a/__b"]
+    stems = [fold.name for fold in loso_folds(made_of(*names))]
+    assert len(set(stems)) == len(names)
+    assert not any("/" in stem for stem in stems)
+    ordinary = {"casme3/spno.1": "casme3__spno.1", "my_set/s 1": "my_set__s 1", "4dme/b__c": "4dme__b__c"}
+    assert [fold.name for fold in loso_folds(made_of(*ordinary))] == list(ordinary.values())
+
+
 def test_chosen_datasets_restrict_training_and_testing():
     folds = loso_folds(SMALL, datasets=["samm", "smic"])
     assert [fold.subject for fold in folds] == ["samm/1", "samm/3", "smic/1"]
@@ -80,6 +90,14 @@ def test_an_unknown_name_and_a_single_subject_are_input_errors(chosen, message):
     with pytest.raises(InputError) as caught:
         loso_folds(SMALL, **chosen)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["composite", "mine/2"])
+def test_a_store_of_before_with_a_dataset_whose_scores_would_be_anothers_has_no_folds(name):
+    row = SMALL.rows[0]
+    renamed = replace(row, sample=replace(row.sample, id=replace(row.sample.id, dataset=name)))
+    with pytest.raises(InputError, match=rf"stores/x: .*dataset.*{name}"):
+        loso_folds(replace(SMALL, rows=(renamed, *SMALL.rows[1:])))
 
 
 def test_a_store_with_one_subject_has_no_folds():

@@ -150,6 +150,11 @@ def test_landmarks_may_lie_elsewhere(tmp_path, release):
         ("dataset,sub,filename_o,label\nsamm,,006_1_2,1\n", "row 2, column sub: must not be empty"),
         ("dataset,sub,filename_o,label\nsamm,006, ,1\n", "row 2, column filename_o: must not be empty"),
         ("dataset,sub,filename_o,label\n,006,006_1_2,1\n", "row 2, column dataset: must not be empty"),
+        ("dataset,sub,filename_o,label\ncomposite,006,006_1_2,1\n", "row 2, column dataset: no dataset may be named"),
+        (
+            "dataset,sub,filename_o,label\nsamm/2,006,006_1_2,1\n",
+            "row 2, column dataset: the name of a dataset",
+        ),
         ("dataset,sub,filename_o,label\nsamm,006\n", "row 2, column filename_o: must not be empty"),
         ("dataset,sub,filename_o,label\nsamm,006,006_1_2\n", "row 2, column label: must be 0"),
         ("dataset,sub,filename_o,label\nsamm,../006,x,1\n", "row 2: '../006_x' is not a file name"),

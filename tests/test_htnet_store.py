@@ -338,6 +338,17 @@ def test_equal_rows_give_equal_manifests(tmp_path, store):
     assert read_manifest(tmp_path / "a") == store.rows
 
 
+def test_frame_numbers_that_are_time_stamps_are_kept_and_tables_of_before_read_the_same(tmp_path, store):
+    stamped = replace(store.rows[0].sample, onset=1699999999999, apex=1700000000199)
+    write_manifest(tmp_path / "a", [replace(store.rows[0], sample=stamped)])
+    assert read_manifest(tmp_path / "a")[0].sample == stamped
+    table = pq.read_table(store.path / "manifest.parquet")
+    for name in ("onset", "apex", "offset"):
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.int32()))
+    pq.write_table(table, store.path / "manifest.parquet")
+    assert open_store(store.path).rows == store.rows  # the digest agrees
+
+
 def many() -> list[PreparedSample]:
     return [prepared(subject=f"{s:03d}", clip=f"{s:03d}_{c}", size=28) for s in range(30) for c in range(3)]
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import zipfile
+
 import pytest
 from openpyxl import Workbook
 from test_htnet_adapters import make
@@ -68,6 +71,47 @@ def test_a_file_that_is_no_workbook_is_named(tmp_path, book, content):
     (tmp_path / book).write_bytes(content)
     with pytest.raises(InputError, match=rf"t\.xlsx?: not a readable {book[1:]} workbook"):
         read_rows(tmp_path / book, ("Subject",))
+
+
+def damaged(whole: bytes, rng: random.Random) -> bytes:
+    """Cut off, bytes flipped, or a part replaced by a shorter one."""
+    data, place = bytearray(whole), rng.randrange(len(whole))
+    kind = rng.randrange(3)
+    if kind == 0:
+        return bytes(data[:place])
+    if kind == 1:
+        for place in rng.sample(range(len(data)), rng.randrange(1, 9)):
+            data[place] ^= rng.randrange(1, 256)
+    else:
+        data[place : place + rng.randrange(21, 512)] = rng.randbytes(20)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("book", ["t.xlsx", "t.xls"])
+def test_a_workbook_damaged_anywhere_is_one_line_or_reads(tmp_path, book, capfd):
+    path = make(tmp_path, book, ROWS, []) / book
+    whole, rng, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(300):
+        path.write_bytes(damaged(whole, rng))
+        try:
+            read_rows(path, ("Subject", "Onset", "Emotion"))
+        except InputError as error:
+            refused += 1
+            assert book in str(error)
+            assert "\n" not in str(error)
+    assert refused > 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_sheet_that_is_cut_off_within_a_whole_archive_is_named(tmp_path):
+    path = make(tmp_path, "t.xlsx", ROWS, []) / "t.xlsx"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data[:-40] if "worksheets/" in name else data)
+    with pytest.raises(InputError, match=r"t\.xlsx: not a readable \.xlsx workbook \(.*line 1"):
+        read_rows(path, ("Subject",))
 
 
 def test_a_csv_in_another_encoding_is_named(tmp_path):

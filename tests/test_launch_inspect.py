@@ -95,6 +95,14 @@ def test_published_pictures_are_shown_around_their_median_and_only_mirrored_and_
     assert (STRETCHED.rotate, STRETCHED.magnify) == (RotateConfig(), MagnifyConfig())
 
 
+def test_flow_in_pixels_is_shown_as_such_beside_published_pictures(tmp_path):
+    scaled = {"sources": [{"adapter": "htnet_release", "flow": {"scaling": "min-max per channel to 0..255"}}]}
+    first, *others = random_samples(datasets=("samm",), subjects=2)
+    made = replace(first, sample=replace(first.sample, onset=1))
+    store = write_store(tmp_path / "store", iter([made, *others]), scaled)
+    assert [view.stretched for view in _views(store, [0, 1], seed=0)] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

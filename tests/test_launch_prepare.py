@@ -25,18 +25,19 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
-from test_htnet_adapters import clips, read
+from test_htnet_adapters import clips, make, read
 from test_htnet_landmark_tables import openface, openface_row
 from test_htnet_release import CLIPS, make_release
 from test_launch_sweep import free_port, ray_head, served
 
 import launch.prepare
-from htnet.config import ResourcesConfig
+import launch.prepare_plan
+from htnet.config import PrepareConfig, ResourcesConfig, SourceConfig
 from htnet.config_io import load_config
 from htnet.data.detectors import build_detector, mtcnn
 from htnet.data.extraction import ExtractionSettings
 from htnet.data.frames import list_frames
-from htnet.data.landmarks import LandmarkTable, read_landmarks
+from htnet.data.landmarks import SOURCE_COLUMNS, LandmarkTable, read_landmarks
 from htnet.data.store import Staging, open_store, staging
 from htnet.data.synth import generate
 from launch import cli
@@ -508,6 +509,39 @@ def test_a_list_says_what_there_is_and_decodes_nothing(raw, tmp_path, capsys):
     assert "samm/006" in out
     assert "FAILED: casme2/sub01/EP01_01f: no such folder of frames" in out
     assert not (tmp_path / "store").exists()
+
+
+def test_a_list_needs_no_landmarks_and_says_of_how_many_clips_there_are_none(raw, tmp_path, capsys):
+    copy = Path(shutil.copytree(raw, tmp_path / "raw"))
+    (copy / "samm" / "landmarks.csv").unlink()
+    release = make_release(tmp_path / "release")
+    (release / "landmarks_5pt.csv").unlink()
+    whole = [*sources(copy), {"adapter": "htnet_release", "root": str(release)}]
+    for given, said in ((whole[:2], "samm: not given 10"), (whole[2:], "samm: not given 1")):
+        config = configured(tmp_path, copy, sources=given)
+        assert run(config, "--list") == 0
+        assert f"landmarks: {said}" in capsys.readouterr().out
+        assert run(config) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "landmarks" in line
+    named = [{**whole[0], "landmarks": str(tmp_path / "none.csv")}]
+    assert run(configured(tmp_path, copy, sources=named), "--list") == 2
+    assert f"{tmp_path / 'none.csv'}: " in capsys.readouterr().err
+
+
+def test_the_frames_of_a_recording_are_looked_at_once_for_all_its_clips(tmp_path, monkeypatch):
+    numbers = [["dataset", "subject", "clip", "onset", "apex", "offset", "emotion", "frames"]]
+    numbers += [["own", "p1", f"c{number}", number, number + 1, "", "surprise", "film"] for number in range(1, 41)]
+    root = make(tmp_path / "own", "samples.csv", numbers, ["film"])
+    (root / "landmarks.csv").write_text(",".join(["dataset", "subject", "clip", *SOURCE_COLUMNS]) + "\n")
+    looked_at = []
+    size = launch.prepare_plan._size
+    monkeypatch.setattr(launch.prepare_plan, "_size", lambda file: looked_at.append(file.name) or size(file))
+    prepare = PrepareConfig(sources=(SourceConfig(adapter="csv", root=str(root)),))
+    before = make_plan(prepare).recipe
+    assert looked_at == ["1.jpg"]
+    (root / "film" / "2.jpg").touch()
+    assert make_plan(prepare).recipe != before  # what was seen is of one run
 
 
 def test_an_official_list_that_differs_stops_before_any_work(raw, tmp_path, capsys):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
+from htnet.data.adapters.base import APEX_AT_ONSET, Clip, FlowPicture, LeftOut
 from htnet.data.adapters.htnet_release import read_flow_picture
 from htnet.data.apex import APEX_FOUND, find_apex, spotting_recipe
 from htnet.data.detectors import Detector, build_detector
@@ -211,6 +211,8 @@ class _Extractor:
         face = self._find_face(clip, first, siblings)
         crop = face_crop(face.points, first.shape)
         apex, notes = clip.apex, clip.notes
+        if apex == onset:  # an adapter sees it only where the onset is annotated
+            apex, notes = None, (*notes, APEX_AT_ONSET)
         if apex is None:
             with self._timed("apex"):
                 apex, notes = find_apex(frames, onset, offset, crop, face.points), (*notes, APEX_FOUND)

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from htnet.errors import InputError
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".wmv", ".webm")
+LARGEST_NUMBER = 2**63 - 1
+"""Of a frame, as a store's table holds it; time stamps in milliseconds fit."""
 _FRAME = re.compile(r"(\d+)\.(jpe?g|png|bmp)$", re.IGNORECASE)
 
 
@@ -47,7 +49,7 @@ def list_frames(folder: Path) -> dict[int, Path]:
     ``006_05562.jpg`` is 5562. Other files are passed over.
 
     Raises:
-        InputError: no such folder, no frame in it, two files of one number.
+        InputError: no such folder, no frame in it, two files of one number, a number beyond :data:`LARGEST_NUMBER`.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of frames")
@@ -57,6 +59,8 @@ def list_frames(folder: Path) -> dict[int, Path]:
         if match is None or path.name.startswith("."):
             continue
         number = int(match[1])
+        if number > LARGEST_NUMBER:
+            raise InputError(f"{path}: the number of a frame must be at most {LARGEST_NUMBER}, got {number}")
         if number in frames:
             raise InputError(f"{path}: frame {number} is {frames[number].name} already")
         frames[number] = path

@@ -17,10 +17,8 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from htnet.config_io import parse_yaml
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
@@ -157,14 +155,15 @@ def load_scheme(name: str, datasets: Iterable[str]) -> LabelScheme:
 
 def _read_scheme(path: Path) -> LabelScheme:
     try:
-        plain: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(
             f"prepare.label_scheme: must be one of {', '.join(SCHEMES)} or a YAML file, got {str(path)!r}"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(plain, dict) or set(plain) != {"classes", "words"}:
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    plain = parse_yaml(text, str(path))
+    if set(plain) != {"classes", "words"}:
         raise InputError(f"{path}: must be a mapping with the keys classes and words")
     classes = plain["classes"]
     if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(item, str) for item in classes):
@@ -173,7 +172,7 @@ def _read_scheme(path: Path) -> LabelScheme:
         raise InputError(f"{path}: classes must differ, got {', '.join(classes)}")
     if not isinstance(plain["words"], dict):
         raise InputError(f"{path}: words must be a mapping from dataset to words")
-    words = {str(dataset): _read_words(path, str(dataset), given, classes) for dataset, given in plain["words"].items()}
+    words = {dataset: _read_words(path, dataset, given, classes) for dataset, given in plain["words"].items()}
     return LabelScheme(name=path.name, classes=tuple(classes), words=words)
 
 
@@ -185,7 +184,7 @@ def _read_words(path: Path, dataset: str, given: object, classes: Sequence[str])
             raise InputError(
                 f"{path}: words.{dataset}.{word} must be one of {', '.join(classes)} or null, got {name!r}"
             )
-    return {str(word).strip().lower(): name for word, name in given.items()}
+    return {word.strip().lower(): name for word, name in given.items()}
 
 
 def read_official_list(path: Path) -> tuple[tuple[int, SampleId, int], ...]:

@@ -1,7 +1,8 @@
 """The store's table: one row per sample, with the byte ranges of its members in their shard.
 
 Members beyond :data:`MEMBERS` (frames beside onset and apex) are in a column of their own, which only a table of a
-store that keeps some has; the others, of before and of now, are without it.
+store that keeps some has; the others, of before and of now, are without it. Frame numbers of stores of before are of 32
+bits; read and digested they are the same.
 """
 
 from __future__ import annotations
@@ -35,9 +36,7 @@ SCHEMA = pa.schema(
         ("clip", pa.string()),
         ("label", pa.int8()),
         ("emotion", pa.string()),
-        ("onset", pa.int32()),
-        ("apex", pa.int32()),
-        ("offset", pa.int32()),
+        *((name, pa.int64()) for name in ("onset", "apex", "offset")),  # 32 bits do not hold a time stamp
         ("fps", pa.float32()),
         ("flow_size", pa.int32()),
         ("landmarks", pa.list_(pa.float32(), 2 * len(LANDMARK_NAMES))),

@@ -10,6 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from htnet.errors import InputError
+
+COMPOSITE = "composite"
+"""All datasets together, in scores and reports; no dataset has this name."""
 LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "left_lip", "right_lip")
 
 Landmarks = tuple[tuple[float, float], ...]
@@ -22,6 +26,18 @@ class Emotion(IntEnum):
     NEGATIVE = 0
     POSITIVE = 1
     SURPRISE = 2
+
+
+def check_dataset_name(name: str, place: str) -> None:
+    """Refuse a name under which a dataset's scores would be another's: they are filed by it, people by name/subject.
+
+    Raises:
+        InputError: names ``place``.
+    """
+    if name == COMPOSITE:
+        raise InputError(f"{place}: no dataset may be named {name!r}: scores of all datasets together are")
+    if "/" in name:
+        raise InputError(f"{place}: the name of a dataset must not hold a slash, got {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,4 +89,17 @@ class Fold:
     @property
     def name(self) -> str:
         """File name stem of the fold's record, ``casme2__sub17``."""
-        return self.subject.replace("/", "__")
+        return fold_stem(self.subject)
+
+
+def fold_stem(subject: str) -> str:
+    """A subject keyed by its dataset as a file name stem; no two share one, ordinary names stay as they are.
+
+    The first ``__`` ends the dataset: one that holds it, or ends in ``_``, has its ``_`` quoted.
+    """
+    dataset, _, name = (_quoted(part, "%/") for part in subject.partition("/"))
+    return f"{_quoted(dataset, '_') if '__' in f'{dataset}_' else dataset}__{name}"
+
+
+def _quoted(text: str, marks: str) -> str:
+    return "".join(f"%{ord(letter):02X}" if letter in marks else letter for letter in text)

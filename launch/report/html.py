@@ -18,9 +18,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from htnet import results
-from htnet.data.types import Emotion
+from htnet.data.types import COMPOSITE, Emotion
 from htnet.errors import InputError
-from htnet.results import COMPOSITE, FoldRecord, Selection
+from htnet.results import FoldRecord, Selection
 from launch.report.terminal import EXPLAINED
 
 _SUMMARY_KEYS = ("folds_total", "folds_done", "folds_failed", "samples", "selections", "chance", "published")

@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from htnet.results import COMPOSITE
+from htnet.data.types import COMPOSITE
 
 EXPLAINED = {
     "final": "last epoch, no choice made",

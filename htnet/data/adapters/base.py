@@ -7,6 +7,7 @@ sample are made of it there (:mod:`htnet.data.extraction`).
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ OFF_THE_LIST = "official_list"
 NEGATIVE_DURATION = "negative_duration"
 """Neither the apex nor the offset is after the onset."""
 MISSING_FRAMES = "missing_frames"
-"""The folder or video of the clip is not there; a failure."""
+"""The folder or video of the clip is not there, or empty; a failure."""
 MACRO = "macro_expression"
 """The row is no micro-expression."""
 
@@ -127,7 +128,7 @@ def read_interval(row: Row, onset: str, apex: str | None, offset: str) -> Interv
     if apex is None:
         found = Interval(onset=first, offset=last, notes=(APEX_NOT_CODED,))
         return found if last > first else _no_duration(first, None, last)
-    peak = int(text) if (text := row.optional(apex)).isdecimal() else None
+    peak = row.integer(apex) if row.optional(apex).isdecimal() else None
     if last <= first:
         if peak is None or peak <= first:
             return _no_duration(first, peak, last)
@@ -205,8 +206,7 @@ class WorkbookDataset:
         label = self.scheme.label(sample, emotion, place)
         where = row.place(self._key)
         if isinstance(label, str):
-            rule = OFF_THE_LIST if sample in self.scheme.left_out else OUTSIDE_SCHEME
-            return LeftOut(clip=str(sample), rule=rule, reason=label, place=where)
+            return self.left_out(sample, label, where)
         interval = self.interval_of(row)
         if isinstance(interval, str):
             return LeftOut(clip=str(sample), rule=NEGATIVE_DURATION, reason=interval, place=where)
@@ -218,6 +218,11 @@ class WorkbookDataset:
             id=sample, frames=frames, label=label, emotion=emotion, place=where, fps=self.fps, notes=interval.notes,
             **facts,
         )  # fmt: skip
+
+    def left_out(self, sample: SampleId, reason: str, place: str) -> LeftOut:
+        """A clip that the label scheme leaves out, with its reason."""
+        rule = OFF_THE_LIST if sample in self.scheme.left_out else OUTSIDE_SCHEME
+        return LeftOut(clip=str(sample), rule=rule, reason=reason, place=place)
 
     def sample_of(self, row: Row) -> SampleId:
         """Identity of the row's clip."""
@@ -237,20 +242,20 @@ class WorkbookDataset:
 
 
 def first_there(candidates: Iterable[Path]) -> Path | str:
-    """The first candidate that exists, in any case of letters, or a sentence that names them all.
-
-    Raises:
-        InputError: the folder that should hold the clip is empty.
-    """
+    """The first candidate that exists and is not empty, in any case of letters, or a sentence that names them all."""
     tried = []
     for path in candidates:
         found = _any_case(path)
-        if found is not None and (found.is_dir() or found.suffix.lower() in VIDEO_SUFFIXES):
+        empty = found is not None and found.is_dir() and _is_empty(found)
+        if found is not None and not empty and (found.is_dir() or found.suffix.lower() in VIDEO_SUFFIXES):
             return found
-        if path.parent.is_dir() and not any(path.parent.iterdir()):
-            raise InputError(f"{path.parent}: subject {path.parent.name} has no clips")
-        tried.append(str(path))
+        tried.append(f"{path} (empty)" if empty else str(path))
     return f"no such folder of frames: {' or '.join(tried)}"
+
+
+def _is_empty(folder: Path) -> bool:
+    with os.scandir(folder) as entries:  # iterdir would list a recording of thousands of frames
+        return next(entries, None) is None
 
 
 def _any_case(path: Path) -> Path | None:

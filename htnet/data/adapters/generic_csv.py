@@ -1,7 +1,8 @@
 """A list of one's own: ``samples.csv`` with dataset, subject, clip, onset, apex, offset, emotion and frames.
 
 ``frames`` is a folder of pictures or a video, relative to the list's folder. Empty numbers: the first frame, an apex to
-be found, the last frame. ``fps`` may be there. ``emotion`` is a word of the label scheme, or a class of it by number.
+be found (as one on a first frame that no onset names), the last frame. ``fps`` may be there. ``emotion`` is a word of
+the label scheme, or a class of it by number.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import ClassVar
 from htnet.data.adapters.base import APEX_NOT_CODED, Interval, WorkbookDataset
 from htnet.data.adapters.workbook import Row
 from htnet.data.frames import inside
-from htnet.data.types import SampleId
+from htnet.data.types import SampleId, check_dataset_name
 from htnet.errors import InputError
 
 
@@ -30,16 +31,19 @@ class GenericCsv(WorkbookDataset):
 
     def sample_of(self, row: Row) -> SampleId:
         """As the list names it."""
-        return SampleId(dataset=row.text("dataset"), subject=row.text("subject"), clip=row.text("clip"))
+        dataset = row.text("dataset")
+        check_dataset_name(dataset, row.place("dataset"))
+        return SampleId(dataset=dataset, subject=row.text("subject"), clip=row.text("clip"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
         """The word; a number stands for the scheme's class of that number."""
         text, place = row.text("emotion"), row.place("emotion")
         if not text.isdecimal():
             return text, place
-        if int(text) >= len(self.scheme.classes):
+        number = row.integer("emotion")
+        if number >= len(self.scheme.classes):
             raise InputError(f"{place}: must be in 0..{len(self.scheme.classes) - 1} or a word, got {text}")
-        return self.scheme.classes[int(text)], place
+        return self.scheme.classes[number], place
 
     def interval_of(self, row: Row) -> Interval | str:
         """The numbers that there are, in rising order."""

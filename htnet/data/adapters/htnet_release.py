@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from htnet.data.adapters.base import FlowPicture
 from htnet.data.frames import is_whole
 from htnet.data.labels import LabelScheme
-from htnet.data.types import Emotion, SampleId
+from htnet.data.types import Emotion, SampleId, check_dataset_name
 from htnet.errors import InputError
 
 LABELS = "combined_3_class2_for_optical_flow.csv"
@@ -136,6 +136,7 @@ def _check_labels(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int
         for name in ("dataset", "sub", "filename_o"):
             if not values[name]:
                 raise InputError(f"{path}, row {number}, column {name}: must not be empty")
+        check_dataset_name(values["dataset"], f"{path}, row {number}, column dataset")
         sample = SampleId(dataset=values["dataset"], subject=values["sub"], clip=values["filename_o"])
         if values["label"] not in {"0", "1", "2"}:
             raise InputError(

@@ -73,10 +73,11 @@ class Smic(WorkbookDataset):
         for sample, folder in folders.items():
             yield self._clip(sample, folder, str(folder))
 
-    def _clip(self, sample: SampleId, folder: Path, place: str) -> Clip:
+    def _clip(self, sample: SampleId, folder: Path, place: str) -> Clip | LeftOut:
         emotion = folder.parent.name.lower()
         label = self.scheme.label(sample, emotion, place)
-        assert isinstance(label, int)  # every scheme that knows the dataset has its three words
+        if isinstance(label, str):
+            return self.left_out(sample, label, place)
         return Clip(
             id=sample, frames=folder, label=label, emotion=emotion, place=place, fps=self.fps, notes=(APEX_NOT_CODED,)
         )
@@ -108,10 +109,7 @@ class Smic(WorkbookDataset):
             match = _SUBJECT.fullmatch(subject_folder.name)
             if match is None:
                 raise InputError(f"{subject_folder}: a subject's folder must be named such as s01")
-            emotion_folders = _subfolders(subject_folder / "micro")
-            if not emotion_folders:
-                raise InputError(f"{subject_folder / 'micro'}: subject s{int(match[1]):02d} has no clips")
-            for emotion_folder in emotion_folders:
+            for emotion_folder in _subfolders(subject_folder / "micro"):
                 for folder in _subfolders(emotion_folder):
                     sample = _of_folder(folder, int(match[1]))
                     if sample in clips:

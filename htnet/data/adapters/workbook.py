@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
-import zipfile
+import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import xlrd
 from openpyxl import load_workbook
-from openpyxl.utils.exceptions import InvalidFileException
 
+from htnet.data.frames import LARGEST_NUMBER
 from htnet.errors import InputError
 
 _HEADER_SEARCH = 50
@@ -55,9 +56,12 @@ class Row:
         """A cell as a whole number, written as a number or as text; :class:`InputError` otherwise."""
         text = self.text(column)
         try:
-            return int(text)
+            number = int(text)
         except ValueError:
             raise InputError(f"{self.place(column)}: must be a whole number, got {text!r}") from None
+        if abs(number) > LARGEST_NUMBER:
+            raise InputError(f"{self.place(column)}: must be at most {LARGEST_NUMBER}, got {text}")
+        return number
 
 
 def find_workbook(root: Path, names: Sequence[str], chosen: Path | None = None) -> Path:
@@ -141,32 +145,38 @@ def _read_table(path: Path, sheet: str | None) -> tuple[str, Table, list[tuple[i
         return "", _read_csv(path), []
     if kind == ".xls":
         return _read_xls(path, sheet)
-    try:
+    with _reading(path, ".xlsx workbook"):
         # formulas as they stand: what a spreadsheet program last made of them may be out of date or missing
         book = load_workbook(path, data_only=False)
         page = _choose(path, {page.title: page for page in book.worksheets}, sheet)
-    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: not a readable .xlsx workbook ({error})") from error
-    merged = [(area.min_row - 1, area.min_col - 1) for area in page.merged_cells.ranges]
-    return page.title, _until_blank(page.iter_rows(values_only=True)), merged
+        merged = [(area.min_row - 1, area.min_col - 1) for area in page.merged_cells.ranges]
+        return page.title, _until_blank(page.iter_rows(values_only=True)), merged
 
 
 def _read_xls(path: Path, sheet: str | None) -> tuple[str, Table, list[tuple[int, int]]]:
-    try:
-        book = xlrd.open_workbook(path, formatting_info=True)
+    with _reading(path, ".xls workbook"):
+        # what it warns of would stand on stdout, in the middle of what is printed for the user
+        book = xlrd.open_workbook(path, logfile=io.StringIO(), formatting_info=True)
         page = _choose(path, {page.name: page for page in book.sheets()}, sheet)
-    except (xlrd.XLRDError, zipfile.BadZipFile, OSError, AssertionError, IndexError, ValueError) as error:
-        raise InputError(f"{path}: not a readable .xls workbook ({error})") from error
-    merged = [(area[0], area[2]) for area in page.merged_cells]
-    return page.name, _until_blank(page.row_values(index) for index in range(page.nrows)), merged
+        merged = [(area[0], area[2]) for area in page.merged_cells]
+        return page.name, _until_blank(page.row_values(index) for index in range(page.nrows)), merged
 
 
 def _read_csv(path: Path) -> Table:
+    with _reading(path, "CSV in UTF-8"), path.open(encoding="utf-8-sig", newline="") as file:
+        return _until_blank(csv.reader(file))
+
+
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """Whatever a library dies of is the file: it is damaged, and their own errors are not all that they raise."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return _until_blank(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV in UTF-8 ({error})") from error
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: not a readable {kind} ({reason})") from error
 
 
 def _until_blank(rows: Iterator[Sequence[object]]) -> Table:
