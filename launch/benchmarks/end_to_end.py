@@ -1,4 +1,6 @@
-"""One epoch of fold training, upstream's way against ours: ``python -m launch.benchmarks.end_to_end --out FILE.csv``.
+"""One epoch of fold training, upstream's way against ours: ``htnet profile --end-to-end``.
+
+Also ``python -m launch.benchmarks.end_to_end``, which takes the number of threads and some of the providers.
 
 An epoch is what the largest fold of the MEGC2019 composite has: 436 training samples in batches of 256, so optimizer
 steps of 256 and 180 samples, with the paper's network, Adam at 5e-5 and cross entropy. Images are random 0..255; the
@@ -44,16 +46,21 @@ from htnet.checkpoint import to_upstream
 from htnet.config import EngineConfig, HTNetConfig, TrainConfig
 from htnet.cpu import configure_cpu
 from htnet.engine import create_engine
+from htnet.errors import InputError
 from htnet.model import HTNet
 from htnet.results import write_text_atomic
+from launch.benchmarks.results import results_file
 from launch.benchmarks.upstream import UpstreamHTNet
 from launch.run_folder import checkout
 
-__all__ = ["PROVIDERS", "Measurement", "Provider", "check_equal", "first_epoch", "main", "measure"]
+__all__ = ["PROVIDERS", "RESULTS", "Measurement", "Provider", "check_equal", "first_epoch", "main", "measure", "run"]
 
+RESULTS: Final = "end_to_end_cpu.csv"
 BASELINE: Final = "upstream fp32"
 BATCH_SIZES: Final = (256, 180)
 LEARNING_RATE: Final = 5e-5
+ROUNDS: Final = 5
+THREADS: Final = 2
 TOLERANCES: Final = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference from upstream, relative to the largest value, by the last word of a provider's name."""
 
@@ -380,22 +387,36 @@ def table(measurements: list[Measurement], where: Environment) -> Table:
     return out
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Check, measure, append to the CSV file and print; 0 when the check passed."""
-    parser = argparse.ArgumentParser(description="One epoch of fold training at the paper's size, by provider.")
-    parser.add_argument("--out", type=Path, required=True, help="CSV file to append to")
-    parser.add_argument("--rounds", type=int, default=5, help="epochs timed per provider")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--only", nargs="+", choices=list(PROVIDERS), default=list(PROVIDERS), help="providers to run")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    names = [BASELINE, *(name for name in PROVIDERS if name in options.only and name != BASELINE)]
-    console = Console()
+def run(
+    path: Path | None, console: Console, *, rounds: int = ROUNDS, threads: int = THREADS, only: Sequence[str] = ()
+) -> None:
+    """Check, measure, append to the CSV file where there is one, and print; ``only``: providers beside upstream."""
+    torch.set_num_threads(threads)
+    names = [BASELINE, *(name for name in PROVIDERS if name in (only or PROVIDERS) and name != BASELINE)]
     console.print("checking that all providers compute the same, then timing ...")
-    measurements = measure(names, HTNetConfig(), BATCH_SIZES, rounds=options.rounds, threads=options.threads)
+    measurements = measure(names, HTNetConfig(), BATCH_SIZES, rounds=rounds, threads=threads)
     where = environment()
-    append_csv(options.out, measurements, BATCH_SIZES, where)
     console.print(table(measurements, where))
+    if path is not None:
+        append_csv(path, measurements, BATCH_SIZES, where)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The same with what ``htnet profile`` has no options for."""
+    parser = argparse.ArgumentParser(description="One epoch of fold training at the paper's size, by provider.")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"append to {RESULTS} there (default: print)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="epochs timed per provider")
+    parser.add_argument("--threads", type=int, default=THREADS, help="CPU threads")
+    parser.add_argument("--only", nargs="+", choices=list(PROVIDERS), default=[], help="providers to run")
+    options = parser.parse_args(arguments)
+    for name in ("rounds", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be positive, got {getattr(options, name)}")
+    try:
+        path = results_file(options.out, RESULTS)
+    except InputError as error:
+        parser.error(str(error))
+    run(path, Console(), rounds=options.rounds, threads=options.threads, only=options.only)
     return 0
 
 
