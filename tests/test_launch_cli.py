@@ -399,6 +399,12 @@ def test_what_the_machine_refuses_is_one_line_and_a_defect_of_ours_keeps_its_tra
     assert work.refuses("prepare") == "htnet prepare: /somewhere: Permission denied"
     fails(OSError(errno.ENOSPC, "No space left on device", "/full"))
     assert work.refuses("prepare") == "htnet prepare: /full: No space left on device"
+    for code, said in ((errno.ENOSPC, "No space left on device"), (errno.EDQUOT, "Disk quota exceeded")):
+        fails(OSError(code, said))  # as write() and flush() say it, which know no name
+        assert work.refuses("prepare") == f"htnet prepare: a file could not be written to its end: {said}"
+    fails(OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(OSError, match="Input/output error"):
+        work.run("prepare", work.config)
     fails(FileNotFoundError(errno.ENOENT, "No such file or directory", "/forgotten"))
     with pytest.raises(FileNotFoundError):
         work.run("prepare", work.config)
