@@ -68,11 +68,11 @@ def _environment(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_kinds(path: Path, content: Mapping[str, Any], kinds: Mapping[str, type], prefix: str = "") -> None:
+def _check_kinds(path: Path, content: Mapping[str, Any], kinds: Mapping[str, type[object]], prefix: str = "") -> None:
     for key, kind in kinds.items():
         if key in content and not isinstance(content[key], kind):
-            name = {dict: "a JSON object", list: "a list", str: "a text"}[kind]
-            raise InputError(f"{path}: {prefix}{key} must be {name}, got {content[key]!r}")
+            names: dict[type[object], str] = {dict: "a JSON object", list: "a list", str: "a text"}
+            raise InputError(f"{path}: {prefix}{key} must be {names[kind]}, got {content[key]!r}")
 
 
 def _load(run_dir: Path) -> _Run:
