@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL
 from launch.run_folder import PACKAGES, cpu_name, package_version
@@ -19,7 +20,7 @@ def doctor(console: Console) -> int:
     """Print the facts and run a small check of every part; exit code 1 when a check fails."""
     facts = Table(title="this machine", show_header=False)
     for name, value in machine_facts().items():
-        facts.add_row(name, value)
+        facts.add_row(name, Text(value))
     console.print(facts)
     checks = Table(title="parts")
     checks.add_column("part")
@@ -33,9 +34,10 @@ def doctor(console: Console) -> int:
         ("Ray", _ray),
     ):
         try:
-            result = check()
+            result = Text(check())
         except Exception as error:  # each part may be broken in its own way; that is what is asked
-            result, good = f"[red]fails: {type(error).__name__}: {error}", False
+            # a text as it is: [/dev/shm] in it is no markup
+            result, good = Text(f"fails: {type(error).__name__}: {error}", style="red"), False
         checks.add_row(name, result)
     console.print(checks)
     return EXIT_DONE if good else EXIT_PARTIAL

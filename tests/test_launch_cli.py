@@ -20,7 +20,7 @@ from htnet.config import Config
 from htnet.config_io import config_hash, load_config, parse_yaml, validate_config
 from htnet.data.adapters.htnet_release import LABELS, LANDMARKS
 from htnet.data.store import FORMAT_VERSION, open_store
-from launch import cli, prepare
+from launch import cli, doctor, prepare
 from launch.run_folder import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -357,6 +357,23 @@ def test_a_run_that_another_process_drives_is_refused(stored):
     with open_run(run, load_config(stored.config), open_store(stored.store)):
         message = stored.refuses("sweep", "--out", run)
     assert "another process is running this sweep" in message
+
+
+# --- doctor
+
+
+def test_the_doctor_shows_an_error_as_it_is_and_goes_on(monkeypatch, capsys):
+    def broken():
+        raise ValueError("[/dev/shm] too small")
+
+    for name in ("_torch", "_dali", "_deepspeed", "_ray"):
+        monkeypatch.setattr(doctor, name, broken)
+    monkeypatch.setattr(doctor, "_triton", lambda: "[bold]3")
+    monkeypatch.setattr(doctor, "machine_facts", lambda: {"processor": "[/a]"})
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("fails: ValueError: [/dev/shm] too small") == 4
+    assert all(text in out for text in ("[bold]3", "[/a]"))
 
 
 # --- the program itself

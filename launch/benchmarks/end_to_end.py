@@ -40,6 +40,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from htnet.checkpoint import to_upstream
@@ -370,7 +371,7 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 def table(measurements: list[Measurement], where: Environment) -> Table:
     """The measurements for a terminal."""
     title = f"seconds per epoch, {where.cpu}, {where.threads} threads, torch {where.torch}"
-    out = Table(title=title)
+    out = Table(title=Text(title))
     for column in ("provider", "median", "n", "min .. max", "IQR", "CPU share", "x upstream"):
         out.add_column(column, justify="left" if column == "provider" else "right")
     for measurement in measurements:
