@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from htnet.config import Config
-from htnet.config_io import changed_keys, config_hash, dump_config, load_config, to_plain
+from htnet.config_io import config_hash, dump_config, identity_changes, load_config
 from htnet.data.store import Store
 from htnet.errors import InputError
 from htnet.results import write_json_atomic, write_text_atomic
@@ -118,12 +118,13 @@ def check_run(path: Path, config: Config, store: Store) -> str:
         or not any((*path.glob("folds/*.json"), *path.glob("checkpoints/*.pt")))
     ):
         return identity
-    changed = changed_keys(to_plain(load_config(path / "config.yaml")), to_plain(config))
-    free = ("prepare", "data.store", "data.subjects", "score.bootstrap", "score.chance_trials")
-    relevant = [key for key in changed if not key.startswith(free) and key.partition(".")[0] != "resources"]
-    if before.get("store_digest") == store.digest and not relevant:
-        relevant = ["resources.gpus_per_fold"]  # CPU against GPU
-    what = f"it differs in {', '.join(relevant)}" if relevant else f"the content of the store {store.path} differs"
+    changed = identity_changes(load_config(path / "config.yaml"), config)
+    if changed:
+        what = f"it differs in {', '.join(changed)}"
+    elif before.get("store_digest") != store.digest:
+        what = f"the content of the store {store.path} differs"
+    else:
+        what = "another version of htnet made it"
     raise InputError(f"{path}: this run belongs to another configuration: {what}; choose another --out")
 
 
