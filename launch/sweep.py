@@ -26,7 +26,7 @@ from htnet.results import (
     write_predictions,
     write_text_atomic,
 )
-from launch.fold_task import FoldOutcome, FoldSpec
+from launch.fold_task import FoldOutcome, FoldSpec, tidy_up
 from launch.live import LiveBoard
 from launch.report import summary_table, write_report
 from launch.run_folder import RunFolder, check_run, open_run
@@ -66,6 +66,8 @@ def sweep(config: Config, out: Path, address: str | None, console: Console) -> i
     folds = check_folds(config, store)
     with open_run(out, config, store) as run:
         records = existing_records(run)
+        for record in records.values():
+            tidy_up(run.path, record.name)
         total = len(records.keys() | {fold.subject for fold in folds})  # data.subjects may have been wider before
         todo = [fold for fold in folds if fold.subject not in records]
         run.event("sweep_started", folds=total, done=len(records))
