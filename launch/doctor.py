@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL
-from launch.run_folder import PACKAGES, cpu_name, package_version
+from launch.run_folder import PACKAGES, cpu_facts, cpu_name, package_version
 from launch.scheduler import ray_cluster, usable_cpus
 
 
@@ -45,10 +44,7 @@ def doctor(console: Console) -> int:
 
 def machine_facts() -> dict[str, str]:
     """Processor, its bf16 support, Python and package versions."""
-    flags: set[str] = set()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    flags = cpu_facts().get("flags", "").split()
     return {
         "processor": f"{cpu_name()}, {os.cpu_count()} CPUs, {usable_cpus()} of them usable here",
         "bf16 on the CPU": "AVX512-BF16" if "avx512_bf16" in flags else "emulated: engine.precision=fp32 is faster",

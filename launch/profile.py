@@ -8,7 +8,6 @@ needs no GPU: their least traffic and arithmetic, the floor on a named card, and
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import time
@@ -107,20 +106,18 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _local_attention(options: argparse.Namespace, device: torch.device, console: Console) -> int:
-    from kernels.benchmarks.record import append_rows
+    from kernels.benchmarks.record import COLUMNS
     from kernels.benchmarks.runner import measure
 
-    path = results_file(options.out, RESULTS)
+    path = results_file(options.out, RESULTS, COLUMNS)
     card = options.card or CARD
     try:  # the benchmarks know no errors of ours
         plan, static = _plan(options, device)
-        if options.dry_run:
-            _say_plan(plan, console)
-            return EXIT_DONE
-        if path is not None:
-            append_rows(path, [])  # a file with other columns is refused before anything is measured
     except ValueError as error:
         raise InputError(str(error)) from None
+    if options.dry_run:
+        _say_plan(plan, console)
+        return EXIT_DONE
     _say_floors(static, card, console)
     if device.type == "cpu":
         _say_kernels(static, card, console)
@@ -386,7 +383,7 @@ def _end_to_end(options: argparse.Namespace, console: Console) -> int:
     """:mod:`launch.benchmarks.end_to_end` with the options that both have."""
     from launch.benchmarks import end_to_end
 
-    path = results_file(options.out, end_to_end.RESULTS)
+    path = results_file(options.out, end_to_end.RESULTS, end_to_end.COLUMNS)
     rounds = options.rounds or end_to_end.ROUNDS
     if options.dry_run:
         console.print(f"{rounds} epochs each, on the CPU: {'; '.join(end_to_end.PROVIDERS)}", soft_wrap=True)
@@ -401,14 +398,17 @@ def _training(options: argparse.Namespace, device: torch.device, console: Consol
     What a fold pays for its network and optimizer, on the paper's map and on the fine one, by attention backend,
     precision and engine. ``--set tiny=1`` runs a network of a few thousand weights, to try the program.
     """
+    from kernels.benchmarks.record import append_lines
+
     tiny = _pairs(options.overrides) == {"tiny": "1"}
     if options.overrides and not tiny:
         raise InputError("--training takes no --set but tiny=1")
-    path = results_file(options.out, TRAINING_RESULTS)
+    columns = list(_training_line(next(_trainings(device)), {}, device, tiny=tiny))
+    path = results_file(options.out, TRAINING_RESULTS, columns)
     deadline = time.monotonic() + (options.time_limit or 3600.0)
     rounds = options.rounds or (20 if device.type == "cuda" else 3)
-    columns = ("network", "attention", "engine", "precision", "ms (20 % .. 80 %)", "n", "peak GiB")
-    table = _compact(f"epochs of {7 if tiny else 436} samples on the {device.type}", *columns, words=4)
+    shown = ("network", "attention", "engine", "precision", "ms (20 % .. 80 %)", "n", "peak GiB")
+    table = _compact(f"epochs of {7 if tiny else 436} samples on the {device.type}", *shown, words=4)
     if options.dry_run:
         for what in _trainings(device):
             table.add_row(*what.values(), "", str(rounds))
@@ -422,7 +422,7 @@ def _training(options: argparse.Namespace, device: torch.device, console: Consol
             figures = _epochs(what, device, rounds, tiny=tiny, deadline=deadline)
         failed |= figures["status"] == "failed"
         if path is not None:
-            _append_training(path, {**what, "tiny": tiny}, figures, device)
+            append_lines(path, columns, [_training_line(what, figures, device, tiny=tiny)])
         ok = figures["status"] == "ok"
         spread = f"{_f(figures['median_ms'])} ({_f(figures['p20_ms'])} .. {_f(figures['p80_ms'])})" if ok else ""
         last = (spread, str(figures["n"]), _f(figures["peak_gib"])) if ok else (escape(figures["reason"]), "", "")
@@ -506,18 +506,14 @@ def _quantiles(values: Sequence[float]) -> tuple[float, float]:
     return cuts[0], cuts[-1]
 
 
-def _append_training(path: Path, what: Mapping[str, Any], figures: Mapping[str, Any], device: torch.device) -> None:
+def _training_line(
+    what: Mapping[str, str], figures: Mapping[str, Any], device: torch.device, *, tiny: bool
+) -> dict[str, object]:
+    """A line of the file, figures that are missing empty."""
     from kernels.benchmarks.record import this_machine
 
     names = ("status", "reason", "median_ms", "p20_ms", "p80_ms", "n", "peak_gib")
-    line = {**asdict(this_machine(device)), **what, **{name: figures.get(name, "") for name in names}}
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(line))
-        if new:
-            writer.writeheader()
-        writer.writerow(line)
+    return {**asdict(this_machine(device)), **what, "tiny": tiny, **{name: figures.get(name, "") for name in names}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -185,14 +185,18 @@ def checkout() -> dict[str, Any]:
     return {"commit": commit.strip(), "modified": bool(changes)}
 
 
-def cpu_name() -> str:
-    """The processor's model name, as Linux reports it."""
+def cpu_facts() -> dict[str, str]:
+    """What Linux reports of the last processor in /proc/cpuinfo, by its names; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def cpu_name() -> str:
+    """The processor's model name, as far as the system says."""
+    return cpu_facts().get("model name") or platform.processor() or platform.machine()
 
 
 def package_version(package: str) -> str | None:

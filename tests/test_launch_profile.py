@@ -107,9 +107,11 @@ def test_bad_input_is_one_line_that_names_the_known(capsys, arguments, message):
     assert err.count("\n") == 1
 
 
-def test_results_of_other_columns_are_refused_before_anything_is_measured(tmp_path, capsys):
-    (tmp_path / "local_attention.csv").write_text("a,b\n")
-    code, out, err = run(capsys, "--out", tmp_path)
+@pytest.mark.parametrize("mode", [(), ("--training",), ("--end-to-end",)])
+def test_results_of_other_columns_are_refused_before_anything_is_measured(tmp_path, capsys, mode):
+    for name in ("local_attention.csv", "training_epochs.csv", "end_to_end_cpu.csv"):
+        (tmp_path / name).write_text("a,b\n")
+    code, out, err = run(capsys, *mode, "--out", tmp_path)
     assert (code, out) == (2, "")
     assert "holds other columns than this program writes" in err
 
@@ -119,7 +121,7 @@ def test_a_place_that_cannot_hold_results_is_refused_before_anything_is_measured
     (tmp_path / "file.csv").touch()
     code, out, err = run(capsys, *mode, "--out", tmp_path / "file.csv" / "new")
     assert (code, out) == (2, "")
-    assert f"{tmp_path / 'file.csv'} is a file; --out names a folder" in err
+    assert f"{tmp_path / 'file.csv'} is a file, where a folder is needed" in err
     for name in ("local_attention.csv", "training_epochs.csv", "end_to_end_cpu.csv"):
         (tmp_path / "taken" / name).mkdir(parents=True)
     code, out, err = run(capsys, *mode, "--out", tmp_path / "taken")

@@ -21,8 +21,6 @@ weights (state dict of :class:`htnet.HTNet`) and returns a :class:`Provider`.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import multiprocessing
 import os
 import platform
@@ -31,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -49,12 +47,24 @@ from htnet.cpu import configure_cpu
 from htnet.engine import create_engine
 from htnet.errors import InputError
 from htnet.model import HTNet
-from htnet.results import write_text_atomic
+from kernels.benchmarks.record import append_lines
 from launch.benchmarks.results import results_file
 from launch.benchmarks.upstream import UpstreamHTNet
-from launch.run_folder import checkout
+from launch.run_folder import checkout, cpu_facts, cpu_name
 
-__all__ = ["PROVIDERS", "RESULTS", "Measurement", "Provider", "check_equal", "first_epoch", "main", "measure", "run"]
+__all__ = [
+    "COLUMNS",
+    "PROVIDERS",
+    "RESULTS",
+    "Measurement",
+    "Provider",
+    "check_equal",
+    "environment",
+    "first_epoch",
+    "main",
+    "measure",
+    "run",
+]
 
 RESULTS: Final = "end_to_end_cpu.csv"
 BASELINE: Final = "upstream fp32"
@@ -311,21 +321,24 @@ class Environment:
     system: str
 
 
+COLUMNS: Final = (
+    *("provider", "batches", "n", "median_s", "min_s", "max_s", "q1_s", "q3_s", "least_cpu_share", "ratio_to_upstream"),
+    *(field.name for field in fields(Environment)),
+    "upstream_beside_s",
+)
+"""Of the CSV file."""
+
+
 def environment() -> Environment:
     """This machine, as far as it says."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    git = checkout()
+    facts, git = cpu_facts(), checkout()
     return Environment(
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         commit=git["commit"][:7] + "-dirty" * git["modified"] if git else "unknown",
-        cpu=f"{fields.get('model name', platform.machine())} (family {fields.get('cpu family', '?')}, "
-        f"model {fields.get('model', '?')})",
+        cpu=f"{cpu_name()} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})",
         cores=os.cpu_count() or 0,
         threads=torch.get_num_threads(),
-        avx512_bf16="avx512_bf16" in fields.get("flags", "").split(),
+        avx512_bf16="avx512_bf16" in facts.get("flags", "").split(),
         torch=torch.__version__,
         python=platform.python_version(),
         system=platform.platform(),
@@ -334,38 +347,25 @@ def environment() -> Environment:
 
 def append_csv(path: Path, measurements: list[Measurement], sizes: Sequence[int], where: Environment) -> None:
     """Append a row per measurement."""
-    rows = []
-    for measurement in measurements:
-        low, high = measurement.quartiles
-        rows.append(
-            {
-                "provider": measurement.provider,
-                "batches": "+".join(str(size) for size in sizes),
-                "n": len(measurement.seconds),
-                "median_s": round(statistics.median(measurement.seconds), 4),
-                "min_s": round(min(measurement.seconds), 4),
-                "max_s": round(max(measurement.seconds), 4),
-                "q1_s": round(low, 4),
-                "q3_s": round(high, 4),
-                "least_cpu_share": round(measurement.cpu_share, 3),
-                "ratio_to_upstream": round(measurement.ratio, 3),
-                **asdict(where),
-                "upstream_beside_s": round(measurement.baseline, 4),
-            }
-        )
-    append_rows(path, rows)
+    append_lines(path, COLUMNS, (_line(measurement, sizes, where) for measurement in measurements))
 
 
-def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Append rows to a CSV file, which may be new; rows from before a column existed have nothing in it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    columns = list(dict.fromkeys([*(before[0] if before else ()), *rows[0]]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=columns)
-    writer.writeheader()
-    writer.writerows([*before, *rows])
-    write_text_atomic(path, text.getvalue())
+def _line(measurement: Measurement, sizes: Sequence[int], where: Environment) -> dict[str, object]:
+    low, high = measurement.quartiles
+    return {
+        "provider": measurement.provider,
+        "batches": "+".join(str(size) for size in sizes),
+        "n": len(measurement.seconds),
+        "median_s": round(statistics.median(measurement.seconds), 4),
+        "min_s": round(min(measurement.seconds), 4),
+        "max_s": round(max(measurement.seconds), 4),
+        "q1_s": round(low, 4),
+        "q3_s": round(high, 4),
+        "least_cpu_share": round(measurement.cpu_share, 3),
+        "ratio_to_upstream": round(measurement.ratio, 3),
+        **asdict(where),
+        "upstream_beside_s": round(measurement.baseline, 4),
+    }
 
 
 def table(measurements: list[Measurement], where: Environment) -> Table:
@@ -414,7 +414,7 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be positive, got {getattr(options, name)}")
     try:
-        path = results_file(options.out, RESULTS)
+        path = results_file(options.out, RESULTS, COLUMNS)
     except InputError as error:
         parser.error(str(error))
     run(path, Console(), rounds=options.rounds, threads=options.threads, only=options.only)
