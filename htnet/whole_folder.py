@@ -76,4 +76,4 @@ def _put(partial: Path, target: Path, place: Path, last: str) -> None:
         else:
             partial.rename(target)
     except OSError as error:
-        raise InputError(f"{place}: cannot be replaced by what was made: {error.strerror}; name another") from None
+        raise InputError(f"{place}: cannot be replaced by the data: {error.strerror}; name another folder") from None

@@ -184,6 +184,6 @@ def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tiny_store, tmp_path
     monkeypatch.setattr(inspect, "_sheet", sheet)
     code, _, err = run(capsys, tiny_store.path, "--samples", 1, "--out", out)
     assert (code, err.count("\n")) == (2, 1)
-    assert f"{out}: cannot be replaced by what was made" in err
+    assert f"{out}: cannot be replaced by the data: " in err
     assert [path.name for path in out.iterdir()] == ["mine"]
     assert list(tmp_path.iterdir()) == [out]
