@@ -38,7 +38,7 @@ types: $(READY) ## mypy, strict
 check: lint types test ## all that has to pass before a commit
 
 bench-end-to-end: $(READY) ## fold training at the paper's size against upstream's way
-	$(BIN)/python -m launch.benchmarks.end_to_end --out docs/benchmarks/results/end_to_end_cpu.csv
+	$(BIN)/htnet profile --end-to-end --out docs/benchmarks/results
 
 bench-input: $(READY) ## the training stream against a DataLoader with OpenCV
 	$(BIN)/htnet profile --input --train-step --out docs/benchmarks/results

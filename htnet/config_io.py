@@ -177,6 +177,19 @@ def dump_config(config: Config) -> str:
 
 def config_hash(config: Config, store_digest: str) -> str:
     """Identity of a run: the settings that can change a prediction, and the content of the store."""
+    identity = _identity(config) | {"store": store_digest}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def identity_changes(old: Config, new: Config) -> list[str]:
+    """Key paths that give two configurations different identities; empty where only other keys differ."""
+    names = {"validation_subjects": "score.validation_subjects"}
+    if old.engine.device == new.engine.device:
+        names["engine.device"] = "resources.gpus_per_fold"
+    return [names.get(key, key) for key in changed_keys(_identity(old), _identity(new))]
+
+
+def _identity(config: Config) -> dict[str, Any]:
     plain = to_plain(config)
     identity = {name: plain[name] for name in ("seed", "data", "model", "train", "engine")}
     identity["data"] = {
@@ -187,8 +200,7 @@ def config_hash(config: Config, store_digest: str) -> str:
     on_gpu = engine.device == "cuda" or (engine.device == "auto" and config.resources.gpus_per_fold > 0)
     identity["engine"] = plain["engine"] | {"device": "cuda" if on_gpu else "cpu"}
     identity["validation_subjects"] = plain["score"]["validation_subjects"]
-    identity["store"] = store_digest
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return identity
 
 
 def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -52,8 +52,10 @@ def write_text_atomic(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk: write() does not know the name
+            error.filename = str(path)
         raise
     # the rename itself is durable only once the folder is; some network file systems cannot sync a folder
     with contextlib.suppress(OSError):

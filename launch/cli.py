@@ -23,10 +23,10 @@ from launch.profile import add_arguments, profile
 
 Command = Callable[[argparse.Namespace, Console], int]
 
+_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 _MACHINE_REFUSES = {
-    getattr(errno, name)
-    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENAMETOOLONG", "ENOTDIR", "EISDIR", "EEXIST")
-}
+    getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ENOTDIR", "EISDIR", "EEXIST")
+} | _DISK_IS_FULL
 """What a user can mend: rights, space, names. Any other OSError is a defect of ours and keeps its traceback."""
 
 
@@ -45,9 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"htnet {options.name}: {error}", file=sys.stderr)
         return EXIT_PARTIAL
     except OSError as error:
-        if error.errno not in _MACHINE_REFUSES or error.filename is None:
+        # an error of open() names its file; one of write() does not, and means a full disk only where it says so
+        if error.errno not in (_MACHINE_REFUSES if error.filename is not None else _DISK_IS_FULL):
             raise
-        print(f"htnet {options.name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        place = "a file could not be written to its end" if error.filename is None else error.filename
+        print(f"htnet {options.name}: {place}: {error.strerror}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"htnet {options.name}: interrupted", file=sys.stderr)

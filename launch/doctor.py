@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL
-from launch.run_folder import PACKAGES, cpu_name, package_version
+from launch.run_folder import PACKAGES, cpu_facts, cpu_name, package_version
 from launch.scheduler import ray_cluster, usable_cpus
 
 
@@ -19,7 +19,7 @@ def doctor(console: Console) -> int:
     """Print the facts and run a small check of every part; exit code 1 when a check fails."""
     facts = Table(title="this machine", show_header=False)
     for name, value in machine_facts().items():
-        facts.add_row(name, value)
+        facts.add_row(name, Text(value))
     console.print(facts)
     checks = Table(title="parts")
     checks.add_column("part")
@@ -33,9 +33,10 @@ def doctor(console: Console) -> int:
         ("Ray", _ray),
     ):
         try:
-            result = check()
+            result = Text(check())
         except Exception as error:  # each part may be broken in its own way; that is what is asked
-            result, good = f"[red]fails: {type(error).__name__}: {error}", False
+            # a text as it is: [/dev/shm] in it is no markup
+            result, good = Text(f"fails: {type(error).__name__}: {error}", style="red"), False
         checks.add_row(name, result)
     console.print(checks)
     return EXIT_DONE if good else EXIT_PARTIAL
@@ -43,10 +44,7 @@ def doctor(console: Console) -> int:
 
 def machine_facts() -> dict[str, str]:
     """Processor, its bf16 support, Python and package versions."""
-    flags: set[str] = set()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    flags = cpu_facts().get("flags", "").split()
     return {
         "processor": f"{cpu_name()}, {os.cpu_count()} CPUs, {usable_cpus()} of them usable here",
         "bf16 on the CPU": "AVX512-BF16" if "avx512_bf16" in flags else "emulated: engine.precision=fp32 is faster",

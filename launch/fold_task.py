@@ -133,6 +133,18 @@ def check_node(spec: FoldSpec) -> None:
         raise InputError(f"{node}: {spec.run_dir}: holds another run; the run's folder {rule}")
 
 
+def tidy_up(run_dir: Path, fold: str) -> None:
+    """Remove what only an unfinished fold needs, of workers that died, too; ``fold`` as in its files' names.
+
+    The driver does it once more for folds with a record: a worker may have been killed between record and here.
+    """
+    checkpoints, progress = run_dir / "checkpoints", run_dir / "progress"
+    partial = checkpoints.glob(f".{fold}.pt.*.tmp")
+    files = (checkpoints / f"{fold}.pt", *partial, *progress.glob(f"{fold}.*.json"), *progress.glob(f".{fold}.*.tmp"))
+    for path in files:
+        path.unlink(missing_ok=True)
+
+
 def fold_seed(seed: int, fold: str) -> int:
     """The seed of a fold: a function of the run's seed and the held-out subject, not of order or place."""
     import numpy as np
@@ -216,15 +228,7 @@ class FoldTraining:
             if every and self.epoch % every == 0 and self.epoch < config.train.epochs:
                 self._write_checkpoint()
         self._write_record()
-        self._tidy_up()
-
-    def _tidy_up(self) -> None:
-        """Remove what only an unfinished fold needs, of workers that died, too."""
-        name, checkpoint = self.spec.fold.name, self.spec.checkpoint_path
-        partial = checkpoint.parent.glob(f".{checkpoint.name}.*.tmp")
-        progress = self.spec.progress_path.parent
-        for path in (checkpoint, *partial, *progress.glob(f"{name}.*.json"), *progress.glob(f".{name}.*.tmp")):
-            path.unlink(missing_ok=True)
+        tidy_up(self.spec.run_dir, self.spec.fold.name)
 
     def _train_epoch(self) -> float:
         """One pass over the training samples; returns the mean loss of its steps."""

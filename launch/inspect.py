@@ -31,6 +31,7 @@ from htnet.data.regions import region_starts
 from htnet.data.store import Store, open_store
 from htnet.data.stretched import is_stretched
 from htnet.errors import EXIT_DONE, InputError
+from htnet.whole_folder import whole_folder
 
 __all__ = ["flow_colours", "inspect_store", "pick_rows"]
 
@@ -79,13 +80,15 @@ def inspect_store(path: Path, out: Path, console: Console, *, samples: int, seed
     if len(rows) < samples:
         console.print(f"the store holds {len(rows)} samples: all are drawn", highlight=False)
     views = list(_views(store, rows, seed))
-    out.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(views), ROWS_PER_SHEET):
-        target = out / f"samples_{start // ROWS_PER_SHEET + 1:02d}.png"
-        figure = _sheet(store, views[start : start + ROWS_PER_SHEET])
-        FigureCanvasAgg(figure)
-        figure.savefig(target, dpi=110, facecolor="white")
-        console.print(f"written: {target}", markup=False, highlight=False, soft_wrap=True)
+    names = []
+    with whole_folder(out) as folder:  # a part of the sheets would be refused by the next run as "there already"
+        for start in range(0, len(views), ROWS_PER_SHEET):
+            names.append(f"samples_{start // ROWS_PER_SHEET + 1:02d}.png")
+            figure = _sheet(store, views[start : start + ROWS_PER_SHEET])
+            FigureCanvasAgg(figure)
+            figure.savefig(folder / names[-1], dpi=110, facecolor="white")
+    for name in names:
+        console.print(f"written: {out / name}", markup=False, highlight=False, soft_wrap=True)
     return EXIT_DONE
 
 

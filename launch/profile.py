@@ -8,7 +8,6 @@ needs no GPU: their least traffic and arithmetic, the floor on a named card, and
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PARTIAL, InputError
+from launch.benchmarks.results import results_file
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +35,17 @@ __all__ = ["add_arguments", "main", "profile"]
 
 DEFAULTS: Final[dict[str, tuple[int, str, int]]] = {"cuda": (256, "bf16", 50), "cpu": (2, "fp32", 5)}
 """Batch, dtype and samples of a timing by kind of device; what is computed for a card takes those of ``cuda``."""
+CARD: Final = "h200"
 RESULTS: Final = "local_attention.csv"
 TRAINING_RESULTS: Final = "training_epochs.csv"
 SLOW_ON_CPU: Final = ("compile", "block-compile")
 """Left out on a CPU unless named: compiling takes far longer there than everything else together."""
+NOT_FOR: Final[dict[str, tuple[str, ...]]] = {
+    "end-to-end": ("cases", "providers", "modes", "set", "card", "time-limit"),
+    "training": ("cases", "providers", "modes", "card"),
+    "input": ("card",),
+}
+"""Options that say nothing to a mode: given all the same, they are refused, not left unread."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="batch, dtype; or a shape of its own: tokens, heads, head_dim, blocks_per_side, dim; may be repeated",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="append results there and draw them (default: print)")
-    parser.add_argument("--card", default="h200", help="whose floors are shown: a100, h100, h200, b200 (default h200)")
+    parser.add_argument("--card", help=f"whose floors are shown: a100, h100, h200, b200 (default {CARD})")
     parser.add_argument("--rounds", type=int, help="samples per timing (default: 50 on a GPU, 5 on a CPU)")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="begin no measurement after so long")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured, and stop")
@@ -68,10 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def profile(options: argparse.Namespace, console: Console) -> int:
     """Run what the options ask for; returns the exit code."""
+    _check_options(options)
     if options.end_to_end:
-        return _end_to_end(options)
-    if options.train_step and not options.input:
-        raise InputError("--train-step belongs to --input")
+        return _end_to_end(options, console)
     if options.input:
         from launch.profile_input import profile_input
 
@@ -84,23 +90,37 @@ def profile(options: argparse.Namespace, console: Console) -> int:
     return _local_attention(options, device, console)
 
 
+def _check_options(options: argparse.Namespace) -> None:
+    """InputError for an option that the mode does not know, and for a number that cannot be."""
+    if options.train_step and not options.input:
+        raise InputError("--train-step belongs to --input")
+    given = {**vars(options), "set": options.overrides or None}
+    for mode, others in NOT_FOR.items():
+        for name in others if given[mode.replace("-", "_")] else ():
+            if given[name.replace("-", "_")] is not None:
+                raise InputError(f"--{mode} takes no --{name}")
+    for name in () if options.input else ("rounds", "time-limit"):  # --input looks at its own
+        value = given[name.replace("-", "_")]
+        if value is not None and not value > 0:
+            raise InputError(f"--{name} must be positive, got {value:g}")
+
+
 def _local_attention(options: argparse.Namespace, device: torch.device, console: Console) -> int:
-    from kernels.benchmarks.record import append_rows
+    from kernels.benchmarks.record import COLUMNS
     from kernels.benchmarks.runner import measure
 
-    path = None if options.out is None else options.out / RESULTS
+    path = results_file(options.out, RESULTS, COLUMNS)
+    card = options.card or CARD
     try:  # the benchmarks know no errors of ours
         plan, static = _plan(options, device)
-        if options.dry_run:
-            _say_plan(plan, console)
-            return EXIT_DONE
-        if path is not None:
-            append_rows(path, [])  # a file with other columns is refused before anything is measured
     except ValueError as error:
         raise InputError(str(error)) from None
-    _say_floors(static, options.card, console)
+    if options.dry_run:
+        _say_plan(plan, console)
+        return EXIT_DONE
+    _say_floors(static, card, console)
     if device.type == "cpu":
-        _say_kernels(static, options.card, console)
+        _say_kernels(static, card, console)
     rows = _keep(_shown(measure(plan), console), path)
     _say_goals(rows, console)
     if path is not None:
@@ -127,11 +147,8 @@ def _plan(options: argparse.Namespace, device: torch.device) -> tuple[Plan, list
     for mode in modes:
         if mode not in DIRECTIONS:
             raise ValueError(f"unknown mode {mode!r}; known: {', '.join(DIRECTIONS)}")
-    if options.card not in CARDS:
-        raise ValueError(f"unknown card {options.card!r}; known: {', '.join(CARDS)}")
-    for name, value in (("rounds", options.rounds), ("time-limit", options.time_limit)):
-        if value is not None and not value > 0:
-            raise ValueError(f"--{name} must be positive, got {value:g}")
+    if (card := options.card or CARD) not in CARDS:
+        raise ValueError(f"unknown card {card!r}; known: {', '.join(CARDS)}")
     rounds = rounds if options.rounds is None else options.rounds
     limits = {"rounds": rounds, "seconds": options.time_limit}
     return Plan(cases=cases, providers=providers, directions=modes, device=device, **limits), static
@@ -351,30 +368,28 @@ def _listed(text: str | None) -> list[str] | None:
 
 
 def _pairs(texts: Sequence[str]) -> dict[str, str]:
-    """``tokens=16`` and ``tokens=16 heads=3`` alike."""
+    """``tokens=16`` and ``tokens=16 heads=3`` alike; InputError for what is no pair."""
     pairs = [part.partition("=") for text in texts for part in text.split()]
     for key, equals, value in pairs:
         if not (key and equals and value):
-            raise ValueError(f"--set {key}{equals}{value}: expected key=value")
+            raise InputError(f"--set {key}{equals}{value}: expected key=value")
     return {key: value for key, _, value in pairs}
 
 
 # --- whole networks
 
 
-def _end_to_end(options: argparse.Namespace) -> int:
+def _end_to_end(options: argparse.Namespace, console: Console) -> int:
     """:mod:`launch.benchmarks.end_to_end` with the options that both have."""
-    if options.out is None:
-        raise InputError("--end-to-end appends to a CSV file: --out FILE.csv is needed")
-    arguments = ["--out", str(options.out)]
-    if options.rounds is not None:
-        arguments += ["--rounds", str(options.rounds)]
-    if options.dry_run:
-        print("would run python -m launch.benchmarks.end_to_end", *arguments)
-        return EXIT_DONE
-    from launch.benchmarks.end_to_end import main as end_to_end
+    from launch.benchmarks import end_to_end
 
-    return end_to_end(arguments)
+    path = results_file(options.out, end_to_end.RESULTS, end_to_end.COLUMNS)
+    rounds = options.rounds or end_to_end.ROUNDS
+    if options.dry_run:
+        console.print(f"{rounds} epochs each, on the CPU: {'; '.join(end_to_end.PROVIDERS)}", soft_wrap=True)
+        return EXIT_DONE
+    end_to_end.run(path, console, rounds=rounds)
+    return EXIT_DONE
 
 
 def _training(options: argparse.Namespace, device: torch.device, console: Console) -> int:
@@ -383,13 +398,22 @@ def _training(options: argparse.Namespace, device: torch.device, console: Consol
     What a fold pays for its network and optimizer, on the paper's map and on the fine one, by attention backend,
     precision and engine. ``--set tiny=1`` runs a network of a few thousand weights, to try the program.
     """
+    from kernels.benchmarks.record import append_lines
+
     tiny = _pairs(options.overrides) == {"tiny": "1"}
     if options.overrides and not tiny:
         raise InputError("--training takes no --set but tiny=1")
+    columns = list(_training_line(next(_trainings(device)), {}, device, tiny=tiny))
+    path = results_file(options.out, TRAINING_RESULTS, columns)
     deadline = time.monotonic() + (options.time_limit or 3600.0)
     rounds = options.rounds or (20 if device.type == "cuda" else 3)
-    columns = ("network", "attention", "engine", "precision", "ms (20 % .. 80 %)", "n", "peak GiB")
-    table = _compact(f"epochs of {7 if tiny else 436} samples on the {device.type}", *columns, words=4)
+    shown = ("network", "attention", "engine", "precision", "ms (20 % .. 80 %)", "n", "peak GiB")
+    table = _compact(f"epochs of {7 if tiny else 436} samples on the {device.type}", *shown, words=4)
+    if options.dry_run:
+        for what in _trainings(device):
+            table.add_row(*what.values(), "", str(rounds))
+        console.print(table)
+        return EXIT_DONE
     failed = False
     for what in _trainings(device):
         if time.monotonic() > deadline:
@@ -397,7 +421,8 @@ def _training(options: argparse.Namespace, device: torch.device, console: Consol
         else:
             figures = _epochs(what, device, rounds, tiny=tiny, deadline=deadline)
         failed |= figures["status"] == "failed"
-        _append_training(options.out, {**what, "tiny": tiny}, figures, device)
+        if path is not None:
+            append_lines(path, columns, [_training_line(what, figures, device, tiny=tiny)])
         ok = figures["status"] == "ok"
         spread = f"{_f(figures['median_ms'])} ({_f(figures['p20_ms'])} .. {_f(figures['p80_ms'])})" if ok else ""
         last = (spread, str(figures["n"]), _f(figures["peak_gib"])) if ok else (escape(figures["reason"]), "", "")
@@ -481,23 +506,14 @@ def _quantiles(values: Sequence[float]) -> tuple[float, float]:
     return cuts[0], cuts[-1]
 
 
-def _append_training(
-    out: Path | None, what: Mapping[str, Any], figures: Mapping[str, Any], device: torch.device
-) -> None:
-    if out is None:
-        return
+def _training_line(
+    what: Mapping[str, str], figures: Mapping[str, Any], device: torch.device, *, tiny: bool
+) -> dict[str, object]:
+    """A line of the file, figures that are missing empty."""
     from kernels.benchmarks.record import this_machine
 
     names = ("status", "reason", "median_ms", "p20_ms", "p80_ms", "n", "peak_gib")
-    line = {**asdict(this_machine(device)), **what, **{name: figures.get(name, "") for name in names}}
-    path = out / TRAINING_RESULTS
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(line))
-        if new:
-            writer.writeheader()
-        writer.writerow(line)
+    return {**asdict(this_machine(device)), **what, "tiny": tiny, **{name: figures.get(name, "") for name in names}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from htnet.config import Config
-from htnet.config_io import changed_keys, config_hash, dump_config, load_config, to_plain
+from htnet.config_io import config_hash, dump_config, identity_changes, load_config
 from htnet.data.store import Store
 from htnet.errors import InputError
 from htnet.results import write_json_atomic, write_text_atomic
@@ -118,12 +118,13 @@ def check_run(path: Path, config: Config, store: Store) -> str:
         or not any((*path.glob("folds/*.json"), *path.glob("checkpoints/*.pt")))
     ):
         return identity
-    changed = changed_keys(to_plain(load_config(path / "config.yaml")), to_plain(config))
-    free = ("prepare", "data.store", "data.subjects", "score.bootstrap", "score.chance_trials")
-    relevant = [key for key in changed if not key.startswith(free) and key.partition(".")[0] != "resources"]
-    if before.get("store_digest") == store.digest and not relevant:
-        relevant = ["resources.gpus_per_fold"]  # CPU against GPU
-    what = f"it differs in {', '.join(relevant)}" if relevant else f"the content of the store {store.path} differs"
+    changed = identity_changes(load_config(path / "config.yaml"), config)
+    if changed:
+        what = f"it differs in {', '.join(changed)}"
+    elif before.get("store_digest") != store.digest:
+        what = f"the content of the store {store.path} differs"
+    else:
+        what = "another version of htnet made it"
     raise InputError(f"{path}: this run belongs to another configuration: {what}; choose another --out")
 
 
@@ -184,14 +185,18 @@ def checkout() -> dict[str, Any]:
     return {"commit": commit.strip(), "modified": bool(changes)}
 
 
-def cpu_name() -> str:
-    """The processor's model name, as Linux reports it."""
+def cpu_facts() -> dict[str, str]:
+    """What Linux reports of the last processor in /proc/cpuinfo, by its names; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def cpu_name() -> str:
+    """The processor's model name, as far as the system says."""
+    return cpu_facts().get("model name") or platform.processor() or platform.machine()
 
 
 def package_version(package: str) -> str | None:

@@ -27,7 +27,7 @@ from htnet.results import (
     write_predictions,
     write_text_atomic,
 )
-from launch.fold_task import FoldOutcome, FoldSpec
+from launch.fold_task import FoldOutcome, FoldSpec, tidy_up
 from launch.live import LiveBoard
 from launch.report import summary_table, write_report
 from launch.run_folder import RunFolder, check_run, open_run
@@ -67,6 +67,8 @@ def sweep(config: Config, out: Path, address: str | None, console: Console) -> i
     folds = check_folds(config, store)
     with open_run(out, config, store) as run:
         records = existing_records(run)
+        for record in records.values():
+            tidy_up(run.path, record.name)
         total = len(records.keys() | {fold.subject for fold in folds})  # data.subjects may have been wider before
         todo = [fold for fold in folds if fold.subject not in records]
         run.event("sweep_started", folds=total, done=len(records))
@@ -225,11 +227,25 @@ def rescore(run_dir: Path, console: Console) -> None:
     records = read_records(run_dir / "folds")
     if not records:
         raise InputError(f"{run_dir}: no finished fold yet: {run_dir / 'folds'} holds no record")
-    total, failed = max(len(records), _folds_announced(run_dir)), {}
-    with contextlib.suppress(OSError, ValueError, KeyError):  # the run of a killed driver may have no summary yet
-        before = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-        failed = {item["fold"]: item["reason"] for item in before["folds_failed"]}
+    total, failed = max(len(records), _folds_announced(run_dir)), _known_failures(run_dir)
     finish_run(config, run_dir, records, folds_total=total, failed=failed, console=console)
+
+
+def _known_failures(run_dir: Path) -> dict[str, str]:
+    """Reasons of failed folds by the run's last summary; InputError where it is damaged, for nothing else holds them.
+
+    The run of a killed driver may have no summary yet.
+    """
+    path = run_dir / "summary.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        return {str(item["fold"]): str(item["reason"]) for item in before["folds_failed"]}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):  # no JSON, no such key, or something else than a mapping or a list
+        raise InputError(
+            f"{path}: must be a JSON object whose folds_failed lists fold and reason; delete it to score without"
+        ) from None
 
 
 def _folds_announced(run_dir: Path) -> int:
@@ -237,7 +253,7 @@ def _folds_announced(run_dir: Path) -> int:
     count = 0
     with contextlib.suppress(OSError):
         for line in (run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError):  # a kill may have cut a line short
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a kill may have cut a line short
                 event = json.loads(line)
                 count = max(count, int(event["folds"])) if event["event"] == "sweep_started" else count
     return count

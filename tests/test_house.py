@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from htnet import config_io
+from kernels.benchmarks.gpu_check import FOLD_NEEDS, INPUT_NEEDS
 from launch.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,23 @@ def test_the_configuration_reference_is_current():
 def test_every_shipped_configuration_loads_and_is_listed(name):
     config_io.load_config(ROOT / "configs" / name)
     assert f"`{name}`" in (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_dependency_is_imported_somewhere():
+    """What nobody imports costs an installation and keeps a step of ``make gpu-check`` away where it is absent."""
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for room in ("htnet", "kernels", "launch", "dali_pipelines")
+        for path in (ROOT / room).rglob("*.py")
+    )
+    imported = set(re.findall(r"^\s*(?:import|from) ([\w.]+)", code, re.MULTILINE))
+    imported |= {name.rpartition(".")[0] for name in imported}
+    needed = re.search(r"install_requires=\[(.*?)\n    \]", (ROOT / "setup.py").read_text(encoding="utf-8"), re.DOTALL)
+    distributions = set(re.findall(r'^\s*"([\w-]+)', needed[1], re.MULTILINE))
+    other_names = {"opencv-python-headless": "cv2", "PyYAML": "yaml"}
+    modules = {other_names.get(name, name) for name in distributions} | {*FOLD_NEEDS, *INPUT_NEEDS}
+    assert len(modules) > 10
+    assert modules - imported == set()
 
 
 def tracked_files() -> list[Path]:

@@ -156,8 +156,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         results.write_json_atomic(path, 2)
+    assert caught.value.filename == str(path)  # which fsync() and write() do not say
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert path.read_text() == "1\n"
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
 from test_htnet_model import CASES, golden_config, load_golden, relative_error
 
 from htnet import HTNet, HTNetConfig
-from launch.benchmarks import apex, end_to_end
+from kernels.benchmarks.record import check_columns
+from launch.benchmarks import apex, end_to_end, flow
 from launch.benchmarks.end_to_end import (
     BASELINE,
     PROVIDERS,
@@ -26,6 +28,7 @@ from launch.benchmarks.end_to_end import (
 )
 from launch.benchmarks.upstream import UpstreamHTNet
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = HTNetConfig(image_size=8, patch_size=2, dim=12, heads=3, depths=(1, 1, 1))
 
 
@@ -63,21 +66,33 @@ def test_upstream_alone_can_be_timed():
     assert (len(alone.seconds), alone.ratio) == (2, 1.0)
 
 
-def test_results_are_appended_to_those_of_earlier_versions(tmp_path):
+def test_results_are_appended_under_one_header(tmp_path):
     out = tmp_path / "new" / "results.csv"
     measurement = Measurement(provider=BASELINE, seconds=(2.0, 4.0), cpu_share=0.9, baseline=6.0)
-    append_csv(out, [measurement], (8, 6), environment())
-    append_csv(out, [measurement], (8, 6), environment())
-    lines = out.read_bytes().splitlines()
-    assert len(lines) == 3
-    old = tmp_path / "old.csv"
-    old.write_bytes(b'provider,n,cpu\r\n"torch engine, fp32",5,"a, b"\r\n')
-    append_csv(old, [measurement], (8, 6), environment())
-    before, after = csv.DictReader(old.read_text().splitlines())
-    assert (before["provider"], before["n"], before["cpu"]) == ("torch engine, fp32", "5", "a, b")
-    assert before["median_s"] == before["upstream_beside_s"] == ""
-    assert (after["provider"], after["n"], after["median_s"]) == (BASELINE, "2", "3.0")
-    assert (after["ratio_to_upstream"], after["upstream_beside_s"], after["batches"]) == ("2.0", "6.0", "8+6")
+    for _ in range(2):
+        append_csv(out, [measurement], (8, 6), environment())
+    header = out.read_text().splitlines()[0]
+    assert header == ",".join(end_to_end.COLUMNS)
+    first, second = csv.DictReader(out.read_text().splitlines())
+    assert (first["provider"], first["n"], first["median_s"], first["batches"]) == (BASELINE, "2", "3.0", "8+6")
+    assert (second["ratio_to_upstream"], second["upstream_beside_s"]) == ("2.0", "6.0")
+    assert "" not in first.values()
+
+
+def test_the_results_that_are_kept_have_the_columns_that_are_written():
+    check_columns(ROOT / "docs" / "benchmarks" / "results" / end_to_end.RESULTS, end_to_end.COLUMNS)
+
+
+@pytest.mark.parametrize("benchmark", [apex, flow])
+def test_a_place_that_cannot_hold_results_is_refused_before_anything_is_measured(tmp_path, capsys, benchmark):
+    (tmp_path / "other.csv").write_text("a,b\n")
+    wrong = {tmp_path / "other.csv": "holds other columns", tmp_path / "other.csv" / "x.csv": "is a file"}
+    for out, message in wrong.items():
+        with pytest.raises(SystemExit) as done:
+            benchmark.main(["--out", str(out)])
+        assert done.value.code == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "other.csv").read_text() == "a,b\n"
 
 
 def test_every_provider_computes_what_upstream_does_and_another_is_not_timed():

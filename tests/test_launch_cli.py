@@ -20,7 +20,7 @@ from htnet.config import Config
 from htnet.config_io import config_hash, load_config, parse_yaml, validate_config
 from htnet.data.adapters.htnet_release import LABELS, LANDMARKS
 from htnet.data.store import FORMAT_VERSION, open_store
-from launch import cli, prepare
+from launch import cli, doctor, prepare
 from launch.run_folder import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -324,17 +324,33 @@ def test_a_run_of_another_configuration_or_store_is_refused_and_says_why(stored)
         (folder.path / "checkpoints").mkdir()
         (folder.path / "checkpoints" / "casme2__sub01.pt").touch()  # something was done here
     before = stored.files()
-    for override, key in (("train.epochs=3", "train.epochs"), ("seed=9", "seed")):
+    changes = ["train.epochs=3", "seed=9", "score.validation_subjects=1", "resources.gpus_per_fold=1"]
+    for override, key in ((change, change.partition("=")[0]) for change in changes):
         message = stored.refuses("sweep", "--out", run, "--set", override)
         assert f"{run}: this run belongs to another configuration: it differs in {key}; choose another" in message
     other = stored.path / "other"
     write_labels(stored.release, [*CLIPS[:3], (*CLIPS[3][:3], 1)])
     assert stored.run("prepare", stored.config, "--out", other)[0] == 0
-    message = stored.refuses("sweep", "--out", run, "--set", f"data.store={other}")
-    assert "run belongs to another configuration" in message
+    # keys that are no part of the identity are never the reason, beside a changed store neither
+    for overrides in ((), ("data.cache_mb=1",), ("engine.device=cpu", "score.bootstrap=9", "resources.retries=9")):
+        options = [part for override in overrides for part in ("--set", override)]
+        message = stored.refuses("sweep", "--out", run, "--set", f"data.store={other}", *options)
+        assert f"belongs to another configuration: the content of the store {other} differs; choose" in message
+    message = stored.refuses("sweep", "--out", run, "--set", f"data.store={other}", "--set", "train.epochs=3")
+    assert "it differs in train.epochs; choose" in message
     assert {name: stamp for name, stamp in stored.files().items() if str(run) in name} == {
         name: stamp for name, stamp in before.items() if str(run) in name
     }
+
+
+def test_a_run_of_another_version_is_refused_as_such(stored):
+    run = stored.path / "run"
+    with open_run(run, load_config(stored.config), open_store(stored.store)) as folder:
+        (folder.folds / "casme2__sub01.json").touch()
+    path = run / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config_hash": "of before"}))
+    message = stored.refuses("sweep", "--out", run)
+    assert "belongs to another configuration: another version of htnet made it; choose another --out" in message
 
 
 def test_a_run_in_which_nothing_was_done_may_be_taken_over(stored):
@@ -357,6 +373,23 @@ def test_a_run_that_another_process_drives_is_refused(stored):
     with open_run(run, load_config(stored.config), open_store(stored.store)):
         message = stored.refuses("sweep", "--out", run)
     assert "another process is running this sweep" in message
+
+
+# --- doctor
+
+
+def test_the_doctor_shows_an_error_as_it_is_and_goes_on(monkeypatch, capsys):
+    def broken():
+        raise ValueError("[/dev/shm] too small")
+
+    for name in ("_torch", "_dali", "_deepspeed", "_ray"):
+        monkeypatch.setattr(doctor, name, broken)
+    monkeypatch.setattr(doctor, "_triton", lambda: "[bold]3")
+    monkeypatch.setattr(doctor, "machine_facts", lambda: {"processor": "[/a]"})
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("fails: ValueError: [/dev/shm] too small") == 4
+    assert all(text in out for text in ("[bold]3", "[/a]"))
 
 
 # --- the program itself
@@ -399,6 +432,12 @@ def test_what_the_machine_refuses_is_one_line_and_a_defect_of_ours_keeps_its_tra
     assert work.refuses("prepare") == "htnet prepare: /somewhere: Permission denied"
     fails(OSError(errno.ENOSPC, "No space left on device", "/full"))
     assert work.refuses("prepare") == "htnet prepare: /full: No space left on device"
+    for code, said in ((errno.ENOSPC, "No space left on device"), (errno.EDQUOT, "Disk quota exceeded")):
+        fails(OSError(code, said))  # as write() and flush() say it, which know no name
+        assert work.refuses("prepare") == f"htnet prepare: a file could not be written to its end: {said}"
+    fails(OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(OSError, match="Input/output error"):
+        work.run("prepare", work.config)
     fails(FileNotFoundError(errno.ENOENT, "No such file or directory", "/forgotten"))
     with pytest.raises(FileNotFoundError):
         work.run("prepare", work.config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from matplotlib.image import imread
 
 from htnet.config import MagnifyConfig, RotateConfig
 from htnet.data.store import Store, write_store
-from launch import cli
+from launch import cli, inspect
 from launch.inspect import STRETCHED, _sheet, _views, flow_colours, pick_rows
 
 RED, CYAN = (1.0, 0.0, 0.0), (0.0, 1.0, 1.0)
@@ -136,3 +138,60 @@ def test_a_folder_with_content_or_a_file_is_never_written_to(tiny_store, tmp_pat
         assert (code, err) == (2, f"htnet inspect: {out}: is there already; remove it or choose another --out\n")
     assert taken.read_text() == "mine"
     assert list((tmp_path / "full").iterdir()) == [taken]
+
+
+def test_pictures_appear_all_together_or_not_at_all(tiny_store, tmp_path, capsys, monkeypatch):
+    drawn = []
+
+    def sheet(*arguments):
+        drawn.append([path.name for path in tmp_path.glob("*.png")] + [path.name for path in tmp_path.glob("out")])
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return _sheet(*arguments)
+
+    monkeypatch.setattr(inspect, "_sheet", sheet)
+    arguments = (tiny_store.path, "--samples", 10, "--out", tmp_path / "out")
+    assert run(capsys, *arguments)[:2] == (1, "")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()  # empty, it may be there
+    assert run(capsys, *arguments)[0] == 0
+    assert drawn == [[], [], ["out"], ["out"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_that_of_a_living_one_stays(tiny_store, tmp_path, capsys):
+    killed, alive, other = (tmp_path / f".{name}.tmp" for name in (f"out.{'0' * 32}", f"out.{'1' * 32}", "out.mine"))
+    for folder in (killed, alive, other):
+        folder.mkdir()
+        (folder / "samples_01.png").touch()
+    lock = os.open(alive, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(capsys, tiny_store.path, "--samples", 1, "--out", tmp_path / "out")[0] == 0
+    finally:
+        os.close(lock)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, other, tmp_path / "out"])
+
+
+def test_pictures_can_go_into_the_working_folder(tiny_store, tmp_path, capsys, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(capsys, tiny_store.path, "--samples", 1, "--out", ".")[0] == 0
+    assert [path.name for path in Path.cwd().iterdir()] == ["samples_01.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_folder_that_was_filled_meanwhile_is_not_replaced(tiny_store, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+
+    def sheet(*arguments):
+        out.mkdir()
+        (out / "mine").touch()
+        return _sheet(*arguments)
+
+    monkeypatch.setattr(inspect, "_sheet", sheet)
+    code, _, err = run(capsys, tiny_store.path, "--samples", 1, "--out", out)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{out}: cannot be replaced by the data: " in err
+    assert [path.name for path in out.iterdir()] == ["mine"]
+    assert list(tmp_path.iterdir()) == [out]

@@ -21,7 +21,7 @@ from launch.benchmarks import end_to_end
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--set", "tokens=4 head_dim=5 heads=2", "--set", "blocks_per_side=2", "--rounds", "2")
-ABSENT = ("pydantic", "ray", "deepspeed", "nvidia", "openpyxl", "cv2", "yaml", "pandas", "pyarrow", "jinja2")
+ABSENT = ("pydantic", "ray", "deepspeed", "nvidia", "openpyxl", "cv2", "yaml", "pyarrow", "jinja2")
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
@@ -86,8 +86,18 @@ def test_a_dry_run_says_what_would_be_measured_and_why_not(tmp_path, capsys):
         (["--set", "tokens=4", "--cases", "fine"], "tokens describe a case of their own"),
         (["--rounds", "0"], "--rounds must be positive, got 0"),
         (["--time-limit", "-1"], "--time-limit must be positive, got -1"),
-        (["--end-to-end"], "--end-to-end appends to a CSV file: --out FILE.csv is needed"),
+        (["--end-to-end", "--cases", "fine"], "--end-to-end takes no --cases"),
+        (["--end-to-end", "--set", "batch=4"], "--end-to-end takes no --set"),
+        (["--end-to-end", "--time-limit", "9"], "--end-to-end takes no --time-limit"),
+        (["--end-to-end", "--rounds", "0"], "--rounds must be positive, got 0"),
+        (["--end-to-end", "--train-step"], "--train-step belongs to --input"),
         (["--training", "--set", "dim=4"], "--training takes no --set but tiny=1"),
+        (["--training", "--set", "foo"], "--set foo: expected key=value"),
+        (["--training", "--rounds", "0"], "--rounds must be positive, got 0"),
+        (["--training", "--time-limit", "0"], "--time-limit must be positive, got 0"),
+        (["--training", "--modes", "both"], "--training takes no --modes"),
+        (["--training", "--card", "h100"], "--training takes no --card"),
+        (["--input", "--card", "h100"], "--input takes no --card"),
     ],
 )
 def test_bad_input_is_one_line_that_names_the_known(capsys, arguments, message):
@@ -97,21 +107,60 @@ def test_bad_input_is_one_line_that_names_the_known(capsys, arguments, message):
     assert err.count("\n") == 1
 
 
-def test_results_of_other_columns_are_refused_before_anything_is_measured(tmp_path, capsys):
-    (tmp_path / "local_attention.csv").write_text("a,b\n")
-    code, out, err = run(capsys, "--out", tmp_path)
+@pytest.mark.parametrize("mode", [(), ("--training",), ("--end-to-end",)])
+def test_results_of_other_columns_are_refused_before_anything_is_measured(tmp_path, capsys, mode):
+    for name in ("local_attention.csv", "training_epochs.csv", "end_to_end_cpu.csv"):
+        (tmp_path / name).write_text("a,b\n")
+    code, out, err = run(capsys, *mode, "--out", tmp_path)
     assert (code, out) == (2, "")
     assert "holds other columns than this program writes" in err
 
 
-def test_the_end_to_end_benchmark_gets_the_options_that_both_have(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("mode", [(), ("--training",), ("--end-to-end",)])
+def test_a_place_that_cannot_hold_results_is_refused_before_anything_is_measured(tmp_path, capsys, mode):
+    (tmp_path / "file.csv").touch()
+    code, out, err = run(capsys, *mode, "--out", tmp_path / "file.csv" / "new")
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'file.csv'} is a file, where a folder is needed" in err
+    for name in ("local_attention.csv", "training_epochs.csv", "end_to_end_cpu.csv"):
+        (tmp_path / "taken" / name).mkdir(parents=True)
+    code, out, err = run(capsys, *mode, "--out", tmp_path / "taken")
+    assert (code, out) == (2, "")
+    assert "is a folder, where the results are to be a file" in err
+
+
+def test_the_end_to_end_benchmark_appends_to_its_file_in_the_folder(tmp_path, monkeypatch, capsys):
+    one = end_to_end.Measurement(provider=end_to_end.BASELINE, seconds=(2.0,), cpu_share=1.0, baseline=2.0)
     seen = []
-    monkeypatch.setattr(end_to_end, "main", lambda arguments: seen.append(arguments) or 0)
-    out = tmp_path / "e.csv"
-    assert run(capsys, "--end-to-end", "--out", out, "--rounds", "3")[0] == 0
-    assert seen == [["--out", str(out), "--rounds", "3"]]
-    assert "would run" in run(capsys, "--end-to-end", "--out", out, "--dry-run")[1]
-    assert len(seen) == 1
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # other tests run at one
+    monkeypatch.setattr(end_to_end, "measure", lambda *_, rounds, threads: seen.append(rounds) or [one])
+    assert run(capsys, "--end-to-end", "--out", tmp_path, "--rounds", "3")[0] == 0
+    assert end_to_end.main(["--out", str(tmp_path)]) == 0
+    assert run(capsys, "--end-to-end")[0] == 0
+    assert seen == [3, 5, 5]
+    assert len((tmp_path / "end_to_end_cpu.csv").read_text().splitlines()) == 3
+    code, out, _ = run(capsys, "--end-to-end", "--out", tmp_path / "new", "--dry-run")
+    assert code == 0
+    assert all(name in out for name in end_to_end.PROVIDERS)
+    assert len(seen) == 3
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("wrong", [("--rounds", "0"), ("--threads", "0"), ("--out", __file__)])
+def test_the_end_to_end_benchmark_alone_refuses_what_it_cannot_do(capsys, monkeypatch, wrong):
+    monkeypatch.setattr(end_to_end, "measure", lambda *_, **__: pytest.fail("it measured"))
+    with pytest.raises(SystemExit) as done:
+        end_to_end.main(list(wrong))
+    assert done.value.code == 2
+    assert f"error: {wrong[0]} " in capsys.readouterr().err
+
+
+def test_a_dry_run_of_training_lists_the_epochs_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(profile, "_epochs", lambda *_, **__: pytest.fail("it trained"))
+    code, out, _ = run(capsys, "--training", "--dry-run", "--out", tmp_path / "new")
+    assert code == 0
+    assert all(word in out for word in ("paper", "fine", "deepspeed", "bf16"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_epochs_of_training_are_timed_by_engine_and_precision(tmp_path, capsys):

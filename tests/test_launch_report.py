@@ -14,6 +14,7 @@ from rich.console import Console
 from htnet import results
 from htnet.errors import InputError
 from htnet.results import FoldRecord, RecordedSample, Validation
+from launch import cli
 from launch.report import summary_table, write_report
 
 VOID = {"meta", "br", "line", "circle", "polyline", "link", "img"}
@@ -247,6 +248,10 @@ def test_the_same_run_gives_the_same_page(tmp_path):
         ("config.yaml", None, "cannot be read"),
         ("predictions.csv", None, "cannot be read"),
         ("environment.json", "{", "is no JSON"),
+        ("environment.json", '{"store_recipe": null}', "store_recipe must be a JSON object, got None"),
+        ("environment.json", '{"store_recipe": {"classes": 3}}', r"store_recipe\.classes must be a list, got 3"),
+        ("environment.json", '{"versions": []}', r"versions must be a JSON object, got \[\]"),
+        ("environment.json", '{"store": 7}', "store must be a text, got 7"),
         ("summary.json", "[]", "must be a JSON object"),
         ("summary.json", json.dumps({"folds_total": 1}), "lacks folds_done"),
         ("folds/smic__s1.json", "{}", "is no valid fold record"),
@@ -263,6 +268,21 @@ def test_a_damaged_run_is_named_and_the_old_report_stays(tmp_path, name, content
         write_report(run)
     assert str(run / name) in str(caught.value)
     assert (run / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "{}", '{"folds_failed": [1]}', '{"folds_failed": null}', "null"])
+def test_a_damaged_summary_is_refused_in_one_line_and_stays(tmp_path, capsys, content):
+    make_run(tmp_path / "run", FOLDS)
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(content)
+    (tmp_path / "run" / "events.jsonl").write_text('[]\n{"event": "sweep_started", "folds": null}\n')
+    assert cli.main(["report", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"htnet report: {summary}: must be a JSON object whose folds_failed lists fold and reason")
+    assert err.count("\n") == 1
+    assert summary.read_text() == content
+    summary.unlink()
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
 
 
 def test_the_table_of_a_sweep_fits_eighty_columns_and_names_failures(tmp_path):

@@ -417,6 +417,18 @@ def test_running_a_finished_sweep_again_trains_nothing(reference, run_sweep, swe
     assert {path: path.stat().st_mtime_ns for path in (reference / "folds").iterdir()} == stamps
 
 
+def test_what_a_kill_left_of_a_finished_fold_is_removed_by_the_next_driver(reference, sweep_config, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    (run / "checkpoints").mkdir(exist_ok=True)
+    names = ("checkpoints/samm__sub01.pt", "checkpoints/.samm__sub01.pt.0f.tmp", "progress/samm__sub01.0f.json")
+    for name in (*names, "checkpoints/samm__sub09.pt"):
+        (run / name).write_bytes(b"left behind")
+    assert sweep(sweep_config, run, None, Console(file=io.StringIO())) == 0
+    left = [path.name for name in ("checkpoints", "progress") for path in (run / name).iterdir()]
+    assert left == ["samm__sub09.pt"]  # of a fold without a record
+
+
 def test_a_failed_fold_is_named_and_the_rest_is_done_and_it_can_be_mended(reference, run_sweep, sweep_config, tmp_path):
     run = tmp_path / "run [bold]"  # no mark-up for the terminal
     some = changed(sweep_config, data={"subjects": ("casme2/sub00", "smic/sub01")})

@@ -26,7 +26,7 @@ __all__ = ["Step", "main", "run_steps"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TOTAL_SECONDS: Final = 530.0
-FOLD_NEEDS: Final = ("pydantic", "ray", "nvidia.dali", "cv2", "openpyxl", "pyarrow", "pandas", "jinja2")
+FOLD_NEEDS: Final = ("pydantic", "ray", "nvidia.dali", "cv2", "openpyxl", "xlrd", "yaml", "pyarrow", "jinja2")
 INPUT_NEEDS: Final = ("pydantic", "nvidia.dali", "cv2", "openpyxl", "xlrd", "pyarrow", "matplotlib")
 FACTS: Final = """
 import platform, sys, torch

@@ -6,15 +6,25 @@ import csv
 import platform
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 
-__all__ = ["Row", "Status", "Where", "append_rows", "read_rows", "this_machine"]
+__all__ = [
+    "COLUMNS",
+    "Row",
+    "Status",
+    "Where",
+    "append_lines",
+    "append_rows",
+    "check_columns",
+    "read_rows",
+    "this_machine",
+]
 
 Status = Literal["ok", "skipped", "refused", "failed"]
 """Timed; does not run for this case; wrong, so not timed; broke."""
@@ -83,26 +93,39 @@ class Row(Where):
     error_backward: float | None = None
 
 
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append to a CSV file, with a header where it is new; each row is on disk before the next is asked for.
+COLUMNS: Final = tuple(field.name for field in fields(Row))
 
-    Raises:
-        ValueError: the file has other columns. Nothing is written then: an old result is never changed.
-    """
-    names = [field.name for field in fields(Row)]
+
+def check_columns(path: Path, columns: Sequence[str]) -> None:
+    """ValueError where the file holds other columns: an old result is never changed."""
     if path.exists() and path.stat().st_size:
         with path.open(newline="", encoding="utf-8") as file:
             header = next(csv.reader(file))
-        if header != names:
+        if header != list(columns):
             raise ValueError(f"{path}: holds other columns than this program writes; choose another place")
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(",".join(names) + "\n", encoding="utf-8")
+
+
+def append_lines(path: Path, columns: Sequence[str], lines: Iterable[Mapping[str, object]]) -> None:
+    """Append to a CSV file, with a header where it is new; each line is on disk before the next is asked for.
+
+    Raises:
+        ValueError: the file has other columns. Nothing is written then.
+    """
+    check_columns(path, columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=names)
-        for row in rows:
-            writer.writerow({key: _rounded(value) for key, value in asdict(row).items()})
+        writer = csv.DictWriter(file, fieldnames=columns)
+        if not path.stat().st_size:
+            writer.writeheader()
             file.flush()
+        for line in lines:
+            writer.writerow(line)
+            file.flush()
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """:func:`append_lines` of rows."""
+    append_lines(path, COLUMNS, ({key: _rounded(value) for key, value in asdict(row).items()} for row in rows))
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -29,7 +29,10 @@ from htnet.data.landmarks import FaceCrop, face_crop
 from htnet.data.synth_clips import Difficulty, SynthClip, plan_clips, render_frame
 from htnet.data.synth_layouts import LAYOUTS
 from htnet.data.types import Landmarks
-from launch.benchmarks.end_to_end import append_rows, environment
+from htnet.errors import InputError
+from kernels.benchmarks.record import append_lines
+from launch.benchmarks.end_to_end import environment
+from launch.benchmarks.results import results_file
 
 _WITHOUT_FRAMES = "htnet_release"
 Finder = Callable[[Frames, int, int, FaceCrop, Landmarks], int]
@@ -133,13 +136,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, default=160, help="side of the frames in pixels")
     parser.add_argument("--seed", type=int, default=0, help="seed of faces and motion")
     options = parser.parse_args(arguments)
+    columns = list(_line(Found(provider="", difficulty="", errors=(0,), seconds=(0.0,)), options))
+    try:
+        results_file(options.out.parent, options.out.name, columns)
+    except InputError as error:
+        parser.error(str(error))
     cv2.setNumThreads(1)
     sizes = {name: getattr(options, name) for name in ("subjects", "clips", "image_size", "seed")}
     found = [item for difficulty in get_args(Difficulty) for item in measure(difficulty, **sizes)]
-    where = {**asdict(environment()), "threads": 1, "load": round(os.getloadavg()[0], 2)}
-    append_rows(options.out, [{**item.row(), "image_size": options.image_size, **where} for item in found])
+    append_lines(options.out, columns, [_line(item, options) for item in found])
     Console().print(_table(found))
     return 0
+
+
+def _line(found: Found, options: argparse.Namespace) -> dict[str, object]:
+    where = {**asdict(environment()), "threads": 1, "load": round(os.getloadavg()[0], 2)}
+    return {**found.row(), "image_size": options.image_size, **where}
 
 
 def _table(found: list[Found]) -> Table:

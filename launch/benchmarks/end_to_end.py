@@ -1,4 +1,6 @@
-"""One epoch of fold training, upstream's way against ours: ``python -m launch.benchmarks.end_to_end --out FILE.csv``.
+"""One epoch of fold training, upstream's way against ours: ``htnet profile --end-to-end``.
+
+Also ``python -m launch.benchmarks.end_to_end``, which takes the number of threads and some of the providers.
 
 An epoch is what the largest fold of the MEGC2019 composite has: 436 training samples in batches of 256, so optimizer
 steps of 256 and 180 samples, with the paper's network, Adam at 5e-5 and cross entropy. Images are random 0..255; the
@@ -19,8 +21,6 @@ weights (state dict of :class:`htnet.HTNet`) and returns a :class:`Provider`.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import multiprocessing
 import os
 import platform
@@ -29,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -38,22 +38,40 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from htnet.checkpoint import to_upstream
 from htnet.config import EngineConfig, HTNetConfig, TrainConfig
 from htnet.cpu import configure_cpu
 from htnet.engine import create_engine
+from htnet.errors import InputError
 from htnet.model import HTNet
-from htnet.results import write_text_atomic
+from kernels.benchmarks.record import append_lines
+from launch.benchmarks.results import results_file
 from launch.benchmarks.upstream import UpstreamHTNet
-from launch.run_folder import checkout
+from launch.run_folder import checkout, cpu_facts, cpu_name
 
-__all__ = ["PROVIDERS", "Measurement", "Provider", "check_equal", "first_epoch", "main", "measure"]
+__all__ = [
+    "COLUMNS",
+    "PROVIDERS",
+    "RESULTS",
+    "Measurement",
+    "Provider",
+    "check_equal",
+    "environment",
+    "first_epoch",
+    "main",
+    "measure",
+    "run",
+]
 
+RESULTS: Final = "end_to_end_cpu.csv"
 BASELINE: Final = "upstream fp32"
 BATCH_SIZES: Final = (256, 180)
 LEARNING_RATE: Final = 5e-5
+ROUNDS: Final = 5
+THREADS: Final = 2
 TOLERANCES: Final = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference from upstream, relative to the largest value, by the last word of a provider's name."""
 
@@ -303,21 +321,24 @@ class Environment:
     system: str
 
 
+COLUMNS: Final = (
+    *("provider", "batches", "n", "median_s", "min_s", "max_s", "q1_s", "q3_s", "least_cpu_share", "ratio_to_upstream"),
+    *(field.name for field in fields(Environment)),
+    "upstream_beside_s",
+)
+"""Of the CSV file."""
+
+
 def environment() -> Environment:
     """This machine, as far as it says."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    git = checkout()
+    facts, git = cpu_facts(), checkout()
     return Environment(
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         commit=git["commit"][:7] + "-dirty" * git["modified"] if git else "unknown",
-        cpu=f"{fields.get('model name', platform.machine())} (family {fields.get('cpu family', '?')}, "
-        f"model {fields.get('model', '?')})",
+        cpu=f"{cpu_name()} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})",
         cores=os.cpu_count() or 0,
         threads=torch.get_num_threads(),
-        avx512_bf16="avx512_bf16" in fields.get("flags", "").split(),
+        avx512_bf16="avx512_bf16" in facts.get("flags", "").split(),
         torch=torch.__version__,
         python=platform.python_version(),
         system=platform.platform(),
@@ -326,44 +347,31 @@ def environment() -> Environment:
 
 def append_csv(path: Path, measurements: list[Measurement], sizes: Sequence[int], where: Environment) -> None:
     """Append a row per measurement."""
-    rows = []
-    for measurement in measurements:
-        low, high = measurement.quartiles
-        rows.append(
-            {
-                "provider": measurement.provider,
-                "batches": "+".join(str(size) for size in sizes),
-                "n": len(measurement.seconds),
-                "median_s": round(statistics.median(measurement.seconds), 4),
-                "min_s": round(min(measurement.seconds), 4),
-                "max_s": round(max(measurement.seconds), 4),
-                "q1_s": round(low, 4),
-                "q3_s": round(high, 4),
-                "least_cpu_share": round(measurement.cpu_share, 3),
-                "ratio_to_upstream": round(measurement.ratio, 3),
-                **asdict(where),
-                "upstream_beside_s": round(measurement.baseline, 4),
-            }
-        )
-    append_rows(path, rows)
+    append_lines(path, COLUMNS, (_line(measurement, sizes, where) for measurement in measurements))
 
 
-def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Append rows to a CSV file, which may be new; rows from before a column existed have nothing in it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-    columns = list(dict.fromkeys([*(before[0] if before else ()), *rows[0]]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=columns)
-    writer.writeheader()
-    writer.writerows([*before, *rows])
-    write_text_atomic(path, text.getvalue())
+def _line(measurement: Measurement, sizes: Sequence[int], where: Environment) -> dict[str, object]:
+    low, high = measurement.quartiles
+    return {
+        "provider": measurement.provider,
+        "batches": "+".join(str(size) for size in sizes),
+        "n": len(measurement.seconds),
+        "median_s": round(statistics.median(measurement.seconds), 4),
+        "min_s": round(min(measurement.seconds), 4),
+        "max_s": round(max(measurement.seconds), 4),
+        "q1_s": round(low, 4),
+        "q3_s": round(high, 4),
+        "least_cpu_share": round(measurement.cpu_share, 3),
+        "ratio_to_upstream": round(measurement.ratio, 3),
+        **asdict(where),
+        "upstream_beside_s": round(measurement.baseline, 4),
+    }
 
 
 def table(measurements: list[Measurement], where: Environment) -> Table:
     """The measurements for a terminal."""
     title = f"seconds per epoch, {where.cpu}, {where.threads} threads, torch {where.torch}"
-    out = Table(title=title)
+    out = Table(title=Text(title))
     for column in ("provider", "median", "n", "min .. max", "IQR", "CPU share", "x upstream"):
         out.add_column(column, justify="left" if column == "provider" else "right")
     for measurement in measurements:
@@ -380,22 +388,36 @@ def table(measurements: list[Measurement], where: Environment) -> Table:
     return out
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Check, measure, append to the CSV file and print; 0 when the check passed."""
-    parser = argparse.ArgumentParser(description="One epoch of fold training at the paper's size, by provider.")
-    parser.add_argument("--out", type=Path, required=True, help="CSV file to append to")
-    parser.add_argument("--rounds", type=int, default=5, help="epochs timed per provider")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--only", nargs="+", choices=list(PROVIDERS), default=list(PROVIDERS), help="providers to run")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    names = [BASELINE, *(name for name in PROVIDERS if name in options.only and name != BASELINE)]
-    console = Console()
+def run(
+    path: Path | None, console: Console, *, rounds: int = ROUNDS, threads: int = THREADS, only: Sequence[str] = ()
+) -> None:
+    """Check, measure, append to the CSV file where there is one, and print; ``only``: providers beside upstream."""
+    torch.set_num_threads(threads)
+    names = [BASELINE, *(name for name in PROVIDERS if name in (only or PROVIDERS) and name != BASELINE)]
     console.print("checking that all providers compute the same, then timing ...")
-    measurements = measure(names, HTNetConfig(), BATCH_SIZES, rounds=options.rounds, threads=options.threads)
+    measurements = measure(names, HTNetConfig(), BATCH_SIZES, rounds=rounds, threads=threads)
     where = environment()
-    append_csv(options.out, measurements, BATCH_SIZES, where)
     console.print(table(measurements, where))
+    if path is not None:
+        append_csv(path, measurements, BATCH_SIZES, where)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The same with what ``htnet profile`` has no options for."""
+    parser = argparse.ArgumentParser(description="One epoch of fold training at the paper's size, by provider.")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"append to {RESULTS} there (default: print)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="epochs timed per provider")
+    parser.add_argument("--threads", type=int, default=THREADS, help="CPU threads")
+    parser.add_argument("--only", nargs="+", choices=list(PROVIDERS), default=[], help="providers to run")
+    options = parser.parse_args(arguments)
+    for name in ("rounds", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be positive, got {getattr(options, name)}")
+    try:
+        path = results_file(options.out, RESULTS, COLUMNS)
+    except InputError as error:
+        parser.error(str(error))
+    run(path, Console(), rounds=options.rounds, threads=options.threads, only=options.only)
     return 0
 
 

@@ -27,7 +27,10 @@ from rich.table import Table
 
 from htnet.data.synth_pairs import synth_pairs
 from htnet.data.tvl1 import tvl1
-from launch.benchmarks.end_to_end import append_rows, environment
+from htnet.errors import InputError
+from kernels.benchmarks.record import append_lines
+from launch.benchmarks.end_to_end import environment
+from launch.benchmarks.results import results_file
 
 OURS: Final = "ours"
 SLACK: Final = 1.05
@@ -77,6 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=128, help="side of the crops in pixels")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args(arguments)
+    columns = list(_lines({OURS: [1.0]}, {OURS: 0.0}, options)[0])
+    try:
+        results_file(options.out.parent, options.out.name, columns)
+    except InputError as refusal:
+        parser.error(str(refusal))
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
     console = Console()
@@ -96,16 +104,18 @@ def main(arguments: list[str] | None = None) -> int:
             start = time.perf_counter()
             run(*pairs)
             seconds[name].append((time.perf_counter() - start) / len(pairs[0]))
-    _record(options.out, seconds, errors, options)
+    append_lines(options.out, columns, _lines(seconds, errors, options))
     console.print(_table(seconds, errors, options))
     return 0
 
 
-def _record(path: Path, seconds: dict[str, list[float]], errors: dict[str, float], options: argparse.Namespace) -> None:
-    """Append a row per provider."""
+def _lines(
+    seconds: dict[str, list[float]], errors: dict[str, float], options: argparse.Namespace
+) -> list[dict[str, object]]:
+    """A line of the file per provider."""
     where = asdict(environment()) | {"threads": options.threads, "load": round(os.getloadavg()[0], 2)}
     ours = statistics.median(seconds[OURS])
-    rows = [
+    return [
         {
             "provider": name,
             "side": options.side,
@@ -119,7 +129,6 @@ def _record(path: Path, seconds: dict[str, list[float]], errors: dict[str, float
         }
         for name, values in seconds.items()
     ]
-    append_rows(path, rows)
 
 
 def _table(seconds: dict[str, list[float]], errors: dict[str, float], options: argparse.Namespace) -> Table:

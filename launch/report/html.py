@@ -60,11 +60,26 @@ def _object(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
     return content
 
 
+def _environment(path: Path) -> dict[str, Any]:
+    """What the page makes sentences and commands of must be of its kind; the rest is only listed."""
+    content = _object(path)
+    _check_kinds(path, content, {"store_recipe": dict, "versions": dict, "commit": str, "store": str})
+    _check_kinds(path, content.get("store_recipe", {}), {"classes": list}, "store_recipe.")
+    return content
+
+
+def _check_kinds(path: Path, content: Mapping[str, Any], kinds: Mapping[str, type[object]], prefix: str = "") -> None:
+    for key, kind in kinds.items():
+        if key in content and not isinstance(content[key], kind):
+            names: dict[type[object], str] = {dict: "a JSON object", list: "a list", str: "a text"}
+            raise InputError(f"{path}: {prefix}{key} must be {names[kind]}, got {content[key]!r}")
+
+
 def _load(run_dir: Path) -> _Run:
     return _Run(
         name=run_dir.resolve().name,
         config=_text(run_dir / "config.yaml"),
-        environment=_object(run_dir / "environment.json"),
+        environment=_environment(run_dir / "environment.json"),
         summary=_object(run_dir / "summary.json", _SUMMARY_KEYS),
         predictions_sha256=hashlib.sha256(_text(run_dir / "predictions.csv").encode()).hexdigest(),
         records=results.read_records(run_dir / "folds"),
