@@ -25,8 +25,8 @@ demo: $(READY) ## synthetic faces -> store -> LOSO sweep -> report, on this mach
 	$(BIN)/htnet prepare configs/demo.yaml
 	$(BIN)/htnet sweep configs/demo.yaml --out demo/run
 
-test: $(READY) ## every test that runs without a GPU
-	$(BIN)/python -m pytest
+test: $(READY) ## every test that runs without a GPU, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

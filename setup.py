@@ -12,6 +12,7 @@ DEV = [
     "pre-commit>=4.5",
     "pytest>=9.0",
     "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
     "ruff>=0.14",
     "scikit-learn>=1.8",
     "types-PyYAML",

@@ -16,8 +16,8 @@ the paper's configuration).
 
 In the paper's configuration N is 1: a token attends to itself alone, its attention weight is exactly 1, and queries
 and keys influence nothing. They are then neither computed nor trained; their weights stay in the state dict
-(:class:`ValueProjection`). What is left, values and output projection, is one linear map, and computed as one where that
-is cheaper.
+(:class:`ValueProjection`). What is left, values and output projection, is one linear map, computed as one where that is
+cheaper.
 """
 
 from __future__ import annotations

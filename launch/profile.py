@@ -43,7 +43,7 @@ SLOW_ON_CPU: Final = ("compile", "block-compile")
 NOT_FOR: Final[dict[str, tuple[str, ...]]] = {
     "end-to-end": ("cases", "providers", "modes", "set", "card", "time-limit"),
     "training": ("cases", "providers", "modes", "card"),
-    "input": ("card",),
+    "input": ("providers", "modes", "card"),
 }
 """Options that say nothing to a mode: given all the same, they are refused, not left unread."""
 
@@ -99,7 +99,7 @@ def _check_options(options: argparse.Namespace) -> None:
         for name in others if given[mode.replace("-", "_")] else ():
             if given[name.replace("-", "_")] is not None:
                 raise InputError(f"--{mode} takes no --{name}")
-    for name in () if options.input else ("rounds", "time-limit"):  # --input looks at its own
+    for name in ("rounds", "time-limit"):
         value = given[name.replace("-", "_")]
         if value is not None and not value > 0:
             raise InputError(f"--{name} must be positive, got {value:g}")

@@ -12,7 +12,6 @@ alike. What was made ahead while others were timed is taken away uncounted befor
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import tempfile
@@ -45,6 +44,7 @@ from htnet.config import (
 from htnet.cpu import configure_cpu
 from htnet.data.store import Store
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
+from kernels.benchmarks.record import append_lines
 from launch.benchmarks.end_to_end import environment
 from launch.benchmarks.input_picture import write_picture
 from launch.benchmarks.input_rivals import (
@@ -56,6 +56,7 @@ from launch.benchmarks.input_rivals import (
     make_frame_store,
     make_store,
 )
+from launch.benchmarks.results import results_file
 from launch.scheduler import usable_cpus
 
 __all__ = ["CASES", "DIFFERENCE", "OURS", "PROVIDERS", "Plan", "Result", "check_equal", "measure", "profile_input"]
@@ -191,15 +192,14 @@ class Result:
 def profile_input(options: argparse.Namespace, console: Console) -> int:
     """Run what the options ask for; 1 where a rival does not make our batches, as nothing can be compared then."""
     plan = _plan(options)
+    path = results_file(options.out, RESULTS, _columns())
     configure_cpu(usable_cpus())  # as in a fold
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.dry_run:
         for name in plan.cases:
-            console.print(f"{name}: {CASES[name].text}; {', '.join(PROVIDERS)}", highlight=False, soft_wrap=True)
+            text = f"{name}: {CASES[name].text}; {', '.join(PROVIDERS)}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         return EXIT_DONE
-    path = None if options.out is None else options.out / RESULTS
-    if path is not None:
-        _check_columns(path)  # before anything is measured
     results: list[Result] = []
     code = EXIT_DONE
     for name in plan.cases:
@@ -216,7 +216,7 @@ def profile_input(options: argparse.Namespace, console: Console) -> int:
             continue
         results += found
         if path is not None:
-            _append(path, found, device)
+            append_lines(path, _columns(), _lines(found, device))
     if results:
         console.print(_table(results, plan, device))
         if path is not None:
@@ -233,8 +233,6 @@ def _cannot_run(case: Case) -> str | None:
 def _plan(options: argparse.Namespace) -> Plan:
     """InputError names what is wrong and what is known."""
     values: dict[str, Any] = {"train_step": options.train_step, "seconds": options.time_limit}
-    if options.providers is not None or options.modes is not None:
-        raise InputError("--input takes neither --providers nor --modes")
     for key, equals, value in (part.partition("=") for text in options.overrides for part in text.split()):
         if key not in ("samples", "size", "batch", "steps"):
             raise InputError(f"--set {key}{equals}{value}: --input knows samples, size, batch, steps")
@@ -243,8 +241,6 @@ def _plan(options: argparse.Namespace) -> Plan:
         values[key] = int(value)
     if options.rounds is not None:
         values["rounds"] = options.rounds
-    if values.get("rounds", 1) < 1 or (options.time_limit is not None and not options.time_limit > 0):
-        raise InputError("--rounds and --time-limit must be positive")
     if options.cases is not None:
         values["cases"] = tuple(name.strip() for name in options.cases.split(",") if name.strip())
         if not values["cases"] or not set(values["cases"]) <= set(CASES):
@@ -485,24 +481,6 @@ def _lines(results: Sequence[Result], device: torch.device) -> list[dict[str, An
 def _columns() -> list[str]:
     blank = Result(case="", provider=OURS, plan=Plan(), rates=(1.0,), difference=0.0, start=0.0)
     return list(_lines([blank], torch.device("cpu"))[0])
-
-
-def _check_columns(path: Path) -> None:
-    if path.is_file() and path.stat().st_size:
-        with path.open(newline="", encoding="utf-8") as file:
-            if next(csv.reader(file)) != _columns():
-                raise InputError(f"{path}: holds other columns than this program writes; choose another --out")
-
-
-def _append(path: Path, results: Sequence[Result], device: torch.device) -> None:
-    """A row per case and provider, with a header where the file is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists() or not path.stat().st_size
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=_columns(), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(_lines(results, device))
 
 
 def _table(results: Sequence[Result], plan: Plan, device: torch.device) -> Table:

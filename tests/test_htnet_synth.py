@@ -96,6 +96,12 @@ def test_an_interrupted_generation_leaves_nothing_behind(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_generation_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / f".raw.{'0a' * 16}.tmp" / "casme2").mkdir(parents=True)
+    generate(tmp_path / "raw", **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
 @pytest.mark.parametrize("name", [".", "../here", "new"])
 def test_a_relative_name_is_a_folder_like_another(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

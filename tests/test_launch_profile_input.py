@@ -189,8 +189,8 @@ def test_a_file_with_other_columns_is_refused_before_anything_is_measured(tmp_pa
         (("--train-step", "--set", "size=32"), "--train-step: the network takes mosaics of a multiple of 28 pixels"),
         (("--set", "samples=none"), "--set samples=none: must be a whole number from 1"),
         (("--set", "size=3"), "--set size=3: must be a whole number from 4"),
-        (("--rounds", 0), "--rounds and --time-limit must be positive"),
-        (("--providers", "triton"), "--input takes neither --providers nor --modes"),
+        (("--rounds", 0), "--rounds must be positive, got 0"),
+        (("--providers", "triton"), "--input takes no --providers"),
     ],
 )
 def test_what_it_does_not_know_is_refused_in_one_line(capsys, arguments, message):

@@ -9,8 +9,6 @@ micro-expressions of people can be learned from it.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from htnet.data.synth_clips import DEFAULTS, Difficulty, SynthClip, plan_clips, 
 from htnet.data.synth_layouts import LAYOUTS, ClipFiles, Form, Marks
 from htnet.data.synth_like import ClipList, read_clip_list
 from htnet.errors import InputError
+from htnet.whole_folder import whole_folder
 
 __all__ = [
     "COMPOSITE",
@@ -199,33 +198,13 @@ def _is_there(out: Path, parameters: dict[str, object]) -> bool:
 
 
 def _write(out: Path, plans: dict[str, tuple[SynthClip, ...]], parameters: dict[str, object], form: Form) -> None:
-    place = out.resolve()  # "." has no name to put a temporary one beside
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)  # a killed process of this number may have left one
-    partial.mkdir()
-    try:
+    with whole_folder(out, last=_PARAMETERS) as partial:
         for name, plan in plans.items():
             LAYOUTS[name].write(partial / name, [_files(clip) for clip in plan], form)
         listed = [item for plan in plans.values() for item in planted(plan)]
         if listed:
             _write_json(partial / "traps.json", listed)
         _write_json(partial / _PARAMETERS, parameters)
-        _put(partial, place, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _put(partial: Path, place: Path, out: Path) -> None:
-    """Give the whole data its name; :class:`InputError` names ``out`` where the folder there cannot be replaced."""
-    try:
-        if place == Path.cwd():  # replaced, it would leave the user's shell in a folder that is no more
-            for item in sorted(partial.iterdir(), key=lambda item: item.name == _PARAMETERS):
-                item.rename(place / item.name)
-        else:
-            partial.rename(place)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be replaced by the data: {error.strerror}; name another folder") from None
 
 
 def _write_json(path: Path, content: object) -> None:
