@@ -6,7 +6,7 @@ a compiled loop does it in one pass over memory (:mod:`kernels.cpu.adam`); elsew
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from kernels.cpu.adam import update
 
 _PIECE = 1 << 20
 """Weights that a CPU thread takes at once."""
@@ -46,6 +44,7 @@ class MasterAdam(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self._decoupled = decoupled
         self._clip_norm = clip_norm
+        self._kept: dict[Tensor, list[Piece]] = {}
 
     def narrow(self, dtype: torch.dtype) -> None:
         """Keep the parameters' values as masters and round the parameters to ``dtype``, in place."""
@@ -58,6 +57,7 @@ class MasterAdam(torch.optim.Optimizer):
                 "step": torch.zeros((), device=parameter.device),
             }
             parameter.data = master.to(dtype)
+        self._cut()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override] # closures are for line searches
@@ -65,15 +65,19 @@ class MasterAdam(torch.optim.Optimizer):
         scale = self._clip_scale()
         pieces: list[tuple[Piece, Factors]] = []
         for group in self.param_groups:
+            factors: dict[float, Factors] = {}  # by step, which is the same for all but in odd checkpoints
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                self.state[parameter]["step"] += 1
-                if _takes_loop(parameter):
-                    factors = self._factors(parameter, group, scale)
-                    pieces += [(piece, factors) for piece in self._pieces(parameter)]
-                else:
+                step = self.state[parameter]["step"]
+                step += 1
+                if parameter not in self._kept:
                     self._update(parameter, group, scale)
+                    continue
+                count = step.item()
+                if count not in factors:
+                    factors[count] = self._factors(count, group, scale)
+                pieces += [(piece, factors[count]) for piece in self._pieces(parameter)]
         _update_on_threads(pieces)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -82,6 +86,17 @@ class MasterAdam(torch.optim.Optimizer):
         for index, parameter in enumerate(self._parameters()):
             saved = state_dict["state"][index]
             self.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in saved.items()}
+        self._cut()
+
+    def _cut(self) -> None:
+        """Pieces of weight, master and moments of what the compiled loop takes, made once and not at every step."""
+        self._kept = {}
+        for parameter in self._parameters():
+            if _takes_loop(parameter):
+                weight = _bits(parameter.data.view(-1))
+                whole = (weight, *(self.state[parameter][key].view(-1).numpy() for key in _STATE))
+                cuts = range(0, parameter.numel(), _PIECE)
+                self._kept[parameter] = [tuple(array[start : start + _PIECE] for array in whole) for start in cuts]
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -92,20 +107,19 @@ class MasterAdam(torch.optim.Optimizer):
         norms = [p.grad.norm(dtype=torch.float32) for p in self._parameters() if p.grad is not None]
         return (self._clip_norm / (torch.stack(norms).square().sum().sqrt() + 1e-6)).clamp(max=1.0)
 
-    def _pieces(self, parameter: Tensor) -> list[Piece]:
+    def _pieces(self, parameter: Tensor) -> Iterator[Piece]:
         assert parameter.grad is not None
+        kept = self._kept[parameter]
+        first = kept[0][0].__array_interface__["data"][0]
+        assert first == parameter.data_ptr(), "the parameter was moved after narrow()"
         # flatten() copies a gradient whose layout differs from its weight's
-        narrow = (
-            tensor.view(torch.int16).numpy().view(np.uint16)
-            for tensor in (parameter.data.view(-1), parameter.grad.flatten())
-        )
-        whole = (*narrow, *(self.state[parameter][key].view(-1).numpy() for key in _STATE))
-        cuts = range(0, parameter.numel(), _PIECE)
-        return [tuple(array[start : start + _PIECE] for array in whole) for start in cuts]
+        gradient = _bits(parameter.grad.flatten())
+        for index, (weight, *state) in enumerate(kept):
+            yield (weight, gradient[index * _PIECE : (index + 1) * _PIECE], *state)
 
-    def _factors(self, parameter: Tensor, group: dict[str, Any], scale: Tensor | None) -> Factors:
+    def _factors(self, step: float, group: dict[str, Any], scale: Tensor | None) -> Factors:
         """The scalars of :func:`kernels.cpu.adam.update`."""
-        step, (beta1, beta2), rate = self.state[parameter]["step"].item(), group["betas"], group["lr"]
+        (beta1, beta2), rate = group["betas"], group["lr"]
         decay = group["weight_decay"]
         values = (
             1.0 if scale is None else scale.item(),
@@ -145,6 +159,10 @@ class MasterAdam(torch.optim.Optimizer):
         parameter.copy_(state["master"])
 
 
+def _bits(flat: Tensor) -> NDArray[np.uint16]:
+    return flat.view(torch.int16).numpy().view(np.uint16)
+
+
 def _takes_loop(parameter: Tensor) -> bool:
     return parameter.device.type == "cpu" and parameter.dtype == torch.bfloat16
 
@@ -152,11 +170,13 @@ def _takes_loop(parameter: Tensor) -> bool:
 def _update_on_threads(pieces: list[tuple[Piece, Factors]]) -> None:
     """Each thread takes every n-th piece, which are equal but for the last of a parameter; none waits for Python."""
     threads = min(torch.get_num_threads(), len(pieces))
+    if threads == 0:
+        return
+    from kernels.cpu.adam import update  # Numba, which a GPU does without
 
     def work(first: int) -> None:
         for piece, factors in pieces[first::threads]:
             update(*piece, *factors)
 
-    if threads > 0:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, range(threads)))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))

@@ -21,7 +21,7 @@ from launch.benchmarks import end_to_end
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--set", "tokens=4 head_dim=5 heads=2", "--set", "blocks_per_side=2", "--rounds", "2")
-ABSENT = ("pydantic", "ray", "deepspeed", "nvidia", "openpyxl", "cv2", "yaml", "pyarrow", "jinja2")
+ABSENT = ("pydantic", "ray", "deepspeed", "nvidia", "openpyxl", "cv2", "yaml", "pyarrow", "jinja2", "numba")
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:

@@ -25,8 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cpu.tvl1 import refine
-
 __all__ = ["TVL1", "tvl1"]
 
 
@@ -129,6 +127,8 @@ def _flow_of_chunk(onset: Tensor, apex: Tensor, p: TVL1, refine: Refine) -> Tens
 
 
 def _refined_by_loops(onset: Tensor, apex: Tensor, flow: Tensor, p: TVL1) -> Tensor:
+    from kernels.cpu.tvl1 import refine  # Numba, which a GPU does without
+
     flow = flow.contiguous()
     weights = [np.float32(value) for value in (p.tolerance, p.tau, p.attachment, p.tightness)]
     iterations = -(-p.iterations // p.check_every) * p.check_every

@@ -26,8 +26,8 @@ __all__ = ["Step", "main", "run_steps"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TOTAL_SECONDS: Final = 530.0
-FOLD_NEEDS: Final = ("pydantic", "ray", "nvidia.dali", "cv2", "openpyxl", "xlrd", "yaml", "pyarrow", "jinja2")
-INPUT_NEEDS: Final = ("pydantic", "nvidia.dali", "cv2", "openpyxl", "xlrd", "pyarrow", "matplotlib")
+FOLD_NEEDS: Final = ("pydantic", "ray", "nvidia.dali", "cv2", "numba", "openpyxl", "xlrd", "yaml", "pyarrow", "jinja2")
+INPUT_NEEDS: Final = ("pydantic", "nvidia.dali", "cv2", "numba", "openpyxl", "xlrd", "pyarrow", "matplotlib")
 FACTS: Final = """
 import platform, sys, torch
 print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda, platform.platform())
