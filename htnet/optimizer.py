@@ -92,7 +92,7 @@ class MasterAdam(torch.optim.Optimizer):
         """Pieces of weight, master and moments of what the compiled loop takes, made once and not at every step."""
         self._kept = {}
         for parameter in self._parameters():
-            if _takes_loop(parameter):
+            if _takes_loop(parameter) and parameter.numel():
                 weight = _bits(parameter.data.view(-1))
                 whole = (weight, *(self.state[parameter][key].view(-1).numpy() for key in _STATE))
                 cuts = range(0, parameter.numel(), _PIECE)
@@ -112,6 +112,7 @@ class MasterAdam(torch.optim.Optimizer):
         kept = self._kept[parameter]
         first = kept[0][0].__array_interface__["data"][0]
         assert first == parameter.data_ptr(), "the parameter was moved after narrow()"
+        assert parameter.grad.dtype == parameter.dtype, "the gradient is older than narrow()"
         # flatten() copies a gradient whose layout differs from its weight's
         gradient = _bits(parameter.grad.flatten())
         for index, (weight, *state) in enumerate(kept):
@@ -137,7 +138,7 @@ class MasterAdam(torch.optim.Optimizer):
         """By torch's operations, for what the compiled loop does not take."""
         state = self.state[parameter]
         assert parameter.grad is not None
-        gradient = parameter.grad.float()
+        gradient = parameter.grad.float().contiguous()  # as the masters are; fused operations go by memory
         if scale is not None:
             gradient = gradient * scale
         fused = torch._fused_adamw_ if self._decoupled else torch._fused_adam_

@@ -34,16 +34,37 @@ def whole_folder(place: Path, *, last: str = "") -> Iterator[Path]:
     target = place.resolve()  # "." has no name to put another beside
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    partial.mkdir()
-    lock = os.open(partial, os.O_RDONLY)
+    partial, lock = _new_folder(target)
     try:
-        _lock(lock)
         yield partial
         _put(partial, target, place, last)
     finally:
         os.close(lock)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _new_folder(target: Path) -> tuple[Path, int]:
+    """A folder beside ``target`` and its lock.
+
+    Between the two another writer may take the folder for an abandoned one: then it is gone, or soon will be.
+    """
+    while True:
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        partial.mkdir()
+        try:
+            lock = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        except OSError:  # no locks here, so nobody removes anything either
+            return partial, lock
+        if partial.is_dir():
+            return partial, lock
+        os.close(lock)
 
 
 def _remove_abandoned(target: Path) -> None:

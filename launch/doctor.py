@@ -29,6 +29,7 @@ def doctor(console: Console) -> int:
         ("torch", _torch),
         ("triton", _triton),
         ("DALI", _dali),
+        ("Numba", _numba),
         ("DeepSpeed", _deepspeed),
         ("Ray", _ray),
     ):
@@ -77,6 +78,17 @@ def _dali() -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     self_test(device)
     return f"{DALI_VERSION}, a pipeline ran on the {device.type}"
+
+
+def _numba() -> str:
+    import numba
+    import torch
+
+    from htnet.data.tvl1 import tvl1
+
+    pictures = torch.zeros(1, 16, 16)
+    tvl1(pictures, pictures)
+    return f"{numba.__version__}, TV-L1 ran on the CPU"
 
 
 def _deepspeed() -> str:

@@ -7,6 +7,7 @@ folder, on storage that all nodes share, is the only channel: checkpoints, progr
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import math
 import os
@@ -139,9 +140,10 @@ def tidy_up(run_dir: Path, fold: str) -> None:
     The driver does it once more for folds with a record: a worker may have been killed between record and here.
     """
     checkpoints, progress = run_dir / "checkpoints", run_dir / "progress"
-    partial = checkpoints.glob(f".{fold}.pt.*.tmp")
-    files = (checkpoints / f"{fold}.pt", *partial, *progress.glob(f"{fold}.*.json"), *progress.glob(f".{fold}.*.tmp"))
-    for path in files:
+    name, submission = glob.escape(fold), "[0-9a-f]" * 32  # a subject may be called s[12], another s1.b beside s1
+    partial = checkpoints.glob(f".{name}.pt.*.tmp")
+    told = progress.glob(f"{name}.{submission}.json"), progress.glob(f".{name}.{submission}.json.*.tmp")
+    for path in (checkpoints / f"{fold}.pt", *partial, *told[0], *told[1]):
         path.unlink(missing_ok=True)
 
 

@@ -26,7 +26,10 @@ from htnet.results import write_json_atomic, write_text_atomic
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """How a network file system says that it does not lock files."""
-PACKAGES = ("htnet", "torch", "triton", "deepspeed", "ray", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy")
+PACKAGES = (
+    *("htnet", "torch", "triton", "deepspeed", "ray", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+    *("numpy", "numba", "llvmlite"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -409,10 +409,14 @@ def test_an_empty_folder_of_a_subject_does_not_hide_the_clips_that_lie_elsewhere
         assert len(clips(read(root, "casme2"))) == 6
 
 
-def test_a_subject_of_smic_without_clips_is_a_failure_that_stops_nothing(copy) -> None:
+@pytest.mark.parametrize("left", ["nothing", "micro", "clips"])
+def test_a_subject_of_smic_without_clips_is_a_failure_that_stops_nothing(copy, left: str) -> None:
     root = copy("smic")
-    shutil.rmtree(root / "HS" / "s01" / "micro")
-    (root / "HS" / "s01" / "micro").mkdir()
+    micro = root / "HS" / "s01" / "micro"
+    names = [path.relative_to(micro) for path in micro.glob("*/*")]
+    shutil.rmtree(micro)
+    for name in {"nothing": [], "micro": ["."], "clips": names}[left]:
+        (micro / name).mkdir(parents=True)
     found = read(root, "smic")
     assert len(clips(found)) == 3
     assert [(out.rule, out.failed) for out in left_out(found)] == [("missing_frames", True)] * 3

@@ -23,7 +23,7 @@ from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store import open_store, write_store
 from htnet.results import FoldRecord
 from launch import fold_task
-from launch.fold_task import FoldSpec, FoldTraining, fold_seed, run_fold
+from launch.fold_task import FoldSpec, FoldTraining, fold_seed, run_fold, tidy_up
 from launch.scheduler import Progress, read_progress
 
 KILLED = 137
@@ -515,3 +515,18 @@ def test_an_interrupted_fold_on_a_gpu_gives_the_record_of_an_undisturbed_one(mak
     assert run_fold(spec).reason is not None
     assert result_of(replace(spec, attempt=2)) == undisturbed
     assert FoldRecord.read(spec.record_path).environment["device"] == "cuda"
+
+
+def test_what_is_left_of_a_fold_is_removed_and_nothing_of_another_with_a_like_name(tmp_path):
+    other, own = "0" * 32, "f" * 32
+    kept = ["checkpoints/a__s1.b.pt", f"progress/a__s1.b.{other}.json", f"progress/a__s12.{other}.json"]
+    left = ["checkpoints/a__s1.pt", f"checkpoints/.a__s1.pt.{own}.tmp", f"progress/a__s1.{own}.json"]
+    left.append(f"progress/.a__s1.{own}.json.{own}.tmp")
+    odd = [f"progress/a__s[12].{own}.json"]
+    for name in (*kept, *left, *odd):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    tidy_up(tmp_path, "a__s[12]")
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} == {*kept, *left}
+    tidy_up(tmp_path, "a__s1")
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} == set(kept)

@@ -27,7 +27,7 @@ __all__ = ["Step", "main", "run_steps"]
 ROOT: Final = Path(__file__).resolve().parents[2]
 TOTAL_SECONDS: Final = 530.0
 FOLD_NEEDS: Final = ("pydantic", "ray", "nvidia.dali", "cv2", "numba", "openpyxl", "xlrd", "yaml", "pyarrow", "jinja2")
-INPUT_NEEDS: Final = ("pydantic", "nvidia.dali", "cv2", "numba", "openpyxl", "xlrd", "pyarrow", "matplotlib")
+INPUT_NEEDS: Final = ("pydantic", "nvidia.dali", "cv2", "openpyxl", "xlrd", "pyarrow", "matplotlib")
 FACTS: Final = """
 import platform, sys, torch
 print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda, platform.platform())
@@ -157,10 +157,10 @@ def _input(profile: Sequence[str], *, quick: bool) -> list[Step]:
     The rivals of flow from frames compute it on the CPU: a batch of 16 bounds their time, and OpenCV's flow, at half a
     second a pair, is left to ``htnet profile --input``. A process of its own, so that it costs the others nothing.
     """
-    missing = [name for name in INPUT_NEEDS if not _installed(name)]
-    left_out = f"not installed: {', '.join(missing)}" if missing else ""
 
-    def step(name: str, cases: str, seconds: int, *sizes: str) -> Step:
+    def step(name: str, cases: str, seconds: int, *sizes: str, needs: Sequence[str] = INPUT_NEEDS) -> Step:
+        missing = [package for package in needs if not _installed(package)]
+        left_out = f"not installed: {', '.join(missing)}" if missing else ""
         size = ("--set", "samples=12 batch=8 steps=1") if quick else sizes
         often = ("--rounds", "1" if quick else "3", "--time-limit", "8", "--train-step")  # seconds of a case's rounds
         arguments = (*profile, "--input", "--cases", cases, *often, *size)
@@ -168,7 +168,7 @@ def _input(profile: Sequence[str], *, quick: bool) -> list[Step]:
 
     return [
         step("input", "plain,augmented,streamed,pictures", 75),
-        step("input-frames", "own-flow", 50, "--set", "samples=32 batch=16 steps=10"),
+        step("input-frames", "own-flow", 50, "--set", "samples=32 batch=16 steps=10", needs=(*INPUT_NEEDS, "numba")),
     ]
 
 

@@ -246,14 +246,14 @@ def first_there(candidates: Iterable[Path]) -> Path | str:
     tried = []
     for path in candidates:
         found = _any_case(path)
-        empty = found is not None and found.is_dir() and _is_empty(found)
+        empty = found is not None and found.is_dir() and is_empty(found)
         if found is not None and not empty and (found.is_dir() or found.suffix.lower() in VIDEO_SUFFIXES):
             return found
         tried.append(f"{path} (empty)" if empty else str(path))
     return f"no such folder of frames: {' or '.join(tried)}"
 
 
-def _is_empty(folder: Path) -> bool:
+def is_empty(folder: Path) -> bool:
     with os.scandir(folder) as entries:  # iterdir would list a recording of thousands of frames
         return next(entries, None) is None
 

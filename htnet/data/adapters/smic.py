@@ -23,6 +23,7 @@ from htnet.data.adapters.base import (
     Entry,
     LeftOut,
     WorkbookDataset,
+    is_empty,
 )
 from htnet.data.adapters.workbook import Row
 from htnet.data.frames import inside
@@ -109,8 +110,11 @@ class Smic(WorkbookDataset):
             match = _SUBJECT.fullmatch(subject_folder.name)
             if match is None:
                 raise InputError(f"{subject_folder}: a subject's folder must be named such as s01")
-            for emotion_folder in _subfolders(subject_folder / "micro"):
+            micro = subject_folder / "micro"
+            for emotion_folder in _subfolders(micro) if micro.is_dir() else ():
                 for folder in _subfolders(emotion_folder):
+                    if is_empty(folder):  # a failure of the clip, as if it were not there
+                        continue
                     sample = _of_folder(folder, int(match[1]))
                     if sample in clips:
                         raise InputError(f"{folder}: clip {sample} lies in {clips[sample]} already")
