@@ -27,6 +27,11 @@ def small_network(monkeypatch):
     monkeypatch.setattr("htnet.config.HTNetConfig", config)
 
 
+@pytest.fixture(autouse=True)
+def short_timings(monkeypatch):
+    monkeypatch.setattr(profile_input, "_SHORTEST", 0.1)
+
+
 def run(capsys, *arguments) -> tuple[int, str, str]:
     code = cli.main(["profile", *map(str, arguments)])
     return code, *capsys.readouterr()

@@ -153,6 +153,11 @@ class PlainPictures(Dataset[tuple[Tensor, Tensor]]):
         self._store, self._sampler, self._light = store, sampler, data.augment.photometric
         self._side = int(store.recipe["flow"]["working_size"])
         self._labels = torch.tensor([sample.label for sample in store.samples])
+        self._decoded: dict[tuple[int, str], NDArray[np.uint8]] = {}
+        if data.cache_mb:
+            self._decoded = {
+                (row, part): self._decode(row, part) for row in range(len(store.rows)) for part in ("onset", "apex")
+            }
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         rows = self._sampler.batch(step)
@@ -167,14 +172,18 @@ class PlainPictures(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(np.asarray(pairs)), self._labels[torch.from_numpy(rows.copy())]
 
     def _picture(self, row: int, part: str, contrast: np.float32, brightness: np.float32) -> NDArray[np.float32]:
+        grey = self._decoded[row, part] if self._decoded else self._decode(row, part)
+        middle = np.float32(127.5)
+        bright = (grey.astype(np.float32) - middle) * contrast + middle + brightness
+        return np.asarray(np.clip(bright, 0.0, 255.0), np.float32)
+
+    def _decode(self, row: int, part: str) -> NDArray[np.uint8]:
         data = np.frombuffer(self._store.read_member(row, f"{part}.jpg"), np.uint8)
         grey = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
         assert grey is not None  # written by make_frame_store
         if grey.shape[0] != self._side:
             grey = cv2.resize(grey, (self._side, self._side), interpolation=cv2.INTER_LINEAR)
-        middle = np.float32(127.5)
-        bright = (grey.astype(np.float32) - middle) * contrast + middle + brightness
-        return np.asarray(np.clip(bright, 0.0, 255.0), np.float32)
+        return np.asarray(grey, np.uint8)
 
 
 class PlainFrames(Dataset[tuple[Tensor, Tensor]]):
