@@ -421,7 +421,8 @@ def test_what_a_kill_left_of_a_finished_fold_is_removed_by_the_next_driver(refer
     run = tmp_path / "run"
     shutil.copytree(reference, run)
     (run / "checkpoints").mkdir(exist_ok=True)
-    names = ("checkpoints/samm__sub01.pt", "checkpoints/.samm__sub01.pt.0f.tmp", "progress/samm__sub01.0f.json")
+    told = f"progress/samm__sub01.{'0f' * 16}.json"
+    names = ("checkpoints/samm__sub01.pt", "checkpoints/.samm__sub01.pt.0f.tmp", told)
     for name in (*names, "checkpoints/samm__sub09.pt"):
         (run / name).write_bytes(b"left behind")
     assert sweep(sweep_config, run, None, Console(file=io.StringIO())) == 0
