@@ -66,7 +66,8 @@ RESULTS: Final = "input.csv"
 OURS: Final = "FlowStream"
 PROVIDERS: Final[dict[str, int | None]] = {OURS: None, "DataLoader": 0, "DataLoader x2": 2}
 """Worker processes of the rivals; 0: the batches are made in the training process."""
-_SETTLE, _SHORTEST = 0.3, 2.0  # seconds: for the others to finish what they make ahead; of a timing
+_SETTLE = 0.3  # seconds for the others to finish what they make ahead
+_SHORTEST = {False: 0.5, True: 2.0}  # seconds of a timing; True where samples take long
 _AHEAD = 4  # batches that a provider may have ready: two of DALI, two per worker
 DIFFERENCE: Final = "the batches differ"
 _CHANGED = AugmentConfig(
@@ -341,6 +342,7 @@ def _measure_case(
     setting = _setting(case, store, plan)
     rates: dict[str, list[float]] = {provider: [] for provider in PROVIDERS}
     differences = {OURS: 0.0}
+    shortest = _SHORTEST[case.largest_batch is not None]
     ways: dict[str, Next] = {}
     starts: dict[str, float] = {}
     first: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -361,7 +363,7 @@ def _measure_case(
             if number and deadline is not None and time.monotonic() > deadline:
                 break
             for provider in list(PROVIDERS)[:: 1 if number % 2 else -1]:
-                rates[provider].append(_rate(ways[provider], plan.steps, device))
+                rates[provider].append(_rate(ways[provider], plan.steps, shortest, device))
     for provider in PROVIDERS:
         measured = tuple(rates[provider])
         yield Result(
@@ -399,14 +401,14 @@ def _root_mean_square(values: Tensor) -> Tensor:
     return values.square().mean().sqrt()
 
 
-def _rate(way: Next, steps: int, device: torch.device) -> float:
-    """Samples per second over ``steps`` batches or more, what was made ahead left out."""
+def _rate(way: Next, steps: int, shortest: float, device: torch.device) -> float:
+    """Samples per second over ``steps`` batches and ``shortest`` seconds or more, what was made ahead left out."""
     time.sleep(_SETTLE)
     for _ in range(_AHEAD):
         way()
     _wait(device)
     start, made, count = time.perf_counter(), 0, 0
-    while made < steps or time.perf_counter() - start < _SHORTEST:
+    while made < steps or time.perf_counter() - start < shortest:
         count, made = count + len(way()[1]), made + 1
     _wait(device)
     return count / (time.perf_counter() - start)

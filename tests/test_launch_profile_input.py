@@ -29,7 +29,7 @@ def small_network(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def short_timings(monkeypatch):
-    monkeypatch.setattr(profile_input, "_SHORTEST", 0.1)
+    monkeypatch.setattr(profile_input, "_SHORTEST", {False: 0.1, True: 0.1})
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
