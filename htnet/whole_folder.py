@@ -55,14 +55,8 @@ def _new_folder(target: Path) -> tuple[Path, int]:
             lock = os.open(partial, os.O_RDONLY)
         except FileNotFoundError:
             continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            continue
-        except OSError:  # no locks here, so nobody removes anything either
-            return partial, lock
-        if partial.is_dir():
+        held = _lock(lock)
+        if held is None or (held and partial.is_dir()):  # without locks nobody removes anything
             return partial, lock
         os.close(lock)
 
@@ -80,12 +74,14 @@ def _remove_abandoned(target: Path) -> None:
             os.close(lock)
 
 
-def _lock(folder: int) -> bool:
-    """Whether the lock could be had: nobody else holds it, and the file system has locks."""
+def _lock(folder: int) -> bool | None:
+    """Whether the lock could be had; None where the file system has no locks."""
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 

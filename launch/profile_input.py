@@ -492,7 +492,7 @@ def _columns() -> list[str]:
 def _table(results: Sequence[Result], plan: Plan, device: torch.device) -> Table:
     title = f"samples per second on the {device.type}; flow images of {plan.size} px, pictures of {_SIDE} px"
     out = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("case", "provider", "median", "quartiles", "n", "ours", "off by", "start s"):
+    for column in ("case", "provider", "median", "quartiles", "n", "ours", "start s"):
         out.add_column(column, justify="left" if column in ("case", "provider") else "right", no_wrap=True)
     if plan.train_step:
         out.add_column("waiting", justify="right")
@@ -500,7 +500,7 @@ def _table(results: Sequence[Result], plan: Plan, device: torch.device) -> Table
         low, high = result.quartiles
         cells = [f"{result.median:,.0f}", f"{low:,.0f} .. {high:,.0f}", str(len(result.rates))]
         cells += ["" if result.provider == OURS else f"{line['ours_is_times_as_fast']:.2f}"]
-        cells += ["" if result.provider == OURS else f"{result.difference:.0e}", f"{result.start:.2f}"]
+        cells += [f"{result.start:.2f}"]
         cells += [f"{statistics.median(result.waiting):.2%}" if result.waiting else ""] if plan.train_step else []
         out.add_row(result.case if result.provider == OURS else "", result.provider, *cells)
     return out

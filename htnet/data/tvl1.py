@@ -10,8 +10,8 @@ Every pair is on its own: it stops by its own rule, and its result does not depe
 for bit. Only elementwise operations and sums in a fixed order are used, no convolution that chooses its algorithm.
 
 On a GPU a batch goes through the scheme together, an operation of PyTorch at a time. On a CPU that is five times slower
-than the loops of :mod:`kernels.cpu.tvl1`, a pair at a time and a thread per few pairs, which give the same flow but for
-rounding (1e-4 pixels).
+than the loops of :mod:`kernels.cpu.tvl1`, which take a pair at a time, a thread per chunk of pairs, and give the same
+flow but for rounding (about 1e-4 pixels).
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def tvl1(onset: Tensor, apex: Tensor, parameters: TVL1 | None = None) -> Tensor:
 
 
 def _on_threads(work: Callable[[tuple[Tensor, Tensor]], Tensor], chunks: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """A chunk per thread; torch's own are kept out, for after an operation they spin on cores that loops need."""
     threads = min(torch.get_num_threads(), len(chunks))
     if threads == 1:
         return [work(chunk) for chunk in chunks]

@@ -176,7 +176,8 @@ def _gpu_tests(out: Path) -> Step:
     """``pytest -m gpu`` on the files that know the marker: others may need packages that are not here."""
     pattern = re.compile(r"mark\.gpu\b|triton_device")
     files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if pattern.search(path.read_text("utf-8"))]
-    if not all(_installed(name) for name in INPUT_NEEDS):  # the step of the input says which is missing
+    # some compare with the CPU's flow, which needs Numba; the steps of the input say what is missing
+    if not all(_installed(name) for name in (*INPUT_NEEDS, "numba")):
         files = [path for path in files if not path.name.startswith("test_dali_pipelines")]
     # the project's own options hold --strict-config, which refuses a machine without pytest-timeout
     arguments = ["-m", "pytest", "-o", "addopts=", "-q", "-m", "gpu", "--continue-on-collection-errors"]

@@ -5,6 +5,9 @@ master and both moments read and written (24), the rounded weight (2). Single op
 the new master through the cache once more.
 """
 
+# Numba types arguments at the call; hints would say less than the docstrings and be checked by nobody
+# ruff: noqa: ANN001, ANN201
+
 from __future__ import annotations
 
 import numpy as np
@@ -17,7 +20,7 @@ _16, _HALF, _LAST, _NAN = np.uint32(16), np.uint32(0x7FFF), np.uint32(1), np.uin
 
 
 @compiled
-def update(weight, gradient, master, mean, square, scale, decay, keep, of_mean, of_square, rate, root_scale, eps):  # noqa: ANN001, ANN201
+def update(weight, gradient, master, mean, square, scale, decay, keep, of_mean, of_square, rate, root_scale, eps):
     """Update ``weight``, ``master``, ``mean`` and ``square`` in place.
 
     Args:

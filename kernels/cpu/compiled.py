@@ -30,12 +30,12 @@ def compiled(function: Function) -> Function:
 
     Arguments are C-contiguous arrays and float32 or integer scalars; indices are not checked.
     """
-    with _numba_caches_in(cache_folder()):
-        try:
+    try:
+        with _numba_caches_in(cache_folder()):
             return numba.njit(cache=True, **SETTINGS)(function)
-        except RuntimeError as error:  # the folder cannot be written
-            _log.warning("%s is compiled anew in every process: %s", function.__name__, error)
-            return numba.njit(**SETTINGS)(function)
+    except RuntimeError as error:  # no home, or no folder that can be written
+        _log.warning("%s is compiled anew in every process: %s", function.__name__, error)
+        return numba.njit(**SETTINGS)(function)
 
 
 def cache_folder() -> Path:

@@ -1,8 +1,8 @@
 """The scheme of TV-L1 for one pair of pictures at one level of the pyramid (IPOL 3, 2013, algorithm 1).
 
 What :mod:`htnet.data.tvl1` computes plane by plane for a batch, here in whole passes over planes that stay in the
-second-level cache: a step of the scheme reads 41 planes where single operations read about 80, and threads do not wait
-for Python. Both give the same flow but for rounding.
+second-level cache: a step of the scheme reads and writes some forty planes where single operations take a hundred, and
+threads do not wait for Python. Both give the same flow but for rounding.
 
 Written in loops and without assignments of whole slices, whose checks take longer to compile than all the rest.
 
@@ -11,6 +11,9 @@ and a pass is one loop without borders. The column in excess, and a row of them 
 which makes differences across the border zero; a dual variable stands one place after its pixel (to the right, or
 below), and what would be before the first is zero.
 """
+
+# Numba types arguments at the call; hints would say less than the docstrings and be checked by nobody
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _1, _2, _3 = np.uint64(1), np.uint64(2), np.uint64(3)  # an index that may be ne
 
 
 @compiled
-def refine(onset, apex, flow, warps, iterations, check_every, tolerance, tau, attachment, tightness, median):  # noqa: ANN001, ANN201
+def refine(onset, apex, flow, warps, iterations, check_every, tolerance, tau, attachment, tightness, median):
     """Linearise, solve and filter ``warps`` times, in place.
 
     Args:
@@ -70,7 +73,7 @@ def refine(onset, apex, flow, warps, iterations, check_every, tolerance, tau, at
 
 
 @compiled
-def _spread(plane, flat, stride):  # noqa: ANN001, ANN202
+def _spread(plane, flat, stride):
     """(H, W) to the flat layout, its border repeated."""
     height, width = plane.shape
     for y in range(height):
@@ -80,7 +83,7 @@ def _spread(plane, flat, stride):  # noqa: ANN001, ANN202
 
 
 @compiled
-def _gather(flat, plane, stride):  # noqa: ANN001, ANN202
+def _gather(flat, plane, stride):
     height, width = plane.shape
     for y in range(height):
         for x in range(width):
@@ -88,7 +91,7 @@ def _gather(flat, plane, stride):  # noqa: ANN001, ANN202
 
 
 @compiled
-def _repeat_border(flat, stride, height):  # noqa: ANN001, ANN202
+def _repeat_border(flat, stride, height):
     for y in range(1, height + 1):
         flat[y * stride - 1] = flat[y * stride - 2]
     last = height * stride
@@ -97,7 +100,7 @@ def _repeat_border(flat, stride, height):  # noqa: ANN001, ANN202
 
 
 @compiled
-def _data_term(constant, inverse, gradient_x, gradient_y, u, v, force, bound):  # noqa: ANN001, ANN202
+def _data_term(constant, inverse, gradient_x, gradient_y, u, v, force, bound):
     """How far each pixel goes along the gradient of the picture (IPOL eq. 13)."""
     for i in range(force.shape[0]):
         residual = (constant[i] + gradient_x[i] * u[i] + gradient_y[i] * v[i]) * inverse[i]
@@ -105,7 +108,7 @@ def _data_term(constant, inverse, gradient_x, gradient_y, u, v, force, bound):  
 
 
 @compiled
-def _primal(gradient, force, u, right, down, stride, tightness):  # noqa: ANN001, ANN202
+def _primal(gradient, force, u, right, down, stride, tightness):
     """One component goes on by the data term and the divergence of its duals (eq. 14); the sum of squared changes."""
     size = force.shape[0]
     across, along = (right[1 : size + 1], right[:size]), (down[stride : size + stride], down[:size])
@@ -115,7 +118,7 @@ def _primal(gradient, force, u, right, down, stride, tightness):  # noqa: ANN001
 
 
 @compiled
-def _advance(gradient, force, u, across, along, tightness):  # noqa: ANN001, ANN202
+def _advance(gradient, force, u, across, along, tightness):
     (right, right_before), (down, down_before) = across, along
     total = np.float32(0.0)
     for i in range(force.shape[0]):
@@ -126,7 +129,7 @@ def _advance(gradient, force, u, across, along, tightness):  # noqa: ANN001, ANN
 
 
 @compiled
-def _dual(u, right, down, shrink, stride, height, ratio):  # noqa: ANN001, ANN202
+def _dual(u, right, down, shrink, stride, height, ratio):
     """The duals of one component go on and are projected (eq. 15)."""
     size = shrink.shape[0]
     here, to_right, below = u[:size], u[1 : size + 1], u[stride : size + stride]
@@ -141,13 +144,13 @@ def _dual(u, right, down, shrink, stride, height, ratio):  # noqa: ANN001, ANN20
 
 
 @compiled
-def _project(here, there, dual, shrink, ratio):  # noqa: ANN001, ANN202
+def _project(here, there, dual, shrink, ratio):
     for i in range(shrink.shape[0]):
         dual[i] = (dual[i] + ratio * (there[i] - here[i])) * shrink[i]
 
 
 @compiled
-def _linearise(onset, warped, flow, stride, gradient_x, gradient_y, constant, inverse):  # noqa: ANN001, ANN202
+def _linearise(onset, warped, flow, stride, gradient_x, gradient_y, constant, inverse):
     """rho(u) = warped + gradient . (u - flow) - onset, its constant part, and -1 / |gradient|^2."""
     height, width = onset.shape
     for y in range(height):
@@ -164,7 +167,7 @@ def _linearise(onset, warped, flow, stride, gradient_x, gradient_y, constant, in
 
 
 @compiled
-def _warp(wide, flow, out):  # noqa: ANN001, ANN202
+def _warp(wide, flow, out):
     """``image(p + flow(p))``, cubic convolution (Keys 1981); exact where the flow is whole.
 
     ``wide`` is the image with its border repeated twice, so that the sixteen pixels around a place in it exist.
@@ -183,12 +186,12 @@ def _warp(wide, flow, out):  # noqa: ANN001, ANN202
 
 
 @compiled
-def _line(image, i, a, b, c, d):  # noqa: ANN001, ANN202
+def _line(image, i, a, b, c, d):
     return a * image[i] + b * image[i + _1] + c * image[i + _2] + d * image[i + _3]
 
 
 @compiled
-def _taps(place, side):  # noqa: ANN001, ANN202
+def _taps(place, side):
     """The first of four places in the widened image and their weights, a = -0.5; what is no number counts as 0."""
     place = min(place, np.float32(side - 1)) if place > 0 else np.float32(0.0)
     base = np.int64(place)
@@ -203,7 +206,7 @@ def _taps(place, side):  # noqa: ANN001, ANN202
 
 
 @compiled
-def _median_of_nine(plane):  # noqa: ANN001, ANN202
+def _median_of_nine(plane):
     """3 x 3 median in place, the border repeated."""
     height, width = plane.shape
     wide = _padded(plane, 1)
@@ -219,13 +222,13 @@ def _median_of_nine(plane):  # noqa: ANN001, ANN202
 
 
 @compiled
-def _sorted(a, b, c):  # noqa: ANN001, ANN202
+def _sorted(a, b, c):
     low, high = min(a, b), max(a, b)
     return min(low, c), max(low, min(high, c)), max(high, c)
 
 
 @compiled
-def _median(plane, side):  # noqa: ANN001, ANN202
+def _median(plane, side):
     """``side`` x ``side`` median in place, the border repeated; each window is sorted by insertion."""
     height, width = plane.shape
     wide = _padded(plane, side // 2)
@@ -242,7 +245,7 @@ def _median(plane, side):  # noqa: ANN001, ANN202
 
 
 @compiled
-def _padded(plane, reach):  # noqa: ANN001, ANN202
+def _padded(plane, reach):
     height, width = plane.shape
     wide = np.empty((height + 2 * reach, width + 2 * reach), np.float32)
     for y in range(height + 2 * reach):

@@ -169,12 +169,12 @@ def _read_csv(path: Path) -> Table:
 
 @contextmanager
 def _reading(path: Path, kind: str) -> Iterator[None]:
-    """Whatever a library dies of is the file: it is damaged, and their own errors are not all that they raise."""
+    """Turn what a library dies of while it reads the file into one line."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:  # of a damaged file they raise far more than errors of their own: KeyError, struct.error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: not a readable {kind} ({reason})") from error
 
