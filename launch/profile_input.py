@@ -498,9 +498,14 @@ def _table(results: Sequence[Result], plan: Plan, device: torch.device) -> Table
         out.add_column("waiting", justify="right")
     for result, line in zip(results, _lines(results, device), strict=True):
         low, high = result.quartiles
-        cells = [f"{result.median:,.0f}", f"{low:,.0f} .. {high:,.0f}", str(len(result.rates))]
+        cells = [_short(result.median), f"{_short(low)} .. {_short(high)}", str(len(result.rates))]
         cells += ["" if result.provider == OURS else f"{line['ours_is_times_as_fast']:.2f}"]
         cells += [f"{result.start:.2f}"]
         cells += [f"{statistics.median(result.waiting):.2%}" if result.waiting else ""] if plan.train_step else []
         out.add_row(result.case if result.provider == OURS else "", result.provider, *cells)
     return out
+
+
+def _short(rate: float) -> str:
+    """Such that a line of the table fits 80 columns."""
+    return f"{rate / 1000:,.0f}k" if rate >= 1e5 else f"{rate:,.0f}"
