@@ -18,13 +18,14 @@ from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
 from htnet.data.extraction import subject_table
 from htnet.data.store import Staging, Store, open_store, read_left_out, remove_leftovers, staging
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
-from launch.prepare_plan import Plan, extraction_settings, list_differences, make_plan
+from launch.prepare_plan import Plan, composite_lines, extraction_settings, make_plan
 from launch.prepare_report import (
     Progress,
     print_landmarks,
     print_left_out,
     print_list,
     print_methods,
+    print_read_otherwise,
     print_store,
     print_times,
     say,
@@ -82,6 +83,9 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
             say(console, f"Interrupted with {done} of {len(plan.entries)} clips done. {_GO_ON}")
             return EXIT_PARTIAL
     print_store(store, left_out, console)
+    print_read_otherwise(plan.entries, console, each=False)
+    for line in composite_lines(plan.scheme, [sample.id for sample in store.samples], left_out):
+        say(console, line)
     print_landmarks(report, console)
     print_times(report, console)
     return EXIT_PARTIAL if any(item.failed for item in left_out) else EXIT_DONE
@@ -92,11 +96,8 @@ def list_sources(config: Config, console: Console) -> int:
     plan = make_plan(config.prepare, only_list=True)
     print_list(plan.scheme, plan.entries, plan.left_out, console)
     print_methods(plan.landmarks(), console)
-    if config.prepare.official_list is not None:
-        differences = list_differences(Path(config.prepare.official_list), plan)
-        for line in differences:
-            say(console, f"official list: {line}")
-        say(console, f"official list: {len(differences)} differences" if differences else "official list: agrees")
+    for line in composite_lines(plan.scheme, [entry.id for entry in plan.entries], plan.left_out):
+        say(console, line)
     return EXIT_DONE
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,14 +18,15 @@ from htnet.data.adapters import DATASETS, build_adapter
 from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
 from htnet.data.adapters.htnet_release import LANDMARKS as RELEASE_LANDMARKS
 from htnet.data.extraction import ExtractionSettings, check_landmarks
-from htnet.data.labels import LabelScheme, check_official_list, load_scheme
+from htnet.data.labels import COMPOSITE_SCHEME, COMPOSITE_SIZES, OFF_THE_LIST, LabelScheme, OfficialList, load_scheme
 from htnet.data.landmarks import UPSTREAM_SIZE, LandmarkTable, read_landmarks
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
 LANDMARKS_FILE = "landmarks.csv"
 """Landmark table of a dataset folder where none is named."""
-_SHOWN_DIFFERENCES = 5
+OFFICIAL_LISTS = ("combined_3class_gt.csv", "gt.csv")
+"""Names of the MEGC2019 challenge's list in a dataset folder."""
 _FOLDERS_KEPT = 256
 """Listings in memory: clips of one recording, which an annotation has side by side, share a folder."""
 
@@ -56,15 +57,16 @@ class Plan:
 def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
     """Read every annotation; :class:`InputError` for what is wrong with one, or for sources that do not fit together.
 
-    ``only_list``: nothing is to be made of it. Samples may differ from ``prepare.official_list``, and a source whose
-    configuration names no landmark table may lack one.
+    ``only_list``: nothing is to be made of it, and a source whose configuration names no landmark table may lack one.
     """
     if not prepare.sources:
         raise InputError("prepare.sources: at least one source is needed, got none")
     if prepare.device == "cuda" and prepare.gpus_per_task == 0:
         raise InputError("prepare.device=cuda needs prepare.gpus_per_task > 0 (1, or 1/k for k tasks on a GPU)")
     scheme = load_scheme(
-        prepare.label_scheme, [name for source in prepare.sources for name in DATASETS[source.adapter]]
+        prepare.label_scheme,
+        [name for source in prepare.sources for name in DATASETS[source.adapter]],
+        find_official_list(prepare),
     )
     subjects: dict[tuple[str, str], list[Clip | FlowPicture]] = defaultdict(list)
     tables: dict[SampleId, LandmarkTable] = {}
@@ -91,18 +93,73 @@ def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
         tables |= dict.fromkeys((entry.id for entry in taken), table)
         _check_size(prepare, source, table, taken, sizes)
         facts.append({**described, "landmarks_sha256": table.sha256, "clips_sha256": _identity(taken, listed)})
+    left_out += _missing(scheme.official, places, left_out)
     settings = extraction_settings(prepare, strict=False).recipe()
     recipe = {"sources": facts, "label_scheme": scheme.name, "classes": list(scheme.classes), **settings}
-    plan = Plan(
+    if scheme.official is not None:  # only then: older stores stay up to date
+        recipe["official_list_sha256"] = hashlib.sha256(scheme.official.path.read_bytes()).hexdigest()
+    return Plan(
         scheme=scheme,
         subjects=dict(sorted(subjects.items())),
         tables=tables,
         left_out=tuple(left_out),
         recipe=json.loads(json.dumps(recipe, default=str)),
     )
-    if not only_list and prepare.official_list is not None:
-        _refuse_differences(Path(prepare.official_list), plan)
-    return plan
+
+
+def find_official_list(prepare: PrepareConfig) -> Path | None:
+    """Name the list that decides what belongs to the composite: the configuration's, else one in a source's folder.
+
+    Raises:
+        InputError: several folders hold one.
+    """
+    if prepare.official_list is not None:
+        return Path(prepare.official_list)
+    if prepare.label_scheme != COMPOSITE_SCHEME:
+        return None
+    roots = dict.fromkeys(Path(source.root) for source in prepare.sources)
+    found = [root / name for root in roots for name in OFFICIAL_LISTS if (root / name).is_file()]
+    if len(found) > 1:
+        raise InputError(f"prepare.official_list: name one of {' and '.join(map(str, found))}")
+    return found[0] if found else None
+
+
+def _missing(
+    official: OfficialList | None, places: Mapping[SampleId, str], left_out: Sequence[LeftOut]
+) -> list[LeftOut]:
+    """Clips of the list that no source has, though one has others of their dataset."""
+    if official is None:
+        return []
+    told = map(_identity_of, left_out)
+    return [
+        LeftOut(
+            clip=str(clip.id), rule=OFF_THE_LIST, reason="is on the list, but in no source", failed=True,
+            place=f"{official.path}, row {clip.row}",
+        )
+        for clip in official.missing([*places, *told])
+    ]  # fmt: skip
+
+
+def composite_lines(scheme: LabelScheme, samples: Collection[SampleId], left_out: Sequence[LeftOut]) -> list[str]:
+    """Say how samples stand to the official list, and to the size of the MEGC2019 composite."""
+    lines = []
+    official = scheme.official
+    if official is not None:
+        gone = [item.clip for item in left_out if official.find(_identity_of(item))]
+        lines.append(f"official list: {official.path} decides")
+        lines.append(f"official list: left out of it: {', '.join(gone)}" if gone else "official list: agrees")
+    if scheme.name == COMPOSITE_SCHEME:
+        hint = "" if official else "; only its list says which: prepare.official_list"
+        for dataset, count in Counter(sample.dataset for sample in samples).items():
+            size = COMPOSITE_SIZES.get(dataset, count)
+            if count != size:
+                lines.append(f"composite: samples of {dataset}: {count}, of MEGC2019: {size}{hint}")
+    return lines
+
+
+def _identity_of(item: LeftOut) -> SampleId:
+    dataset, subject, clip = item.clip.split("/", 2)
+    return SampleId(dataset=dataset, subject=subject, clip=clip)
 
 
 def _check_size(
@@ -172,15 +229,3 @@ def extraction_settings(prepare: PrepareConfig, *, strict: bool) -> ExtractionSe
     if prepare.detector_model is not None:  # workers may have another working directory
         values["detector_model"] = str(Path(prepare.detector_model).absolute())
     return ExtractionSettings(**values, device="cuda" if on_gpu else "cpu", strict=strict)
-
-
-def list_differences(path: Path, plan: Plan) -> list[str]:
-    """Where the samples differ from an official list, a line each."""
-    return check_official_list(path, {entry.id: entry.label for entry in plan.entries})
-
-
-def _refuse_differences(path: Path, plan: Plan) -> None:
-    lines = list_differences(path, plan)
-    if lines:
-        shown = "; ".join(lines[:_SHOWN_DIFFERENCES])
-        raise InputError(f"{path}: {len(lines)} differences between the official list and the sources: {shown}")

@@ -95,10 +95,20 @@ def print_list(
     """Counts of what the sources hold, how annotations were read, and every clip that is left out."""
     pairs = [(entry.id.dataset, f"{entry.id.dataset}/{entry.id.subject}", entry.label) for entry in entries]
     console.print(_counts(f"label scheme {scheme.name}", pairs, scheme.classes, by_subject=True))
+    print_read_otherwise(entries, console, each=True)
+    print_left_out(left_out, console)
+
+
+def print_read_otherwise(entries: Sequence[Clip | FlowPicture], console: Console, *, each: bool) -> None:
+    """Print how many annotations each rule read otherwise than they stand; ``each``: every value, with its cell."""
     notes = Counter(note for entry in entries if isinstance(entry, Clip) for note in entry.notes)
     for rule, count in sorted(notes.items()):
         say(console, f"read by rule: {rule}: {count} clips")
-    print_left_out(left_out, console)
+    remarks = [f"{entry.id}: {remark}" for entry in entries for remark in entry.remarks]
+    for line in remarks if each else ():
+        say(console, f"read otherwise: {line}")
+    if remarks and not each:
+        say(console, f"read otherwise: {len(remarks)} values of the annotation; htnet prepare --list names each")
 
 
 def _counts(

@@ -151,13 +151,6 @@ def test_emotions_outside_the_scheme_are_left_out_with_the_reason(copy) -> None:
     assert [clip.label for clip in clips(seven)][:2] == [6, 4]
 
 
-def test_the_two_clips_that_the_official_list_leaves_out_are_named(tmp_path) -> None:
-    header = ["Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion"]
-    rows = [header, [4, "EP12_01f", 1, 2, 3, "disgust"], ["sub24", "EP02_07", 1, 2, 3, "disgust"]]
-    root = make(tmp_path / "c", BOOKS["casme2"], rows, [])
-    assert [item.rule for item in left_out(read(root, "casme2"))] == ["official_list", "official_list"]
-
-
 def test_a_missing_folder_of_frames_is_a_failure_that_stops_nothing(copy) -> None:
     root = copy("casme2")
     shutil.rmtree(root / "CASME2_RAW_selected" / "sub01" / "EP01_01f")

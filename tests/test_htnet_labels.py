@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from htnet.data.labels import SCHEMES, check_official_list, load_scheme
+from htnet.data.labels import SCHEMES, Label, OfficialList, OutOfScheme, load_scheme
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
@@ -21,17 +21,16 @@ def test_every_word_of_a_scheme_has_one_of_its_classes_or_none(name):
         for word, chosen in words.items():
             assert word == word.lower().strip()
             label = scheme.label(sample(dataset), f" {word.upper()} ", "here")
-            assert isinstance(label, str) if chosen is None else scheme.classes[label] == chosen
+            assert isinstance(label, OutOfScheme) if chosen is None else scheme.classes[label.number] == chosen
         assert set(words.values()) - {None} == set(classes) or dataset == "smic"
 
 
 def test_the_three_classes_are_megc2019s():
     scheme = load_scheme("megc2019_3class", ["casme2", "samm"])
-    assert scheme.label(sample("casme2"), "repression", "") == 0
-    assert isinstance(scheme.label(sample("casme2"), "sadness", ""), str)
-    assert scheme.label(sample("samm"), "Sadness", "") == 0
-    assert isinstance(scheme.label(sample("samm"), "Other", ""), str)
-    assert "official list" in str(scheme.label(sample("casme2", "sub04", "EP12_01f"), "disgust", ""))
+    assert scheme.label(sample("casme2"), "repression", "").number == 0
+    assert scheme.label(sample("casme2"), "sadness", "").rule == "label_scheme"
+    assert scheme.label(sample("samm"), "Sadness", "").number == 0
+    assert scheme.label(sample("samm"), "Other", "").rule == "label_scheme"
 
 
 def test_an_unknown_word_dataset_or_scheme_is_named():
@@ -61,9 +60,9 @@ def test_a_mapping_of_ones_own(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD.replace("yes", "'yes'"))
     scheme = load_scheme(str(path), ["casme"])
-    assert scheme.label(sample("casme"), "TENSE", "") == 0
-    assert isinstance(scheme.label(sample("casme"), "fear", ""), str)
-    assert scheme.label(sample("mine"), "yes", "") == 1
+    assert scheme.label(sample("casme"), "TENSE", "").number == 0
+    assert isinstance(scheme.label(sample("casme"), "fear", ""), OutOfScheme)
+    assert scheme.label(sample("mine"), "yes", "").number == 1
 
 
 @pytest.mark.parametrize(
@@ -90,26 +89,40 @@ def test_a_mapping_that_is_none_is_named(tmp_path, text, message):
         load_scheme(str(path), [])
 
 
-@pytest.mark.parametrize("header", ["", "dataset,subject,clip,label\n"])
-def test_the_official_list_is_read_with_or_without_header_and_lost_zeros(tmp_path, header):
+@pytest.mark.parametrize("header", ["", "dataset,subject,clip,label\n", "sep=,\n", "\n,,,\n"])
+def test_the_official_list_decides_clips_and_labels(tmp_path, header):
     path = tmp_path / "list.csv"
-    path.write_text(header + "samm,6,006_1_2,0\ncasme2,sub01,EP02_01F,1\n\n")
-    labels = {sample("samm", "006", "006_1_2"): 0, sample("casme2", "sub01", "EP02_01f"): 1}
-    assert check_official_list(path, labels) == []
-    labels[sample("samm", "006", "006_1_2")] = 2
-    labels[sample("smic", "s01", "more")] = 0
-    del labels[sample("casme2", "sub01", "EP02_01f")]
-    assert check_official_list(path, labels) == [
-        "casme2/sub01/ep02_01f: is in the list, but not in the sources",
-        "smic/s01/more: is not in the list",
-        "samm/6/006_1_2: has label 2, in the list 0",
-    ]
+    path.write_text(header + "samm,6,006_1_2,0\ncasme2,sub01,EP02_01F,1\ncasme2,sub24,EP10_03,0.0\n,,,\n")
+    scheme = load_scheme("megc2019_3class", ["casme2", "samm", "smic"], path)
+    assert scheme.label(sample("samm", "006", "006_1_2"), "anger", "here") == Label(number=0)
+    gone = scheme.label(sample("casme2", "sub05", "EP09_05f"), "disgust", "here")
+    assert (gone.rule, str(path) in gone.reason) == ("official_list", True)
+    assert scheme.label(sample("casme2", "sub05", "EP01_01"), "others", "here").rule == "label_scheme"
+    moved = scheme.label(sample("casme2", "sub24", "EP10_03"), "surprise", "here")
+    assert (moved.number, moved.notes) == (0, ("official_label",))
+    assert "negative by" in moved.remarks[0]
+    assert "the emotion is 'surprise' (here)" in moved.remarks[0]
+    # nothing is said of a dataset that the list does not have
+    assert scheme.label(sample("smic", "s01", "more"), "negative", "here") == Label(number=0)
+
+
+def test_listed_clips_that_no_source_has_are_found(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("samm,6,006_1_2,0\ncasme2,sub01,EP02_01F,1\ncasme2,sub01,EP03,1\n")
+    missing = OfficialList.read(path).missing([sample("casme2", "sub01", "EP03"), sample("smic", "s01", "a")])
+    assert [(clip.id.clip, clip.row) for clip in missing] == [("EP02_01F", 2)]
 
 
 def test_a_list_that_is_none_is_named(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text("samm,6,006_1_2,0\nsamm,6\n")
     with pytest.raises(InputError, match=r"list\.csv, row 2: must be dataset, subject, clip, label, got 'samm,6'"):
-        check_official_list(path, {})
-    with pytest.raises(InputError, match=r"none\.csv: not a readable list"):
-        check_official_list(tmp_path / "none.csv", {})
+        OfficialList.read(path)
+    path.write_text("samm,6,006_1_2,0\nsamm,006,006_1_2,1\n")
+    with pytest.raises(InputError, match=r"row 2: clip samm/006/006_1_2 stands in row 1 already"):
+        OfficialList.read(path)
+    with pytest.raises(InputError, match=r"none\.csv: no such table"):
+        OfficialList.read(tmp_path / "none.csv")
+    path.write_text("samm,6,006_1_2,7\n")
+    with pytest.raises(InputError, match=r"list\.csv, row 1: label must be in 0\.\.2, .*, got 7"):
+        load_scheme("megc2019_3class", ["samm"], path).label(sample("samm", "006", "006_1_2"), "anger", "here")

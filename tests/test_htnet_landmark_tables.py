@@ -88,11 +88,15 @@ def test_of_68_points_an_eye_is_the_middle_of_its_contour(tmp_path):
             r"row 2, column y_67: .*number of pixels, got 'far'",
         ),
         (["a", "", "c", *row68()], (*KEY, *COLUMNS68), r"row 2, column subject: must not be empty"),
-        (["a", "b", "c", *row68()[1:]], (*KEY, *COLUMNS68), r"row 2: 138 values, the header has 139 columns"),
+        (
+            ["a", "b", "c", *row68()[1:]],
+            (*KEY, *COLUMNS68),
+            r"row 2, column y_67: must be a finite number of pixels, got ''",
+        ),
         (
             ["a", "b", "c", *row68()],
             (*KEY, *(f"{axis}_{n}" for n in range(1, 69) for axis in "xy")),
-            r"row 1: column x_0 is missing; the header is dataset, subject, clip, x_1, .*\.\.\.$",
+            r"68 points, 1 to 68; 68 are expected, 0 to 67 as dlib and OpenFace 2 number them \(iBUG\)",
         ),
     ],
 )
@@ -100,7 +104,7 @@ def test_a_mistake_in_a_table_of_68_points_is_named_with_its_place(tmp_path, row
     path = table68(tmp_path, row, header=header)
     with pytest.raises(InputError, match=said) as error:
         read_landmarks(path)
-    assert str(error.value).startswith(f"{path}, row ")
+    assert str(error.value).startswith(str(path))
 
 
 # --- OpenFace
@@ -151,10 +155,10 @@ def test_of_several_faces_the_largest_that_was_found_is_taken(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "header", "said"),
     [
-        ([openface_row(1, FACE)], OPENFACE[:-1], r"row 1: column y_67 is missing; the header is frame, face_id"),
-        ([openface_row(1, FACE)[:-1]], OPENFACE, r"row 2: 140 values, the header has 141 columns"),
-        ([["one", *openface_row(1, FACE)[1:]]], OPENFACE, r"row 2, column frame: must be the number.*got 'one'"),
-        ([openface_row(1, FACE, success="yes")], OPENFACE, r"row 2, column success: must be 0 or 1, got 'yes'"),
+        ([openface_row(1, FACE)], OPENFACE[:-1], r"row 1: column y_67 is missing; found frame, face_id"),
+        ([openface_row(1, FACE)[:-1]], OPENFACE, r"row 2, column y_67: must be a finite.*got ''"),
+        ([["one", *openface_row(1, FACE)[1:]]], OPENFACE, r"row 2, column frame: must be a whole number, got 'one'"),
+        ([openface_row(1, FACE, success="perhaps")], OPENFACE, r"row 2, column success: must be 0 or 1, got 'perhaps'"),
         ([[*openface_row(1, FACE)[:-1], "inf"]], OPENFACE, r"row 2, column y_67: must be a finite.*got 'inf'"),
         ([openface_row(2, FACE)], OPENFACE, r"no row of frame 1, the onset of clip casme2/sub01/.* frames 2 to 2"),
         ([openface_row(n, FACE) for n in (1, 2, 3)], OPENFACE, r"3 frames, but .*frames has 2 pictures"),

@@ -544,7 +544,7 @@ def test_the_frames_of_a_recording_are_looked_at_once_for_all_its_clips(tmp_path
     assert make_plan(prepare).recipe != before  # what was seen is of one run
 
 
-def test_an_official_list_that_differs_stops_before_any_work(raw, tmp_path, capsys):
+def test_a_listed_clip_that_no_source_has_is_a_failure(raw, tmp_path, capsys, started_ray):
     path = tmp_path / "list.csv"
     entries = [clip for name in DATASETS for clip in clips(read(raw / name, name))]
     lines = [f"{clip.id.dataset},{clip.id.subject},{clip.id.clip},{clip.label}" for clip in entries]
@@ -553,11 +553,18 @@ def test_an_official_list_that_differs_stops_before_any_work(raw, tmp_path, caps
     assert run(config, "--dry-run") == 0
     assert run(config, "--list") == 0
     assert "official list: agrees" in capsys.readouterr().out
-    path.write_text("\n".join(lines[1:]))
-    assert run(config) == 2
-    assert "1 differences between the official list and the sources: casme2/sub01/" in capsys.readouterr().err
+    first = entries[0].id
+    path.write_text("\n".join([*lines[1:], f"{first.dataset},{first.subject},other,0"]))
     assert run(config, "--list") == 0
-    assert "official list: 1 differences" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"left out: {first}: {path} does not list the clip" in printed
+    gone = f"{first.dataset}/{first.subject}/other"
+    assert f"FAILED: {gone}: is on the list, but in no source ({path}, row {len(lines)})" in printed
+    assert f"official list: left out of it: {gone}" in printed
+    assert run(config, "--strict") == 2
+    assert "is on the list, but in no source" in capsys.readouterr().err
+    assert run(config) == 1
+    assert f"official list: left out of it: {gone}" in capsys.readouterr().out
 
 
 def test_sources_whose_flow_images_differ_in_size_are_refused_with_both_named(raw, tmp_path, capsys):

@@ -127,7 +127,7 @@ def test_a_parameter_that_cannot_be_is_one_line(tmp_path, capsys):
         (("--damaged", "1.5"), "damaged must be in [0, 1], got 1.5"),
         (("--damaged", "nan"), "damaged must be in [0, 1], got nan"),
         (("--image-size", "32"), "image_size must be in 64..1024, got 32"),
-        (("--like", tmp_path / "none.csv"), f"{tmp_path / 'none.csv'}: not a readable list: "),
+        (("--like", tmp_path / "none.csv"), f"{tmp_path / 'none.csv'}: no such table"),
     ):
         assert said in refused(capsys, out, *options)
 
@@ -194,17 +194,14 @@ def test_datasets_built_to_a_list_agree_with_it(tmp_path, capsys):
     path = write_list(tmp_path / "list.csv")
     raw = tmp_path / "raw"
     assert synth(raw, "--like", path) == 0
-    assert "casme2 5 clips, samm 2 clips, smic 1 clips" in capsys.readouterr().out
+    assert "casme2 3 clips, samm 2 clips, smic 1 clips" in capsys.readouterr().out
     lines = listed(tmp_path, raw, path, capsys)
     assert totals(lines) == ["5", "6", "2", "2", "2"]
     assert "official list: agrees" in lines
-    assert "left out by rule: official_list: 2 clips" in lines
-    assert {line.split(": ")[1] for line in lines if line.startswith("left out: ")} == {
-        "casme2/sub04/EP12_01f",
-        "casme2/sub24/EP02_07",
-    }
     other = write_list(tmp_path / "other.csv", [*SMALL_LIST[1:], ("smic", "s03", "s03_ne_01", "0")])
-    assert "official list: 2 differences" in listed(tmp_path, raw, other, capsys)
+    lines = listed(tmp_path, raw, other, capsys)
+    assert "official list: left out of it: smic/s03/s03_ne_01" in lines
+    assert "left out by rule: official_list: 2 clips" in lines
     # the list's content is a parameter, its place is not
     assert synth(raw, "--like", write_list(tmp_path / "copy.csv")) == 0
     assert "nothing done" in capsys.readouterr().out
@@ -259,5 +256,4 @@ def test_the_official_list_is_matched_442_of_442(tmp_path, capsys, shared_data):
     lines = listed(tmp_path, raw, path, capsys)
     assert totals(lines) == ["68", "442", "250", "109", "83"]
     assert "official list: agrees" in lines
-    assert "left out by rule: official_list: 2 clips" in lines
     assert not any(line.startswith("FAILED") for line in lines)

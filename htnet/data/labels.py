@@ -5,50 +5,165 @@ misspelled class would otherwise vanish from the data.
 
 ``megc2019_3class``
     Negative, positive, surprise, as the Facial Micro-Expressions Grand Challenge 2019 has them (See et al., FG 2019):
-    442 clips of 68 subjects in CASME II, SAMM and SMIC. Its official list leaves CASME II's sadness and fear out
-    against its own rule, and two clips of CASME II that the rule would take. Other datasets follow the rule.
+    442 clips of 68 subjects in CASME II, SAMM and SMIC. Which clips these are only the challenge's list says
+    (``prepare.official_list``): it leaves CASME II's sadness and fear out against its own rule, as the words here do,
+    and clips that no rule about words finds. Other datasets follow the rule.
 ``5class``, ``7class``
     The finer classes that papers on single datasets use. Datasets whose classes differ cannot be merged under them.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from htnet.config_io import parse_yaml
+from htnet.data.cells import number_of, whole_of
+from htnet.data.tables import read_lines
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
-__all__ = ["SCHEMES", "LabelScheme", "check_official_list", "load_scheme", "read_official_list"]
+__all__ = [
+    "COMPOSITE_SCHEME",
+    "COMPOSITE_SIZES",
+    "SCHEMES",
+    "Label",
+    "LabelScheme",
+    "OfficialList",
+    "OutOfScheme",
+    "load_scheme",
+]
+
+OUTSIDE_SCHEME = "label_scheme"
+"""Rule: the label scheme has no class for the emotion."""
+OFF_THE_LIST = "official_list"
+"""Rule: the official list does not name the clip; or names it, and no source has it."""
+LISTED_LABEL = "official_label"
+"""Rule: the clip has the official list's class, where its emotion has another or none. The clip stays."""
+COMPOSITE_SCHEME = "megc2019_3class"
+COMPOSITE_SIZES = {"casme2": 145, "samm": 133, "smic": 164}
+"""Clips of the MEGC2019 composite by dataset."""
 
 Words = Mapping[str, str | None]
 """Emotion word in small letters -> class name; None: the scheme leaves the word out."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Label:
+    """The class of a clip by number; ``notes`` and ``remarks`` as in :class:`htnet.data.adapters.base.Clip`."""
+
+    number: int
+    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfScheme:
+    """A clip without a label, the rule by which it has none, and the reason in words."""
+
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedClip:
+    """A clip of a list: identity as the list writes it, label, and the row that it stands in."""
+
+    id: SampleId
+    label: int
+    row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialList:
+    """The clips of a composite, such as MEGC2019's 442, which decide what belongs to it.
+
+    Subjects are compared without leading zeros and names in any case, as the challenge's list lost the one and mixes
+    the other.
+    """
+
+    path: Path
+    clips: Mapping[SampleId, ListedClip]
+    """By identity in the form that is compared."""
+
+    @classmethod
+    def read(cls, path: Path) -> OfficialList:
+        """Read a list of dataset, subject, clip, label; header or none.
+
+        Raises:
+            InputError: a list that cannot be read, or that has a clip twice; names file, row and value.
+        """
+        clips: dict[SampleId, ListedClip] = {}
+        for number, sample, label in read_clip_rows(path):
+            key = _key(sample)
+            if key in clips:
+                raise InputError(f"{path}, row {number}: clip {sample} stands in row {clips[key].row} already")
+            clips[key] = ListedClip(id=sample, label=label, row=number)
+        return cls(path=path, clips=clips)
+
+    def covers(self, dataset: str) -> bool:
+        """Tell if the list has clips of a dataset; it decides nothing about others."""
+        return any(key.dataset == dataset.lower() for key in self.clips)
+
+    def find(self, sample: SampleId) -> ListedClip | None:
+        """Give the list's row of a clip."""
+        return self.clips.get(_key(sample))
+
+    def missing(self, samples: Iterable[SampleId]) -> list[ListedClip]:
+        """List the clips of these samples' datasets that are not among the samples."""
+        found = {_key(sample) for sample in samples}
+        datasets = {key.dataset for key in found}
+        return [clip for key, clip in self.clips.items() if key.dataset in datasets and key not in found]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelScheme:
     """Classes and what belongs to them.
 
-    ``classes``: names, the index is the label. ``words``: by dataset. ``left_out``: clips that the scheme's official
-    list leaves out although their emotion has a class, with the reason.
+    ``classes``: names, the index is the label. ``words``: by dataset. ``official``: which clips of the datasets that it
+    covers are taken, and their labels.
     """
 
     name: str
     classes: tuple[str, ...]
     words: Mapping[str, Words]
-    left_out: Mapping[SampleId, str] = field(default_factory=dict)
+    official: OfficialList | None = None
 
-    def label(self, sample: SampleId, emotion: str, place: str) -> int | str:
-        """The label of a clip, or the reason why the scheme leaves it out.
+    def label(self, sample: SampleId, emotion: str, place: str) -> Label | OutOfScheme:
+        """Find the label of a clip, or the reason why it has none.
 
         Raises:
             InputError: the scheme has no words for the dataset, or does not know this one; names ``place``.
         """
-        if sample in self.left_out:
-            return self.left_out[sample]
+        return self.decide(sample, self._by_word(sample, emotion, place), emotion, place)
+
+    def decide(self, sample: SampleId, found: Label | OutOfScheme, emotion: str, place: str) -> Label | OutOfScheme:
+        """Give the official list the last word over ``found``, what the annotation says of the clip.
+
+        Raises:
+            InputError: a label in the list that is no class; names the list and its row.
+        """
+        if self.official is None or not self.official.covers(sample.dataset):
+            return found
+        listed = self.official.find(sample)
+        if listed is None:
+            absent = OutOfScheme(rule=OFF_THE_LIST, reason=f"{self.official.path} does not list the clip")
+            return absent if isinstance(found, Label) else found
+        if isinstance(found, Label) and found.number == listed.label:
+            return found
+        if listed.label >= len(self.classes):
+            raise InputError(
+                f"{self.official.path}, row {listed.row}: label must be in 0..{len(self.classes) - 1}, the classes of "
+                f"{self.name}, got {listed.label}"
+            )
+        remark = (
+            f"{LISTED_LABEL}: {self.classes[listed.label]} by {self.official.path}, row {listed.row}, where the "
+            f"emotion is {emotion!r} ({place})"
+        )
+        return Label(number=listed.label, notes=(LISTED_LABEL,), remarks=(remark,))
+
+    def _by_word(self, sample: SampleId, emotion: str, place: str) -> Label | OutOfScheme:
         words = self.words.get(sample.dataset) or self.words.get("*")
         if words is None:
             raise InputError(f"{place}: label scheme {self.name} says nothing about dataset {sample.dataset}")
@@ -56,7 +171,9 @@ class LabelScheme:
         if word not in words:
             raise InputError(f"{place}: must be one of {', '.join(words)}, got {emotion!r} (label scheme {self.name})")
         chosen = words[word]
-        return f"emotion {emotion} is in none of the classes" if chosen is None else self.classes.index(chosen)
+        if chosen is None:
+            return OutOfScheme(rule=OUTSIDE_SCHEME, reason=f"emotion {emotion} is in none of the classes")
+        return Label(number=self.classes.index(chosen))
 
 
 def _same(*words: str) -> dict[str, str | None]:
@@ -84,7 +201,7 @@ _FIVE_CASME2 = ("happiness", "disgust", "repression", "surprise", "others")
 _FIVE_SAMM = ("anger", "contempt", "happiness", "surprise", "other")
 
 SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Words]]] = {
-    "megc2019_3class": {
+    COMPOSITE_SCHEME: {
         "casme2": (_THREE, _rule(*_CASME2, out=("sadness", "fear"))),
         "samm": (_THREE, _rule(*_SAMM)),
         "smic": (_THREE, _rule(*_THREE)),
@@ -108,15 +225,9 @@ SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Words]]] = {
 }
 """Built-in schemes: by name and dataset, the classes and the words; ``*`` stands for any other dataset."""
 
-_ABSENT = "the official list of MEGC2019 leaves this clip out"
-_LEFT_OUT = {
-    SampleId(dataset="casme2", subject=subject, clip=clip): _ABSENT
-    for subject, clip in (("sub04", "EP12_01f"), ("sub24", "EP02_07"))
-}
 
-
-def load_scheme(name: str, datasets: Iterable[str]) -> LabelScheme:
-    """A built-in scheme for these datasets, or a mapping from a YAML file.
+def load_scheme(name: str, datasets: Iterable[str], official: Path | None = None) -> LabelScheme:
+    """A built-in scheme for these datasets, or a mapping from a YAML file; ``official``: with the list of this file.
 
     A file holds ``classes``, a list of names, and ``words``, a mapping from dataset (``*``: any other) to a mapping
     from emotion word to class name or null.
@@ -125,8 +236,11 @@ def load_scheme(name: str, datasets: Iterable[str]) -> LabelScheme:
         InputError: no such scheme or file, a dataset without this scheme, datasets whose classes differ, a file that is
             not such a mapping; names the file and the key.
     """
-    if name not in SCHEMES:
-        return _read_scheme(Path(name))
+    scheme = _built_in(name, datasets) if name in SCHEMES else _read_scheme(Path(name))
+    return scheme if official is None else replace(scheme, official=OfficialList.read(official))
+
+
+def _built_in(name: str, datasets: Iterable[str]) -> LabelScheme:
     known = SCHEMES[name]
     chosen: dict[str, tuple[tuple[str, ...], Words]] = {}
     for dataset in dict.fromkeys(datasets):
@@ -149,7 +263,6 @@ def load_scheme(name: str, datasets: Iterable[str]) -> LabelScheme:
         name=name,
         classes=next(iter(kinds), _THREE),
         words={dataset: words for dataset, (_, words) in chosen.items()},
-        left_out=_LEFT_OUT if name == "megc2019_3class" else {},
     )
 
 
@@ -187,8 +300,8 @@ def _read_words(path: Path, dataset: str, given: object, classes: Sequence[str])
     return {word.strip().lower(): name for word, name in given.items()}
 
 
-def read_official_list(path: Path) -> tuple[tuple[int, SampleId, int], ...]:
-    """Rows of a list such as the MEGC2019 composite's: dataset, subject, clip, label, header or none.
+def read_clip_rows(path: Path) -> list[tuple[int, SampleId, int]]:
+    """Read the rows of a list of clips: dataset, subject, clip, label; header or none.
 
     Returns:
         Row number from 1, the clip as the list writes it, and its label.
@@ -197,44 +310,17 @@ def read_official_list(path: Path) -> tuple[tuple[int, SampleId, int], ...]:
         InputError: a list that cannot be read; names file, row and value.
     """
     rows = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.reader(file), start=1):
-                if row and not (number == 1 and not row[-1].strip().isdecimal()):
-                    dataset, subject, clip, label = _list_row(path, number, row)
-                    rows.append((number, SampleId(dataset=dataset, subject=subject, clip=clip), int(label)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable list: {error}") from None
-    return tuple(rows)
+    for position, (number, cells) in enumerate(read_lines(path, width=4)):
+        cells = [cell for cell in cells[:4] if cell]
+        label = whole_of(cells[3]) if len(cells) == 4 else None
+        if label is None and position == 0 and len(cells) == 4 and number_of(cells[3]) is None:
+            continue  # a header
+        if label is None or label < 0:
+            raise InputError(f"{path}, row {number}: must be dataset, subject, clip, label, got {','.join(cells)!r}")
+        rows.append((number, SampleId(dataset=cells[0], subject=cells[1], clip=cells[2]), label))
+    return rows
 
 
-def check_official_list(path: Path, labels: Mapping[SampleId, int]) -> list[str]:
-    """Compare samples with a list such as the MEGC2019 composite's: dataset, subject, clip, label, header or none.
-
-    Subjects are compared without leading zeros and clips in any case, as the list has lost the one and mixes the other.
-
-    Returns:
-        A line for every clip that is missing, not in the list, or has another label there; empty when they agree.
-
-    Raises:
-        InputError: a list that cannot be read; names file, row and value.
-    """
-    listed = {_key(clip.dataset, clip.subject, clip.clip): label for _, clip, label in read_official_list(path)}
-    found = {_key(sample.dataset, sample.subject, sample.clip): label for sample, label in labels.items()}
-    lines = [f"{sample}: is in the list, but not in the sources" for sample in listed if sample not in found]
-    lines += [f"{sample}: is not in the list" for sample in found if sample not in listed]
-    return lines + [
-        f"{sample}: has label {found[sample]}, in the list {label}"
-        for sample, label in listed.items()
-        if found.get(sample, label) != label
-    ]
-
-
-def _list_row(path: Path, number: int, row: Sequence[str]) -> list[str]:
-    if len(row) < 4 or not row[3].strip().isdecimal():
-        raise InputError(f"{path}, row {number}: must be dataset, subject, clip, label, got {','.join(row)!r}")
-    return [cell.strip() for cell in row[:4]]
-
-
-def _key(dataset: str, subject: str, clip: str) -> SampleId:
-    return SampleId(dataset=dataset.lower(), subject=subject.lower().lstrip("0"), clip=clip.lower())
+def _key(sample: SampleId) -> SampleId:
+    names = (sample.dataset.lower(), sample.subject.lower().lstrip("0"), sample.clip.lower())
+    return SampleId(**dict(zip(("dataset", "subject", "clip"), names, strict=True)))

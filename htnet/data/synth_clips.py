@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.adapters.base import OFF_THE_LIST
 from htnet.data.synth_faces import Look, draw_face, draw_look, look_landmarks
 from htnet.data.synth_layouts import DAMAGES, LAYOUTS, Damage, Layout, Trap
 from htnet.data.synth_like import ListedClip
@@ -128,7 +127,7 @@ def plan_clips(
     """
     layout = LAYOUTS[dataset]
     wanted = [trap for trap in layout.traps if traps and (xls or not trap.old_workbook)]
-    slots = _slots(subjects, clips, wanted) if like is None else _listed_slots(layout, like)
+    slots = _slots(subjects, clips, wanted) if like is None else _listed_slots(like)
     plan: list[SynthClip] = []
     for subject, found in enumerate(slots):
         key = [seed, list(LAYOUTS).index(dataset), subject]
@@ -155,16 +154,12 @@ def _slots(subjects: int, clips: int, traps: list[Trap]) -> list[list[_Slot]]:
     ]
 
 
-def _listed_slots(layout: Layout, like: Sequence[ListedClip]) -> list[list[_Slot]]:
-    """The list's clips by subject, and after the last what such lists leave out of the dataset."""
+def _listed_slots(like: Sequence[ListedClip]) -> list[list[_Slot]]:
+    """The list's clips by subject."""
     subjects: dict[str, list[_Slot]] = {}
     for clip in like:
         subjects.setdefault(clip.subject, []).append(_Slot(label=clip.label, name=(clip.subject, clip.clip)))
-    listed = {(clip.subject, clip.clip) for clip in like}
-    absent = [trap for trap in layout.traps if trap.rule == OFF_THE_LIST and trap.name not in listed]
-    slots = list(subjects.values())
-    slots[-1] += [_Slot(label=Emotion.NEGATIVE, trap=trap, name=trap.name) for trap in absent]
-    return slots
+    return list(subjects.values())
 
 
 def true_flow(clip: SynthClip, frame: int) -> Field:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from htnet.data.labels import read_official_list
+from htnet.data.labels import read_clip_rows
 from htnet.data.synth_layouts import LAYOUTS
 from htnet.data.types import Emotion
 from htnet.errors import InputError
@@ -43,7 +43,7 @@ def read_clip_list(path: Path) -> ClipList:
     known = [name for name, layout in LAYOUTS.items() if layout.in_lists]
     clips: dict[str, list[ListedClip]] = defaultdict(list)
     seen: dict[tuple[str, str, str], int] = {}
-    for number, sample, label in read_official_list(path):
+    for number, sample, label in read_clip_rows(path):
         if sample.dataset not in known:
             raise InputError(f"{path}, row {number}: dataset must be one of {', '.join(known)}, got {sample.dataset!r}")
         if label >= len(Emotion):

@@ -7,15 +7,15 @@ sample are made of it there (:mod:`htnet.data.extraction`).
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from htnet.data.adapters.workbook import Row, find_workbook, read_rows
+from htnet.data.folders import entries_of, spelled
 from htnet.data.frames import VIDEO_SUFFIXES
-from htnet.data.labels import LabelScheme
+from htnet.data.labels import LabelScheme, OutOfScheme
+from htnet.data.tables import Row, read_rows
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
@@ -28,11 +28,7 @@ APEX_OUTSIDE = "apex_outside_interval"
 """The apex lies before the onset or after the offset (SAMM 028_4_1, 032_3_1): it is found in the interval."""
 OFFSET_UNUSABLE = "offset_before_onset"
 """The offset is not after the onset, but the apex is: the offset is left open."""
-# ... and rules by which a clip is left out.
-OUTSIDE_SCHEME = "label_scheme"
-"""The label scheme has no class for the emotion."""
-OFF_THE_LIST = "official_list"
-"""The label scheme's official list leaves the clip out."""
+# ... and rules by which a clip is left out, beside those of :mod:`htnet.data.labels`.
 NEGATIVE_DURATION = "negative_duration"
 """Neither the apex nor the offset is after the onset."""
 MISSING_FRAMES = "missing_frames"
@@ -62,6 +58,8 @@ class Clip:
     offset: int | None = None
     notes: tuple[str, ...] = ()
     """Rules by which the annotation was read otherwise than it stands."""
+    remarks: tuple[str, ...] = ()
+    """A sentence for each annotated value that is not used: the value, the rule, file, sheet, row and column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +71,8 @@ class FlowPicture:
     label: int
     emotion: str
     place: str
+    remarks: tuple[str, ...] = ()
+    """As in :class:`Clip`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,34 +114,44 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Onset, apex and offset as far as they can be used, and the rules that were needed."""
+    """Onset, apex and offset as far as they can be used, and what of the annotation cannot, by rule and in words."""
 
     onset: int | None = None
     apex: int | None = None
     offset: int | None = None
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def read_interval(row: Row, onset: str, apex: str | None, offset: str) -> Interval | str:
-    """The interval in the named columns of a row, or the reason why there is none."""
+    """Read the interval in the named columns of a row, or say why there is none."""
     first, last = row.integer(onset), row.integer(offset)
-    if apex is None:
-        found = Interval(onset=first, offset=last, notes=(APEX_NOT_CODED,))
-        return found if last > first else _no_duration(first, None, last)
-    peak = row.integer(apex) if row.optional(apex).isdecimal() else None
+    peak = None if apex is None else row.whole(apex)
     if last <= first:
         if peak is None or peak <= first:
-            return _no_duration(first, peak, last)
-        return Interval(onset=first, apex=peak, notes=(OFFSET_UNUSABLE,))
-    if peak is None:
-        return Interval(onset=first, offset=last, notes=(APEX_NOT_CODED,))
-    if not first < peak <= last:
-        return Interval(onset=first, offset=last, notes=(APEX_AT_ONSET if peak == first else APEX_OUTSIDE,))
-    return Interval(onset=first, apex=peak, offset=last)
+            return f"neither apex nor offset is after the onset: onset {first}, apex {peak}, offset {last}"
+        remark = f"{OFFSET_UNUSABLE}: offset {last} is not after onset {first} ({row.place(offset)})"
+        return Interval(onset=first, apex=peak, notes=(OFFSET_UNUSABLE,), remarks=(remark,))
+    if peak is not None and first < peak <= last:
+        return Interval(onset=first, apex=peak, offset=last)
+    rule = APEX_NOT_CODED if peak is None else APEX_AT_ONSET if peak == first else APEX_OUTSIDE
+    text = "" if apex is None else row.optional(apex)
+    remark = f"{rule}: apex {text!r}, onset {first}, offset {last} ({row.place(apex or '')})"
+    return Interval(onset=first, offset=last, notes=(rule,), remarks=(remark,) if text else ())
 
 
-def _no_duration(onset: int, apex: int | None, offset: int) -> str:
-    return f"neither apex nor offset is after the onset: onset {onset}, apex {apex}, offset {offset}"
+def _find_annotation(root: Path, names: Sequence[str], chosen: Path | None) -> Path:
+    """Find the annotation file: ``chosen`` (relative to ``root``) if given, else the first of ``names`` in ``root``."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such dataset folder")
+    if chosen is not None:
+        if not (root / chosen).is_file():
+            raise InputError(f"{root / chosen}: no such annotation file")
+        return root / chosen
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise InputError(f"{root}: the annotation workbook is missing, expected {' or '.join(names)}")
 
 
 class DuplicateGuard:
@@ -169,14 +179,14 @@ class WorkbookDataset:
     workbooks: ClassVar[tuple[str, ...]]
     """Names under which the owners ship the table, the preferred one first."""
     columns: ClassVar[tuple[str, ...]]
-    """What is read, as :func:`htnet.data.adapters.workbook.read_rows` takes it."""
+    """Columns to read, as :func:`htnet.data.tables.read_rows` takes them."""
     sheet: ClassVar[str | None] = None
     fps: ClassVar[float | None] = None
 
     @property
     def workbook(self) -> Path:
         """The annotation table; :class:`InputError` where there is none."""
-        return find_workbook(self.root, self.workbooks, self.annotations)
+        return _find_annotation(self.root, self.workbooks, self.annotations)
 
     def describe(self) -> dict[str, object]:
         """What identifies the input."""
@@ -205,24 +215,19 @@ class WorkbookDataset:
         emotion, place = self.emotion_of(row)
         label = self.scheme.label(sample, emotion, place)
         where = row.place(self._key)
-        if isinstance(label, str):
-            return self.left_out(sample, label, where)
+        if isinstance(label, OutOfScheme):
+            return LeftOut(clip=str(sample), rule=label.rule, reason=label.reason, place=where)
         interval = self.interval_of(row)
         if isinstance(interval, str):
             return LeftOut(clip=str(sample), rule=NEGATIVE_DURATION, reason=interval, place=where)
         frames = first_there(self.frames_of(row, sample))
         if isinstance(frames, str):
             return LeftOut(clip=str(sample), rule=MISSING_FRAMES, reason=frames, place=where, failed=True)
-        facts = {"onset": interval.onset, "apex": interval.apex, "offset": interval.offset}
         return Clip(
-            id=sample, frames=frames, label=label, emotion=emotion, place=where, fps=self.fps, notes=interval.notes,
-            **facts,
+            id=sample, frames=frames, label=label.number, emotion=emotion, place=where, fps=self.fps,
+            notes=(*label.notes, *interval.notes), remarks=(*label.remarks, *interval.remarks),
+            onset=interval.onset, apex=interval.apex, offset=interval.offset,
         )  # fmt: skip
-
-    def left_out(self, sample: SampleId, reason: str, place: str) -> LeftOut:
-        """A clip that the label scheme leaves out, with its reason."""
-        rule = OFF_THE_LIST if sample in self.scheme.left_out else OUTSIDE_SCHEME
-        return LeftOut(clip=str(sample), rule=rule, reason=reason, place=place)
 
     def sample_of(self, row: Row) -> SampleId:
         """Identity of the row's clip."""
@@ -242,10 +247,10 @@ class WorkbookDataset:
 
 
 def first_there(candidates: Iterable[Path]) -> Path | str:
-    """The first candidate that exists and is not empty, in any case of letters, or a sentence that names them all."""
+    """The first candidate that exists and is not empty, as the disk spells it, or a sentence that names them all."""
     tried = []
     for path in candidates:
-        found = _any_case(path)
+        found = spelled(path)
         empty = found is not None and found.is_dir() and is_empty(found)
         if found is not None and not empty and (found.is_dir() or found.suffix.lower() in VIDEO_SUFFIXES):
             return found
@@ -254,16 +259,5 @@ def first_there(candidates: Iterable[Path]) -> Path | str:
 
 
 def is_empty(folder: Path) -> bool:
-    with os.scandir(folder) as entries:  # iterdir would list a recording of thousands of frames
-        return next(entries, None) is None
-
-
-def _any_case(path: Path) -> Path | None:
-    """The path as the disk spells it; datasets say spNO in one place and spNo in another."""
-    if path.exists():
-        return path
-    parent = path.parent if path.parent.exists() else (_any_case(path.parent) if path.parent != path else None)
-    if parent is None or not parent.is_dir():
-        return None
-    matches = sorted(entry for entry in parent.iterdir() if entry.name.lower() == path.name.lower())
-    return matches[0] if matches else None
+    """Tell if a folder holds nothing but the traces of other programs."""
+    return next(entries_of(folder), None) is None

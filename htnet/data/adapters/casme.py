@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from htnet.data.adapters.base import Interval, WorkbookDataset, read_interval
 from htnet.data.adapters.casme2 import subject_of
-from htnet.data.adapters.workbook import Row
 from htnet.data.frames import inside
+from htnet.data.tables import Row
 from htnet.data.types import SampleId
 
 
@@ -33,7 +33,7 @@ class Casme(WorkbookDataset):
 
     def sample_of(self, row: Row) -> SampleId:
         """``casme/sub01/EP01_12``."""
-        return SampleId(dataset="casme", subject=subject_of(row), clip=row.text("Filename"))
+        return SampleId(dataset="casme", subject=subject_of(row), clip=row.name("Filename"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
         """The emotion's word, ``tense`` among them."""

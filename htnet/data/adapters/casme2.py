@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from htnet.data.adapters.base import Interval, WorkbookDataset, read_interval
-from htnet.data.adapters.workbook import Row
 from htnet.data.frames import inside
+from htnet.data.tables import Row
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
@@ -37,7 +37,7 @@ class Casme2(WorkbookDataset):
 
     def sample_of(self, row: Row) -> SampleId:
         """``casme2/sub01/EP02_01f``; the workbook may have lost the zero or the word."""
-        return SampleId(dataset="casme2", subject=subject_of(row), clip=row.text("Filename"))
+        return SampleId(dataset="casme2", subject=subject_of(row), clip=row.name("Filename"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
         """The estimated emotion."""
@@ -56,7 +56,7 @@ class Casme2(WorkbookDataset):
 def subject_of(row: Row) -> str:
     """``sub01`` of 1, 01 or sub01; :class:`InputError` for anything else."""
     text = row.text("Subject")
-    match = re.fullmatch(r"(?:sub)?0*(\d{1,2})", text, re.IGNORECASE)
+    match = re.fullmatch(r"(?:sub)?0*([0-9]{1,2})", text, re.IGNORECASE)
     if match is None:
         raise InputError(f"{row.place('Subject')}: must be a number such as 1 or sub01, got {text!r}")
     return f"sub{int(match[1]):02d}"

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from htnet.data.adapters.base import MACRO, Clip, Entry, Interval, LeftOut, WorkbookDataset, read_interval
-from htnet.data.adapters.workbook import Row
 from htnet.data.frames import inside
+from htnet.data.tables import Row
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
@@ -54,7 +54,7 @@ class Casme3A(WorkbookDataset):
         match = re.fullmatch(r"spno\.?\s*(\d+)", text, re.IGNORECASE)
         if match is None:
             raise InputError(f"{row.place('Subject')}: must be such as spNO.1, got {text!r}")
-        clip = f"{row.text('Filename').lower()}_{row.integer('Onset')}"
+        clip = f"{row.name('Filename').lower()}_{row.integer('Onset')}"
         return SampleId(dataset="casme3", subject=f"spno.{int(match[1])}", clip=clip)
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
@@ -68,7 +68,7 @@ class Casme3A(WorkbookDataset):
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
         """The recording, else the clip as pictures or as a video."""
         clips = self.root / "Part_A_ME_clip"
-        yield inside(self.root / "part_A", sample.subject, row.text("Filename"), "color")
+        yield inside(self.root / "part_A", sample.subject, row.name("Filename"), "color")
         yield inside(clips / "frame", f"{sample.subject}_{sample.clip}")
         yield inside(clips / "video", f"{sample.subject}_{sample.clip}.mp4")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from htnet.data.adapters.base import Entry, Interval, LeftOut, WorkbookDataset, read_interval
-from htnet.data.adapters.workbook import Row
 from htnet.data.frames import inside
+from htnet.data.tables import Row
 from htnet.data.types import SampleId
 
 CLASSES = ("Positive", "Negative", "Surprise", "Repression", "Others")
@@ -37,11 +37,11 @@ class FourDME(WorkbookDataset):
         return super().entry(row, sample)
 
     def _marked(self, row: Row) -> list[str]:
-        return [name for name in CLASSES if row.optional(name) not in ("", "0")]
+        return [name for name in CLASSES if row.mark(name)]
 
     def sample_of(self, row: Row) -> SampleId:
         """``4dme/<sub_ID>/<fold_name>``."""
-        return SampleId(dataset="4dme", subject=row.text("sub_ID"), clip=row.text("fold_name"))
+        return SampleId(dataset="4dme", subject=row.name("sub_ID"), clip=row.name("fold_name"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
         """The class whose column is marked."""

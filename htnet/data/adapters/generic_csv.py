@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
 from htnet.data.adapters.base import APEX_NOT_CODED, Interval, WorkbookDataset
-from htnet.data.adapters.workbook import Row
 from htnet.data.frames import inside
+from htnet.data.tables import Row
 from htnet.data.types import SampleId, check_dataset_name
 from htnet.errors import InputError
 
@@ -38,7 +38,7 @@ class GenericCsv(WorkbookDataset):
     def emotion_of(self, row: Row) -> tuple[str, str]:
         """The word; a number stands for the scheme's class of that number."""
         text, place = row.text("emotion"), row.place("emotion")
-        if not text.isdecimal():
+        if not (text.isascii() and text.isdecimal()):
             return text, place
         number = row.integer("emotion")
         if number >= len(self.scheme.classes):
@@ -47,14 +47,15 @@ class GenericCsv(WorkbookDataset):
 
     def interval_of(self, row: Row) -> Interval | str:
         """The numbers that there are, in rising order."""
-        given = {name: row.integer(name) if row.optional(name) else None for name in ("onset", "apex", "offset")}
+        given = {name: row.optional_integer(name) for name in ("onset", "apex", "offset")}
         numbers = [value for value in given.values() if value is not None]
         if numbers != sorted(set(numbers)):
             raise InputError(
                 f"{row.place('onset')}: must rise, onset < apex < offset, got {', '.join(map(str, numbers))}"
             )
-        return Interval(**given, notes=() if given["apex"] is not None else (APEX_NOT_CODED,))
+        notes = () if given["apex"] is not None else (APEX_NOT_CODED,)
+        return Interval(onset=given["onset"], apex=given["apex"], offset=given["offset"], notes=notes)
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
         """The path in the list, which must stay in the list's folder."""
-        yield inside(self.root, *PurePosixPath(row.text("frames")).parts)
+        yield inside(self.root, *row.parts("frames"))

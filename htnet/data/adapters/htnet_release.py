@@ -7,9 +7,7 @@ OpenCV reads a picture's channels as (strain, v, u); each is TV-L1 flow scaled t
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +16,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.adapters.base import FlowPicture
+from htnet.data.adapters.base import FlowPicture, LeftOut
 from htnet.data.frames import is_whole
-from htnet.data.labels import LabelScheme
+from htnet.data.labels import Label, LabelScheme, OutOfScheme
+from htnet.data.tables import read_rows
 from htnet.data.types import Emotion, SampleId, check_dataset_name
 from htnet.errors import InputError
 
@@ -56,7 +55,7 @@ class HTNetRelease:
             "flow": {"method": "TV-L1 by the dataset's authors", "scaling": "min-max per channel to 0..255"},
         }
 
-    def entries(self) -> Iterator[FlowPicture]:
+    def entries(self) -> Iterator[FlowPicture | LeftOut]:
         """Every row of the label list, in its order; InputError names file and row of what cannot be used."""
         names = tuple(emotion.name.lower() for emotion in Emotion)
         if self.scheme.classes != names:
@@ -66,10 +65,15 @@ class HTNetRelease:
             )
         pictures = self._pictures()
         for number, sample, label in _read_labels(self.labels):
-            place = f"{self.labels}, row {number}"
+            place, emotion = f"{self.labels}, row {number}", names[label]
+            decided = self.scheme.decide(sample, Label(number=label), emotion, place)
+            if isinstance(decided, OutOfScheme):
+                yield LeftOut(clip=str(sample), rule=decided.rule, reason=decided.reason, place=place)
+                continue
             yield FlowPicture(
-                id=sample, picture=pictures[sample], label=label, emotion=Emotion(label).name.lower(), place=place
-            )
+                id=sample, picture=pictures[sample], label=decided.number, emotion=emotion, place=place,
+                remarks=decided.remarks,
+            )  # fmt: skip
 
     def _pictures(self) -> dict[SampleId, Path]:
         """Path of every sample's picture; each has its own."""
@@ -85,8 +89,6 @@ class HTNetRelease:
 
     def _picture(self, sample: SampleId, row: int) -> Path:
         stem = f"{sample.subject}_{sample.clip}"
-        if "/" in stem or "\\" in stem:
-            raise InputError(f"{self.labels}, row {row}: {stem!r} is not a file name")
         for name in (f"{stem} .png", f"{stem}.png"):
             path = self.root / PICTURES / name
             if path.is_file():
@@ -118,35 +120,24 @@ def read_flow_picture(path: Path) -> NDArray[np.float16]:
 
 
 def _read_labels(path: Path) -> Iterator[tuple[int, SampleId, int]]:
-    try:
-        reader = csv.DictReader(io.StringIO(_read(path).decode("utf-8-sig"), newline=""))
-        yield from _check_labels(path, reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV in UTF-8 ({error})") from None
-
-
-def _check_labels(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, SampleId, int]]:
-    missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise InputError(f"{path}, row 1: missing column(s) {', '.join(missing)}")
+    """Row number, identity and label of every row, each clip once."""
+    _read(path)  # of a folder that is no release it says what one holds
     seen: dict[SampleId, int] = {}
-    for row in reader:
-        number = reader.line_num  # empty lines are skipped but counted
-        values = {name: (row[name] or "").strip() for name in _COLUMNS}
+    for row in read_rows(path, _COLUMNS):
         for name in ("dataset", "sub", "filename_o"):
-            if not values[name]:
-                raise InputError(f"{path}, row {number}, column {name}: must not be empty")
-        check_dataset_name(values["dataset"], f"{path}, row {number}, column dataset")
-        sample = SampleId(dataset=values["dataset"], subject=values["sub"], clip=values["filename_o"])
-        if values["label"] not in {"0", "1", "2"}:
+            row.text(name)
+        check_dataset_name(row.text("dataset"), row.place("dataset"))
+        sample = SampleId(dataset=row.text("dataset"), subject=row.name("sub"), clip=row.name("filename_o"))
+        label = row.whole("label")
+        if label not in (0, 1, 2):
             raise InputError(
-                f"{path}, row {number}, column label: must be 0 (negative), 1 (positive) or 2 (surprise), "
-                f"got {values['label']!r}"
+                f"{row.place('label')}: must be 0 (negative), 1 (positive) or 2 (surprise), "
+                f"got {row.optional('label')!r}"
             )
         if sample in seen:
-            raise InputError(f"{path}, row {number}: duplicate clip {sample}: row {seen[sample]} holds it already")
-        seen[sample] = number
-        yield number, sample, int(values["label"])
+            raise InputError(f"{path}, row {row.number}: duplicate clip {sample}: row {seen[sample]} holds it already")
+        seen[sample] = row.number
+        yield row.number, sample, label
 
 
 def _read(path: Path) -> bytes:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from htnet.data.adapters.base import Interval, WorkbookDataset, read_interval
-from htnet.data.adapters.workbook import Row
 from htnet.data.frames import inside
+from htnet.data.tables import Row
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
@@ -32,7 +32,7 @@ class Mmew(WorkbookDataset):
 
     def sample_of(self, row: Row) -> SampleId:
         """``mmew/S01/S01-07-001``."""
-        name = row.text("Filename")
+        name = row.name("Filename")
         match = re.fullmatch(r"S(\d{1,2})-\d+-\d+", name, re.IGNORECASE)
         if match is None:
             raise InputError(f"{row.place('Filename')}: must be such as S01-07-001, got {name!r}")

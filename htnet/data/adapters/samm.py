@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from htnet.data.adapters.base import Interval, WorkbookDataset, read_interval
-from htnet.data.adapters.workbook import Row
 from htnet.data.frames import inside
+from htnet.data.tables import Row
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
@@ -36,7 +36,7 @@ class Samm(WorkbookDataset):
         text = row.text("Subject")
         if not (text.isascii() and text.isdigit() and int(text) < 1000):
             raise InputError(f"{row.place('Subject')}: must be a number of up to three digits, got {text!r}")
-        return SampleId(dataset="samm", subject=f"{int(text):03d}", clip=row.text("Filename"))
+        return SampleId(dataset="samm", subject=f"{int(text):03d}", clip=row.name("Filename"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
         """The estimated emotion."""

@@ -25,11 +25,14 @@ from htnet.data.adapters.base import (
     WorkbookDataset,
     is_empty,
 )
-from htnet.data.adapters.workbook import Row
-from htnet.data.frames import inside
+from htnet.data.folders import entries_of, same_name, spelled
+from htnet.data.labels import OutOfScheme
+from htnet.data.tables import Row
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
+DOUBLE_FOLDER = "double_folder"
+"""The clip's frames lie in another folder as well, whose name differs in blanks or zeros; a failure."""
 _SUBJECT = re.compile(r"s?0*(\d{1,2})", re.IGNORECASE)
 _CLIP = re.compile(r"s0*(\d{1,2})_(.+)", re.IGNORECASE)
 
@@ -56,7 +59,7 @@ class Smic(WorkbookDataset):
 
     def entries(self) -> Iterator[Entry]:
         """Every row in the table's order, then the folders that are further micro-expressions of a recording."""
-        folders = self._folders()
+        folders, doubles = self._folders()
         guard = DuplicateGuard()
         for row in self.rows():
             sample, place = self.sample_of(row), row.place("Filename")
@@ -68,20 +71,22 @@ class Smic(WorkbookDataset):
                 )
                 yield LeftOut(clip=str(sample), rule=MISSING_FRAMES, reason=reason, place=place, failed=True)
                 continue
-            if emotion != folder.parent.name.lower():
+            if emotion != same_name(folder.parent.name):
                 raise InputError(f"{row.place('Emotion')}: {emotion}, but the clip lies in {folder}")
             yield self._clip(sample, folder, place)
         for sample, folder in folders.items():
             yield self._clip(sample, folder, str(folder))
+        yield from doubles
 
     def _clip(self, sample: SampleId, folder: Path, place: str) -> Clip | LeftOut:
-        emotion = folder.parent.name.lower()
+        emotion = same_name(folder.parent.name)
         label = self.scheme.label(sample, emotion, place)
-        if isinstance(label, str):
-            return self.left_out(sample, label, place)
+        if isinstance(label, OutOfScheme):
+            return LeftOut(clip=str(sample), rule=label.rule, reason=label.reason, place=place)
         return Clip(
-            id=sample, frames=folder, label=label, emotion=emotion, place=place, fps=self.fps, notes=(APEX_NOT_CODED,)
-        )
+            id=sample, frames=folder, label=label.number, emotion=emotion, place=place, fps=self.fps,
+            notes=(*label.notes, APEX_NOT_CODED), remarks=label.remarks,
+        )  # fmt: skip
 
     @property
     def _root(self) -> Path:
@@ -92,8 +97,7 @@ class Smic(WorkbookDataset):
 
     def sample_of(self, row: Row) -> SampleId:
         """``smic/s01/s01_ne_01``."""
-        name, text = row.text("Filename"), row.text("Subject")
-        inside(self.root, name)
+        name, text = row.name("Filename"), row.text("Subject")
         subject, clip = _SUBJECT.fullmatch(text), _CLIP.fullmatch(name)
         if subject is None:
             raise InputError(f"{row.place('Subject')}: must be a number such as 1 or s01, got {text!r}")
@@ -103,33 +107,39 @@ class Smic(WorkbookDataset):
             )
         return _sample(int(subject[1]), clip[2])
 
-    def _folders(self) -> dict[SampleId, Path]:
-        """Every clip folder by the clip's name, by subject, then emotion, then name."""
+    def _folders(self) -> tuple[dict[SampleId, Path], list[LeftOut]]:
+        """Every clip folder by the clip's name, by subject, then emotion, then name; and folders of a clip had before.
+
+        A folder may be there twice but for a blank or a zero (``s1_ne_01`` and ``s1_ne_01 ``); the first is taken.
+        """
         clips: dict[SampleId, Path] = {}
+        doubles = []
         for subject_folder in _subfolders(self._root):
-            match = _SUBJECT.fullmatch(subject_folder.name)
+            match = _SUBJECT.fullmatch(subject_folder.name.strip())
             if match is None:
                 raise InputError(f"{subject_folder}: a subject's folder must be named such as s01")
-            micro = subject_folder / "micro"
-            for emotion_folder in _subfolders(micro) if micro.is_dir() else ():
-                for folder in _subfolders(emotion_folder):
-                    if is_empty(folder):  # a failure of the clip, as if it were not there
-                        continue
-                    sample = _of_folder(folder, int(match[1]))
-                    if sample in clips:
-                        raise InputError(f"{folder}: clip {sample} lies in {clips[sample]} already")
-                    clips[sample] = folder
-        return clips
+            micro = spelled(subject_folder / "micro")
+            for folder in [clip for emotion in _subfolders(micro) for clip in _subfolders(emotion)]:
+                if is_empty(folder):  # a failure of the clip, as if it were not there
+                    continue
+                sample = _of_folder(folder, int(match[1]))
+                if sample in clips:
+                    reason = f"clip {sample} lies in {str(clips[sample])!r} already"
+                    where = repr(str(folder))
+                    doubles.append(
+                        LeftOut(clip=str(sample), rule=DOUBLE_FOLDER, reason=reason, place=where, failed=True)
+                    )
+                clips.setdefault(sample, folder)
+        return clips, doubles
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+def _subfolders(folder: Path | None) -> list[Path]:
+    """Folders in a folder, sorted by name; none in none."""
+    return [] if folder is None else sorted(path for path in entries_of(folder) if path.is_dir())
 
 
 def _of_folder(folder: Path, subject: int) -> SampleId:
-    match = _CLIP.fullmatch(folder.name)
+    match = _CLIP.fullmatch(folder.name.strip())
     if match is None or int(match[1]) != subject:
         raise InputError(f"{folder}: must be named as a clip of subject s{subject}, such as s{subject}_ne_01")
     return _sample(subject, match[2])

@@ -17,9 +17,10 @@ from pathlib import Path
 from htnet.data.adapters.base import Clip, FlowPicture
 from htnet.data.landmarks.crop import CROP_RATIO, FaceCrop, check_inside, face_crop
 from htnet.data.landmarks.five_points import SOURCE_COLUMNS, UPSTREAM_COLUMNS, UPSTREAM_SIZE, read_five_points
-from htnet.data.landmarks.openface import FRAME, PLACES, read_openface
-from htnet.data.landmarks.points68 import COLUMNS68, read_points68
-from htnet.data.landmarks.table import LandmarkTable, read_csv
+from htnet.data.landmarks.openface import FRAME, PLACES, SUCCESS, read_openface
+from htnet.data.landmarks.points68 import COLUMNS68, is_point, read_points68
+from htnet.data.landmarks.table import KEY, LandmarkTable
+from htnet.data.tables import open_table
 from htnet.errors import InputError
 
 __all__ = [
@@ -40,7 +41,7 @@ def read_landmarks(path: Path, entries: Sequence[Clip | FlowPicture] = ()) -> La
     """Read a landmark table of any kind.
 
     Args:
-        path: a CSV, UTF-8, first row the header; or a folder of OpenFace's output.
+        path: a table, as :mod:`htnet.data.tables` reads them; or a folder of OpenFace's output.
         entries: the clips that landmarks are wanted of; a folder of files is searched for those of them.
 
     Raises:
@@ -49,8 +50,12 @@ def read_landmarks(path: Path, entries: Sequence[Clip | FlowPicture] = ()) -> La
     """
     if path.is_dir():
         return read_openface(path, entries)
-    header, rows = read_csv(path)
-    if FRAME in header and not {*COLUMNS68}.isdisjoint(header):
+    if not path.exists():
+        what = "(columns: dataset, subject, clip, left_eye_x, ...); prepare.detector does without one"
+        raise InputError(f"{path}: no such landmark table {what}")
+    table = open_table(path, (*KEY, *SOURCE_COLUMNS, *UPSTREAM_COLUMNS, *COLUMNS68))
+    if any(map(is_point, table.header)):
+        return read_points68(table)
+    if table.top is None and open_table(path, (FRAME, SUCCESS)).top is not None:
         raise InputError(f"{path}: OpenFace's output of one clip; name the folder that holds a file per clip: {PLACES}")
-    read = read_points68 if not {*COLUMNS68}.isdisjoint(header) else read_five_points
-    return read(path, header, rows)
+    return read_five_points(table)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from htnet.data.landmarks.table import KEY, CsvRow, LandmarkTable, by_clip, checksum, require_columns
+from htnet.data.landmarks.table import KEY, LandmarkTable, by_clip, checksum
+from htnet.data.tables import Row, Table
 from htnet.data.types import LANDMARK_NAMES, Landmarks
 
 SOURCE_COLUMNS = tuple(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy")
@@ -17,20 +17,19 @@ UPSTREAM_SIZE = 28
 """Side of the flow image that :data:`UPSTREAM_COLUMNS` are pixels of."""
 
 
-def read_five_points(path: Path, header: Sequence[str], rows: Sequence[CsvRow]) -> LandmarkTable:
+def read_five_points(table: Table) -> LandmarkTable:
     """The table of :data:`SOURCE_COLUMNS`, in pixels of the onset frame, or of :data:`UPSTREAM_COLUMNS`.
 
     Raises:
         InputError: a column is missing, an empty key, a clip twice, a coordinate that is no finite number.
     """
-    upstream = any(name in UPSTREAM_COLUMNS for name in header)
+    upstream = any(name in UPSTREAM_COLUMNS for name in table.header)
     columns = UPSTREAM_COLUMNS if upstream else SOURCE_COLUMNS
-    require_columns(path, header, (*KEY, *columns))
-    points = by_clip((row, _points(row, columns)) for row in rows)
+    points = by_clip((row, _points(row, columns)) for row in table.rows((*KEY, *columns)))
     size = UPSTREAM_SIZE if upstream else None
-    return LandmarkTable(path=path, points=points, flow_size=size, sha256=checksum(path))
+    return LandmarkTable(path=table.path, points=points, flow_size=size, sha256=checksum(table.path))
 
 
-def _points(row: CsvRow, columns: Sequence[str]) -> Landmarks:
+def _points(row: Row, columns: Sequence[str]) -> Landmarks:
     values = [row.pixels(column) for column in columns]
     return tuple(zip(values[::2], values[1::2], strict=True))

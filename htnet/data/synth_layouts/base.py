@@ -17,8 +17,8 @@ from htnet.data.adapters.base import (
     MISSING_FRAMES,
     NEGATIVE_DURATION,
     OFFSET_UNUSABLE,
-    OUTSIDE_SCHEME,
 )
+from htnet.data.labels import OUTSIDE_SCHEME
 from htnet.data.synth_motion import Field
 from htnet.data.types import Emotion, Landmarks
 

@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from htnet.data.adapters.base import OFF_THE_LIST
 from htnet.data.synth_layouts.base import (
     APEX_AFTER_OFFSET,
     LOOSE_TYPES,
@@ -21,14 +20,9 @@ from htnet.data.synth_layouts.base import (
     Trap,
     apex_not_coded,
     emotion,
-    no_frames,
 )
 from htnet.data.synth_layouts.files import units, write_frames, write_landmarks, write_table
 from htnet.data.types import Emotion
-
-
-def _absent(subject: str, clip: str) -> Trap:
-    return Trap(kind="absent_from_official_list", rule=OFF_THE_LIST, kept=False, change=no_frames, name=(subject, clip))
 
 
 class Casme2Layout(Layout):
@@ -50,8 +44,6 @@ class Casme2Layout(Layout):
         emotion("others"),
         emotion("sadness"),
         emotion("fear"),
-        _absent("sub04", "EP12_01f"),
-        _absent("sub24", "EP02_07"),
     )
 
     def subject_name(self, index: int) -> str:

@@ -1,0 +1,50 @@
+"""Folders of datasets as they lie on disks: names that differ in case or blanks, and traces of other programs."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+_TRACES = re.compile(
+    r"\..*|__MACOSX|__pycache__|lost\+found"  # hidden ones, archives packed on a Mac, Python, checks of a disk
+    r"|@.*|#recycle|#snapshot|~snapshot"  # boxes of Synology, QNAP and NetApp
+    r"|\$RECYCLE\.BIN|RECYCLER|System Volume Information|Thumbs\.db|ehthumbs.*\.db|desktop\.ini"  # Windows
+    r"|~\$.*|.*~|.*\.(?:swp|tmp|bak|part|crdownload)|Icon\r",  # editors, office programs, downloads
+    re.IGNORECASE,
+)
+
+
+def is_trace(name: str) -> bool:
+    """Tell by its name that a file or folder was left by an operating system, a storage box or an editor."""
+    return _TRACES.fullmatch(name) is not None
+
+
+def entries_of(folder: Path) -> Iterator[Path]:
+    """Yield what a folder holds, in the disk's order, but for the traces of other programs."""
+    with os.scandir(folder) as entries:  # a recording may have thousands of frames, of which one is asked for
+        for entry in entries:
+            if not is_trace(entry.name):
+                yield Path(entry.path)
+
+
+def spelled(path: Path) -> Path | None:
+    """Find a path as the disk spells it: datasets say spNO in one place and spNo in another.
+
+    Names are equal that differ in case, in blanks at their ends and in how an accent is composed; the exact one comes
+    first, then the first in the order of names.
+    """
+    if path.exists():
+        return path
+    parent = path.parent if path.parent.exists() else (spelled(path.parent) if path.parent != path else None)
+    if parent is None or not parent.is_dir():
+        return None
+    wanted = same_name(path.name)
+    return min((entry for entry in entries_of(parent) if same_name(entry.name) == wanted), default=None)
+
+
+def same_name(name: str) -> str:
+    """Fold a name to what is compared: composed accents, small letters, no blanks at the ends."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
