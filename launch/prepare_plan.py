@@ -18,6 +18,7 @@ from htnet.data.adapters import DATASETS, build_adapter
 from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
 from htnet.data.adapters.htnet_release import LANDMARKS as RELEASE_LANDMARKS
 from htnet.data.extraction import ExtractionSettings, check_landmarks
+from htnet.data.folders import entries_of
 from htnet.data.labels import COMPOSITE_SCHEME, COMPOSITE_SIZES, OFF_THE_LIST, LabelScheme, OfficialList, load_scheme
 from htnet.data.landmarks import UPSTREAM_SIZE, LandmarkTable, read_landmarks
 from htnet.data.types import SampleId
@@ -196,7 +197,7 @@ def _identity(entries: Sequence[Clip | FlowPicture], listed: Callable[[Path], by
 
 def _listed(frames: Path) -> bytes:
     """Names and sizes of a folder's frames, or of a video."""
-    files = sorted(frames.iterdir()) if frames.is_dir() else [frames]
+    files = sorted(entries_of(frames)) if frames.is_dir() else [frames]
     return repr([(file.name, _size(file)) for file in files]).encode()
 
 

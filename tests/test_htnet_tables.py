@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
+import io
 import random
 import zipfile
 
 import pytest
+import xlwt
+from hypothesis import given
+from hypothesis import strategies as st
 from openpyxl import Workbook
 from test_htnet_adapters import make
 
-from htnet.data.tables import read_rows
+from htnet.data.cells import mark_of, number_of, text_of, whole_of
+from htnet.data.tables import read_lines, read_rows
 from htnet.errors import InputError
 
 ROWS = [["a title"], [], ["Subject", "Onset", None, "Emotion"], [1.0, "7", None, " happy "], [], ["x", None, None, ""]]
@@ -125,3 +132,186 @@ def test_formatted_emptiness_ends_the_table(tmp_path):
     rows = [["Subject"], [1], *([[""]] * 1100), [2]]
     path = make(tmp_path, "t.csv", rows, []) / "t.csv"
     assert len(read_rows(path, ("Subject",))) == 1
+
+
+# --- texts of every separator, encoding and habit
+
+SAID = [("006", "006_1_2", 5562, 34.965), ("010", "Müller, A", 91, -0.5)]
+
+
+def saved(separator: str, *, comma: bool = False, first: str = "", end: str = "\r\n", junk: bool = False) -> str:
+    """:data:`SAID` as somebody's program saves it: decimal commas, a directive, rows of separators below."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=separator, lineterminator=end, quoting=csv.QUOTE_ALL)
+    writer.writerow(["Subject", "Filename", "Onset\nFrame", "left_eye_x"])
+    for subject, name, onset, x in SAID:
+        numbers = [f"{onset}.0", str(x)]
+        writer.writerow([subject, name, *(number.replace(".", ",") if comma else number for number in numbers)])
+    if junk:
+        text.write((separator * 3 + end) * 3)
+    return first + text.getvalue()
+
+
+def assert_said(path) -> None:
+    rows = read_rows(path, ("Subject", "Filename", "Onset Frame", "left_eye_x"))
+    read = [(r.text("Subject"), r.text("Filename"), r.integer("Onset Frame"), r.pixels("left_eye_x")) for r in rows]
+    assert read == SAID
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_texts_read_alike_however_they_are_saved(tmp_path, separator, end, encoding):
+    (tmp_path / "t.csv").write_bytes(saved(separator, end=end, junk=True).encode(encoding))
+    assert_said(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_commas_are_decimal_where_they_separate_nothing(tmp_path, separator):
+    (tmp_path / "t.txt").write_text(saved(separator, comma=True), encoding="utf-8")
+    assert_said(tmp_path / "t.txt")
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\r\n', "SEP=;\r"])
+def test_a_first_line_may_name_the_separator(tmp_path, first):
+    (tmp_path / "t.csv").write_text(saved(";", comma=True, first=first), encoding="utf-8", newline="")
+    assert_said(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Subject,Onset\n1,5,562\n", r"row 2: 3 values, the header has 2 columns"),
+        ('Subject,Onset\n1,"5,562"\n', r"row 2, column Onset: must be a whole number, got '5,562'"),
+        ("Subject;Onset\n1;1.234,5\n", r"row 2, column Onset: must be a whole number, got '1\.234,5'"),
+        ("Subject;Onset\n1;59,5\n", r"row 2, column Onset: must be a whole number, got '59,5'"),
+        ('Subject,Onset\n"1,2\n3,4\n', r"not a readable CSV in UTF-8"),
+        ("Subject,Onset\n1,#REF!\n", r"column Onset: must be a value, got the error '#REF!'"),
+    ],
+)
+def test_what_a_text_leaves_open_is_refused(tmp_path, text, said):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InputError, match=said):
+        [row.integer("Onset") for row in read_rows(tmp_path / "t.csv", ("Subject", "Onset"))]
+
+
+@given(st.text(st.characters(exclude_categories=("Cs",)), max_size=8))
+def test_any_cell_is_one_line_without_blanks_around(cell):
+    text = text_of(cell)
+    assert text == text.strip()
+    assert len(text.splitlines()) <= 1
+
+
+@given(st.integers(-(10**18), 10**18), st.integers(0, 4))
+def test_a_whole_number_is_exact_however_it_is_written(number, zeros):
+    assert whole_of(f"{number}.{'0' * zeros}") == number
+    assert whole_of(f"{number},{'0' * zeros}", decimal_comma=True) == number
+    assert whole_of(f"{number}.5") is None
+    assert number_of(f"{number}e-3") * 1000 == number
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ("\ufeffEP02_01f\u200b ", "EP02_01f"),
+        ("EP02\u00a0x", "EP02 x"),
+        (" Estimated \r\n Emotion", "Estimated Emotion"),
+        ('="006"', "006"),
+        (46.0, "46"),
+        ("46.00", "46"),
+        ("4.50", "4.50"),
+        (float("nan"), ""),
+        ("\u00ad", ""),
+    ],
+)
+def test_invisible_characters_are_no_part_of_a_cell(cell, text):
+    assert text_of(cell) == text
+
+
+@pytest.mark.parametrize("cell", ["0", "0.0", "", "FALSE", "-", "no", "nan", "0.00", "/"])
+def test_marks_that_are_not_set(cell):
+    assert mark_of(cell) is False
+
+
+@pytest.mark.parametrize("cell", ["1", "1.0", "TRUE", "true", "x", "X", "yes", "1e0"])
+def test_marks_that_are_set(cell):
+    assert mark_of(cell) is True
+    assert mark_of(f"{cell}?") is None
+
+
+# --- names and sheets
+
+
+def dated(path) -> None:
+    """A workbook whose second row has a date for a name."""
+    rows = [["Subject", "Filename"], [1, datetime.datetime(2014, 3, 1)]]
+    if path.suffix == ".xlsx":
+        make(path.parent, path.name, rows, [])
+        return
+    book = xlwt.Workbook()
+    page = book.add_sheet("label")
+    for y, row in enumerate(rows):
+        for x, value in enumerate(row):
+            page.write(y, x, value, xlwt.easyxf(num_format_str="YYYY-MM-DD" if x and y else "General"))
+    book.save(str(path))
+
+
+@pytest.mark.parametrize("book", ["t.xlsx", "t.xls"])
+def test_a_date_in_place_of_a_name_is_named_by_its_cell(tmp_path, book):
+    dated(tmp_path / book)
+    (row,) = read_rows(tmp_path / book, ("Subject", "Filename"))
+    assert row.integer("Subject") == 1
+    with pytest.raises(
+        InputError, match=rf"{book}, sheet 'label', row 2, column Filename: must be a name, got the"
+    ):
+        row.name("Filename")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "..", "C:x"])
+def test_a_name_that_leads_elsewhere_is_named_by_its_cell(tmp_path, name):
+    (row,) = read_rows(make(tmp_path, "t.csv", [["Subject"], [name]], []) / "t.csv", ("Subject",))
+    with pytest.raises(InputError, match=r"t\.csv, row 2, column Subject: must be a name, got .* leads out"):
+        row.name("Subject")
+
+
+def test_a_path_may_be_of_windows_and_stays_below(tmp_path):
+    rows = [["frames"], ["clips\\p01/take"], ["/etc"], ["a/../../b"], ["C:\\x"]]
+    first, *others = read_rows(make(tmp_path, "t.csv", rows, []) / "t.csv", ("frames",))
+    assert first.parts("frames") == ("clips", "p01", "take")
+    for row in others:
+        with pytest.raises(InputError, match="leads out of the dataset's folder"):
+            row.parts("frames")
+
+
+def test_the_sheet_with_the_columns_is_found_behind_a_readme(tmp_path):
+    book = Workbook()
+    book.active.title = "README"
+    for line in (["Subject"], ["One row per clip"], ["Subject", "as in the folders"]):
+        book.active.append(line)
+    hidden = book.create_sheet("old")
+    hidden.sheet_state = "hidden"
+    sheet = book.create_sheet("data")
+    for page, onset in ((hidden, 1), (sheet, 2)):
+        page.append(["Subject", "Onset"])
+        page.append(["s01", onset])
+    book.save(tmp_path / "t.xlsx")
+    (row,) = read_rows(tmp_path / "t.xlsx", ("Subject", "Onset"))
+    assert (row.sheet, row.integer("Onset")) == ("data", 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["Estimated\nEmotion", "estimated emotion", "EstimatedEmotion\u200b", "Estimated_Emotion"]
+)
+def test_a_header_is_found_however_it_is_written(tmp_path, name):
+    path = make(tmp_path, "t.xlsx", [["Subject", name], [1, "fear"]], []) / "t.xlsx"
+    assert read_rows(path, ("Subject", "Estimated Emotion"))[0].text("Estimated Emotion") == "fear"
+
+
+def test_an_exact_header_comes_before_a_similar_one(tmp_path):
+    path = make(tmp_path, "t.csv", [["X_0", "x_0"], [1, 2]], []) / "t.csv"
+    assert read_rows(path, ("x_0",))[0].integer("x_0") == 2
+
+
+def test_lines_of_a_table_without_a_header(tmp_path):
+    (tmp_path / "t.csv").write_text("sep=;\n;;;\nsamm;6;006_1_2;0,0\n\n")
+    assert read_lines(tmp_path / "t.csv", width=4) == [(3, ["samm", "6", "006_1_2", "0,0"])]

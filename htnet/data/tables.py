@@ -62,9 +62,7 @@ class Row:
         """
         value = self.cells[column]
         if isinstance(value, Moment):
-            raise InputError(
-                f"{self.place(column)}: must be {expected}, got the date {value}, which a spreadsheet program made of it"
-            )
+            raise InputError(f"{self.place(column)}: must be {expected}, got the date {value}, made by a spreadsheet")
         text = text_of(value, decimal_comma=self.decimal_comma)
         if text.startswith("="):
             raise InputError(f"{self.place(column)}: must be a value, got the formula {text!r}")
