@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -110,6 +111,10 @@ def test_subjects_keep_their_zeros_and_smic_clips_the_names_of_the_official_list
         (10, 20, 30, (10, 20, 30), None),
         (10, "/", 30, (10, None, 30), "apex_not_coded"),
         (10, None, 30, (10, None, 30), "apex_not_coded"),
+        (10, "20.0", 30, (10, 20, 30), None),
+        ("10", 20.0, " 30 ", (10, 20, 30), None),
+        (10, "20?", 30, (10, None, 30), "apex_not_coded"),
+        (10, -1, 30, (10, None, 30), "apex_outside_interval"),
         (10, 10, 30, (10, None, 30), "apex_at_onset"),
         (10, 9, 30, (10, None, 30), "apex_outside_interval"),
         (10, 31, 30, (10, None, 30), "apex_outside_interval"),
@@ -127,6 +132,11 @@ def test_an_interval_that_cannot_be_is_read_by_a_named_rule(copy, onset, apex, o
     first = clips(read(root, "casme2"))[0]
     assert (first.onset, first.apex, first.offset) == read_as
     assert first.notes == (() if rule is None else (rule,))
+    # a value that is not used is named with its rule and cell; a blank cell has none
+    for remark in first.remarks:
+        assert remark.startswith(f"{rule}: ")
+        assert re.search(r"\.xlsx, sheet '\w+', row 2, column (Apex|Offset)Frame\)$", remark)
+    assert len(first.remarks) == (rule is not None and apex is not None)
 
 
 def test_a_negative_duration_without_an_apex_is_left_out_by_its_rule(copy) -> None:
@@ -455,3 +465,89 @@ def test_every_adapter_says_what_identifies_its_input_without_a_path(whole: Path
         facts = build_adapter(source, load_scheme("megc2019_3class", [name])).describe()
         assert facts["annotation"] == book
         assert str(whole) not in str(facts)
+
+
+TRACES = ["__MACOSX", "@eaDir", ".AppleDouble", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"]
+
+
+@names
+def test_traces_of_other_programs_change_nothing(copy, name: str) -> None:
+    before = read(root := copy(name), name)
+    for folder in [path for path in root.rglob("*") if path.is_dir()]:
+        for trace in TRACES:
+            (folder / trace).mkdir()
+            (folder / trace / "1.jpg").touch()
+        for trace in (".DS_Store", "Thumbs.db", "._img1.jpg", "~$book.xlsx", "desktop.ini"):
+            (folder / trace).touch()
+    assert read(root, name) == before
+
+
+def test_a_folder_of_traces_alone_is_empty(copy) -> None:
+    root = copy("casme2")
+    folder = root / "CASME2_RAW_selected" / "sub01" / "EP01_01f"
+    (root / "Cropped" / "sub01").mkdir(parents=True)
+    folder.rename(root / "Cropped" / "sub01" / "EP01_01f")
+    folder.mkdir()
+    (folder / "Thumbs.db").touch()
+    assert clips(read(root, "casme2"))[0].frames.parent.parent.name == "Cropped"
+
+
+@pytest.mark.parametrize("spelling", ["EP01_01f ", "ep01_01F", " EP01_01f"])
+def test_a_folder_is_found_though_blanks_or_case_differ(copy, spelling: str) -> None:
+    root = copy("casme2")
+    folder = root / "CASME2_RAW_selected" / "sub01"
+    (folder / "EP01_01f").rename(folder / spelling)
+    assert clips(read(root, "casme2"))[0].frames.name == spelling
+
+
+@pytest.mark.parametrize("double", ["{} ", "s001_ne_01", "S1_NE_01"])
+def test_a_smic_folder_that_is_there_twice_is_named(copy, double: str) -> None:
+    root = copy("smic")
+    before = read(root, "smic")
+    (folder,) = (root / "HS").glob("s*1/micro/negative/s*1_ne_01")
+    double = double.format(folder.name)
+    shutil.copytree(folder, folder.with_name(double))
+    found = read(root, "smic")
+    (out,) = left_out(found)
+    assert (out.rule, out.clip, out.failed) == ("double_folder", "smic/s01/s01_ne_01", True)
+    assert double in out.place + out.reason
+    assert [clip.id for clip in clips(found)] == [clip.id for clip in clips(before)]
+
+
+MARKED = ["sub_ID", "fold_name", "Onset", "Apex", "Offset", "Positive", "Negative", "Surprise", "Repression", "Others"]
+
+
+@pytest.mark.parametrize("marks", [("0.0", "1.0"), ("FALSE", "TRUE"), ("-", "x"), (0, 1), (False, True), ("", "1")])
+@pytest.mark.parametrize("book", ["a.csv", "a.xlsx"])
+def test_marks_of_4dme_are_read_however_they_are_written(tmp_path, book: str, marks) -> None:
+    off, on = marks
+    rows = [MARKED, ["1.0", "c1", "1", 5, "9.0", off, on, off, off, off]]
+    root = make(tmp_path / "r", book, rows, ["gray_micro/1/c1"])
+    (clip,) = read(root, "4dme", annotations=book)
+    assert (clip.id.subject, clip.label, clip.onset, clip.apex, clip.offset) == ("1", 0, 1, 5, 9)
+
+
+def test_a_mark_of_4dme_that_is_none_is_named(tmp_path) -> None:
+    root = make(tmp_path / "r", "a.csv", [MARKED, [1, "c1", 1, 5, 9, 0, 2, 0, 0, 0]], ["gray_micro/1/c1"])
+    with pytest.raises(InputError, match=r"a\.csv, row 2, column Negative: must be 0 or 1, got '2'"):
+        read(root, "4dme", annotations="a.csv")
+
+
+OWN = ["dataset", "subject", "clip", "onset", "apex", "offset", "emotion", "frames", "fps"]
+
+
+def test_a_list_of_ones_own_as_pandas_and_excel_save_it(tmp_path) -> None:
+    """Floats because a cell was blank, NaN for blanks, paths of Windows, a decimal comma in the frame rate."""
+    root = make(tmp_path / "own", "samples.csv", [], ["clips/p01/a", "clips/p01/b"])
+    rows = [OWN, ["own", "p01", "a", "1.0", "NaN", "9,0", "anger", "clips\\p01\\a", "29,97"]]
+    rows.append(["own", "p01", "b", "", "5.0", "", "1.0", "clips/p01/b", ""])
+    (root / "samples.csv").write_text("\n".join(";".join(row) for row in rows), encoding="utf-8")
+    first, second = clips(read(root, "csv"))
+    assert (first.onset, first.apex, first.offset, first.fps) == (1, None, 9, 29.97)
+    assert (second.onset, second.apex, second.offset, second.fps, second.label) == (None, 5, None, None, 1)
+
+
+def test_a_frame_rate_that_is_none_is_named(tmp_path) -> None:
+    root = make(tmp_path / "own", "samples.csv", [OWN, ["o", "p", "a", 1, 2, 3, "anger", "a", 0]], ["a"])
+    with pytest.raises(InputError, match=r"samples\.csv, row 2, column fps: must be above 0, got 0"):
+        read(root, "csv")

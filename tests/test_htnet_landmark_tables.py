@@ -85,13 +85,13 @@ def test_of_68_points_an_eye_is_the_middle_of_its_contour(tmp_path):
         (
             ["a", "b", "c", *row68()[:-1], "far"],
             (*KEY, *COLUMNS68),
-            r"row 2, column y_67: .*number of pixels, got 'far'",
+            r"row 2, column y_67: .*number, got 'far'",
         ),
         (["a", "", "c", *row68()], (*KEY, *COLUMNS68), r"row 2, column subject: must not be empty"),
         (
             ["a", "b", "c", *row68()[1:]],
             (*KEY, *COLUMNS68),
-            r"row 2, column y_67: must be a finite number of pixels, got ''",
+            r"row 2, column y_67: must be a finite number, got ''",
         ),
         (
             ["a", "b", "c", *row68()],
@@ -123,6 +123,31 @@ def test_openface_counts_pictures_in_the_order_of_their_names(tmp_path):
     pictures = [f"img{number}.jpg" for number in range(98, 102)]
     folder = openface(tmp_path, *(openface_row(n, moved(n)) for n in range(1, 5)))
     assert_face(read_landmarks(folder, [clip(tmp_path, pictures, onset=98)]), moved(3))
+
+
+def test_rows_that_begin_at_0_are_counted_from_0(tmp_path):
+    pictures = [f"img{number}.jpg" for number in range(98, 102)]
+    folder = openface(tmp_path, *(openface_row(n, moved(n)) for n in range(4)))
+    assert_face(read_landmarks(folder, [clip(tmp_path, pictures, onset=98)]), moved(2))
+    video = tmp_path / "film.avi"
+    video.touch()
+    film = replace(clip(tmp_path, [], onset=3), frames=video)
+    assert_face(read_landmarks(folder, [film]), moved(2))
+
+
+@pytest.mark.parametrize("points", [98, 478, 5, 67])
+def test_points_of_another_scheme_are_refused_by_their_number(tmp_path, points):
+    header = (*KEY, *(f"{axis}_{n}" for n in range(points) for axis in "xy"))
+    path = table68(tmp_path, ["a", "b", "c", *["50.0"] * 2 * points], header=header)
+    with pytest.raises(InputError, match=rf"dlib\.csv: {points} points, 0 to {points - 1}; 68 are expected"):
+        read_landmarks(path)
+
+
+def test_a_table_with_semicolons_decimal_commas_and_empty_rows(tmp_path):
+    path = table68(tmp_path, [*vars(SAMPLE).values(), *row68()])
+    text = path.read_text().replace(",", ";").replace(".", ",")
+    path.write_text(text + ";" * 138 + "\n")
+    assert_face(read_landmarks(path), FACE)
 
 
 def test_rows_that_do_not_begin_at_1_name_frames_by_their_numbers(tmp_path):

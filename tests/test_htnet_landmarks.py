@@ -78,7 +78,7 @@ def test_a_missing_table_an_empty_one_and_a_clip_without_landmarks_are_named(tmp
     with pytest.raises(InputError, match="column dataset is missing"):
         read_landmarks(empty)
     empty.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not a CSV in UTF-8"):
+    with pytest.raises(InputError, match="not a readable CSV in UTF-8"):
         read_landmarks(empty)
     found, other = read_landmarks(table(tmp_path, f"a,b,c,{NUMBERS}")), SampleId(dataset="a", subject="b", clip="other")
     assert other not in found.points

@@ -154,7 +154,7 @@ def saved(separator: str, *, comma: bool = False, first: str = "", end: str = "\
 
 def assert_said(path) -> None:
     rows = read_rows(path, ("Subject", "Filename", "Onset Frame", "left_eye_x"))
-    read = [(r.text("Subject"), r.text("Filename"), r.integer("Onset Frame"), r.pixels("left_eye_x")) for r in rows]
+    read = [(r.text("Subject"), r.text("Filename"), r.integer("Onset Frame"), r.decimal("left_eye_x")) for r in rows]
     assert read == SAID
 
 
@@ -261,9 +261,7 @@ def test_a_date_in_place_of_a_name_is_named_by_its_cell(tmp_path, book):
     dated(tmp_path / book)
     (row,) = read_rows(tmp_path / book, ("Subject", "Filename"))
     assert row.integer("Subject") == 1
-    with pytest.raises(
-        InputError, match=rf"{book}, sheet 'label', row 2, column Filename: must be a name, got the"
-    ):
+    with pytest.raises(InputError, match=rf"{book}, sheet 'label', row 2, column Filename: must be a name, got the"):
         row.name("Filename")
 
 

@@ -115,13 +115,13 @@ class Row:
         """As :meth:`integer`, None where the cell is blank or says NaN."""
         return None if self.optional(column).casefold() in NOT_A_NUMBER else self.integer(column)
 
-    def pixels(self, column: str) -> float:
-        """Read a coordinate; :class:`InputError` if it is not a finite number."""
-        text = self.optional(column)
+    def decimal(self, column: str) -> float:
+        """Read a number such as a coordinate; :class:`InputError` if it is not a finite one."""
+        text = self.optional(column, "a number")
         number = number_of(text, decimal_comma=self.decimal_comma)
         value = math.nan if number is None else float(number)
         if not math.isfinite(value):
-            raise InputError(f"{self.place(column)}: must be a finite number of pixels, got {text!r}")
+            raise InputError(f"{self.place(column)}: must be a finite number, got {text!r}")
         return value
 
     def mark(self, column: str) -> bool:

@@ -224,7 +224,7 @@ class WorkbookDataset:
         if isinstance(frames, str):
             return LeftOut(clip=str(sample), rule=MISSING_FRAMES, reason=frames, place=where, failed=True)
         return Clip(
-            id=sample, frames=frames, label=label.number, emotion=emotion, place=where, fps=self.fps,
+            id=sample, frames=frames, label=label.number, emotion=emotion, place=where, fps=self.fps_of(row),
             notes=(*label.notes, *interval.notes), remarks=(*label.remarks, *interval.remarks),
             onset=interval.onset, apex=interval.apex, offset=interval.offset,
         )  # fmt: skip
@@ -240,6 +240,10 @@ class WorkbookDataset:
     def interval_of(self, row: Row) -> Interval | str:
         """The row's interval, or why it has none."""
         raise NotImplementedError
+
+    def fps_of(self, row: Row) -> float | None:
+        """Frames a second, of the dataset or of the row."""
+        return self.fps
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
         """Where the clip's frames may lie, the preferred place first; folders or videos, in any case of letters."""

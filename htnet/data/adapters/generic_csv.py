@@ -1,7 +1,7 @@
 """A list of one's own: ``samples.csv`` with dataset, subject, clip, onset, apex, offset, emotion and frames.
 
 ``frames`` is a folder of pictures or a video, relative to the list's folder. Empty numbers: the first frame, an apex to
-be found (as one on a first frame that no onset names), the last frame. ``fps`` may be there. ``emotion`` is a word of
+be found (as one on a first frame that no onset names), the last frame. ``fps`` may be missing. ``emotion`` is a word of
 the label scheme, or a class of it by number.
 """
 
@@ -26,7 +26,7 @@ class GenericCsv(WorkbookDataset):
     adapter: ClassVar[str] = "csv"
     workbooks: ClassVar[tuple[str, ...]] = ("samples.csv", "samples.xlsx", "samples.xls")
     columns: ClassVar[tuple[str, ...]] = (
-        *("dataset", "clip", "subject", "onset?", "apex?", "offset?", "emotion|label", "frames"),
+        *("dataset", "clip", "subject", "onset?", "apex?", "offset?", "emotion|label", "frames", "fps?"),
     )
 
     def sample_of(self, row: Row) -> SampleId:
@@ -55,6 +55,15 @@ class GenericCsv(WorkbookDataset):
             )
         notes = () if given["apex"] is not None else (APEX_NOT_CODED,)
         return Interval(onset=given["onset"], apex=given["apex"], offset=given["offset"], notes=notes)
+
+    def fps_of(self, row: Row) -> float | None:
+        """The number that there is, above 0."""
+        if not row.optional("fps"):
+            return None
+        fps = row.decimal("fps")
+        if fps <= 0:
+            raise InputError(f"{row.place('fps')}: must be above 0, got {row.text('fps')}")
+        return fps
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
         """The path in the list, which must stay in the list's folder."""

@@ -31,5 +31,5 @@ def read_five_points(table: Table) -> LandmarkTable:
 
 
 def _points(row: Row, columns: Sequence[str]) -> Landmarks:
-    values = [row.pixels(column) for column in columns]
+    values = [row.decimal(column) for column in columns]
     return tuple(zip(values[::2], values[1::2], strict=True))

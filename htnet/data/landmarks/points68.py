@@ -45,7 +45,7 @@ def five_of_68(row: Row) -> Landmarks:
     Raises:
         InputError: a coordinate that is no finite number, also of a point that is not used.
     """
-    points = np.array([row.pixels(column) for column in COLUMNS68]).reshape(68, 2)
+    points = np.array([row.decimal(column) for column in COLUMNS68]).reshape(68, 2)
     eyes = [points[list(contour)].mean(axis=0) for contour in _EYES]
     chosen = [*eyes, points[_NOSE_TIP], *(points[corner] for corner in _MOUTH_CORNERS)]
     return tuple((float(x), float(y)) for x, y in chosen)
