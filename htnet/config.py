@@ -104,7 +104,7 @@ class PrepareConfig:
     label_scheme: str = "megc2019_3class"
     """Which emotion is which class: megc2019_3class, 5class, 7class, or a YAML file with a mapping of your own."""
     official_list: str | None = None
-    """CSV (dataset, subject, clip, label) that the samples must equal, such as the MEGC2019 composite's list."""
+    """CSV (dataset, subject, clip, label) that decides clips and labels; default: combined_3class_gt.csv in a root."""
     flow_size: int = 28
     """Side in pixels of the stored flow image (of the face crop); htnet_release comes with its own, 28."""
     flow_method: Literal["tvl1", "dis", "farneback"] = "tvl1"

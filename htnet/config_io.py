@@ -276,6 +276,7 @@ def _readme() -> str:
         "| file | what it is |\n|---|---|\n"
         "| `demo.yaml` | synthetic data, what `make demo` runs |\n"
         "| `small.yaml` | a small HTNet on the real composite, made for a laptop |\n"
+        "| `composite.yaml` | the same of raw frames: CASME II, SAMM, SMIC and the challenge's list |\n"
         "| `paper.yaml` | upstream's setting to the letter |\n\n"
         "A key is set in the file or with `--set key.path=value` (values are YAML, list items by number: "
         "`--set prepare.sources.0.root=PATH`). Paths are relative to the working directory. "
