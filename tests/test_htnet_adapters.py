@@ -551,3 +551,14 @@ def test_a_frame_rate_that_is_none_is_named(tmp_path) -> None:
     root = make(tmp_path / "own", "samples.csv", [OWN, ["o", "p", "a", 1, 2, 3, "anger", "a", 0]], ["a"])
     with pytest.raises(InputError, match=r"samples\.csv, row 2, column fps: must be above 0, got 0"):
         read(root, "csv")
+
+
+@pytest.mark.parametrize(("column", "apex"), [("apex", 2), ("ApexFrame", 2), ("Apex frame", 2), ("apex_idx", None)])
+def test_an_apex_is_never_lost_by_the_name_of_its_column(tmp_path, column: str, apex: int | None) -> None:
+    header = [column if name == "apex" else name for name in OWN]
+    root = make(tmp_path / "own", "samples.csv", [header, ["o", "p", "a", 1, 2, 3, "anger", "a", 30]], ["a"])
+    if apex is None:
+        with pytest.raises(InputError, match=r"samples\.csv: the column must be called apex, got apex_idx"):
+            read(root, "csv")
+    else:
+        assert clips(read(root, "csv"))[0].apex == apex

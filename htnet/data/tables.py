@@ -270,11 +270,12 @@ class _Column:
     def places(self, header: Sequence[str]) -> list[int]:
         """Find the column: by its exact names, else by names that differ in capitals, blanks and marks."""
         exact = [index for index, name in enumerate(header) if name in self.names]
-        loose = {_loosened(name) for name in self.names}
-        return exact or [index for index, name in enumerate(header) if name and _loosened(name) in loose]
+        loose = {simplified(name) for name in self.names}
+        return exact or [index for index, name in enumerate(header) if name and simplified(name) in loose]
 
 
-def _loosened(name: str) -> str:
+def simplified(name: str) -> str:
+    """Reduce a column's name to its small letters and digits, by which names are compared that are not equal."""
     return "".join(letter for letter in name.casefold() if letter.isalnum()) or name
 
 

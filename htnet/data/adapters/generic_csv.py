@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from htnet.data.adapters.base import APEX_NOT_CODED, Interval, WorkbookDataset
 from htnet.data.frames import inside
-from htnet.data.tables import Row
+from htnet.data.tables import Row, open_table, simplified
 from htnet.data.types import SampleId, check_dataset_name
 from htnet.errors import InputError
 
@@ -26,8 +26,19 @@ class GenericCsv(WorkbookDataset):
     adapter: ClassVar[str] = "csv"
     workbooks: ClassVar[tuple[str, ...]] = ("samples.csv", "samples.xlsx", "samples.xls")
     columns: ClassVar[tuple[str, ...]] = (
-        *("dataset", "clip", "subject", "onset?", "apex?", "offset?", "emotion|label", "frames", "fps?"),
+        *("dataset", "clip", "subject", "onset|onset_frame?", "apex|apex_frame?", "offset|offset_frame?"),
+        *("emotion|label", "frames", "fps?"),
     )
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of the list; :class:`InputError` where numbers stand in a column that is called otherwise."""
+        table = open_table(self.workbook, self.columns)
+        rows = table.rows(self.columns)
+        for name in ("onset", "apex", "offset"):
+            others = [column for column in table.header if name in column.casefold()]
+            if others and not any(simplified(column) in (name, f"{name}frame") for column in others):
+                raise InputError(f"{self.workbook}: the column must be called {name}, got {', '.join(others)}")
+        return rows
 
     def sample_of(self, row: Row) -> SampleId:
         """As the list names it."""
