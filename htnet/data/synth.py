@@ -212,7 +212,7 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _files(clip: SynthClip) -> ClipFiles:
-    fields = ("dataset", "subject", "clip", "label", "first", "onset", "apex", "offset", "last", "landmarks", "damage")
+    fields = ("dataset", "subject", "clip", "label", "numbers", "onset", "apex", "offset", "landmarks", "damage")
     files = ClipFiles(
         marks=Marks(onset=clip.onset, apex=clip.apex, offset=clip.offset, emotion=clip.emotion),
         render=lambda frame: render_frame(clip, frame),

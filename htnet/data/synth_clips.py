@@ -54,8 +54,8 @@ _MOTION: dict[str, _Motion] = {
 class SynthClip:
     """One planned clip: everything its frames are made of.
 
-    ``dataset``, ``subject`` and ``clip`` are the identity that an adapter should give it. Frame numbers are those of
-    the files. ``amplitude``, ``sway`` and ``jitter`` are in pixels of a frame; ``jitter`` is the (phase, period) of
+    ``dataset``, ``subject`` and ``clip`` are the identity that an adapter should give it. ``numbers`` are those of its
+    frames' files. ``amplitude``, ``sway`` and ``jitter`` are in pixels of a frame; ``jitter`` is the (phase, period) of
     the head's sway per axis. ``trap`` and ``damage``: what is wrong with its annotation or files on purpose.
     """
 
@@ -65,11 +65,10 @@ class SynthClip:
     label: int
     emotion: str
     image_size: int
-    first: int
+    numbers: tuple[int, ...]
     onset: int
     apex: int
     offset: int
-    last: int
     amplitude: float
     sway: float
     jitter: tuple[tuple[float, float], tuple[float, float]]
@@ -167,13 +166,14 @@ def true_flow(clip: SynthClip, frame: int) -> Field:
 
     Args:
         clip: a clip of :func:`plan_clips`.
-        frame: a frame number of the clip, ``clip.first`` to ``clip.last``.
+        frame: a frame number of the clip, within ``clip.numbers``.
 
     Returns:
         (S, S, 2) float32 pixels, channels flow_u (x to the right) and flow_v (y down).
     """
-    if not clip.first <= frame <= clip.last:
-        raise ValueError(f"frame must be in {clip.first}..{clip.last} of {clip.clip}, got {frame}")
+    first, last = clip.numbers[0], clip.numbers[-1]
+    if not first <= frame <= last:
+        raise ValueError(f"frame must be in {first}..{last} of {clip.clip}, got {frame}")
     return forward_flow(_backward(clip, frame))
 
 
@@ -208,11 +208,10 @@ def _plan_clip(
         label=label,
         emotion=emotions[int(rng.integers(len(emotions)))],
         image_size=160,
-        first=first,
+        numbers=tuple(range(first, onset + rise + fall + layout.margin + 1)),
         onset=onset,
         apex=onset + rise,
         offset=onset + rise + fall,
-        last=onset + rise + fall + layout.margin,
         amplitude=float(rng.uniform(*motion.amplitude)),
         sway=motion.sway,
         jitter=((float(phases[0]), float(periods[0])), (float(phases[1]), float(periods[1]))),
