@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from htnet.data.synth_faces import Look, draw_face, draw_look, look_landmarks
 from htnet.data.synth_layouts import DAMAGES, LAYOUTS, Damage, Layout, Trap
-from htnet.data.synth_like import ListedClip
+from htnet.data.synth_like import ListedClip, ListedFrames
 from htnet.data.synth_motion import (
     Field,
     Style,
@@ -56,7 +57,8 @@ class SynthClip:
 
     ``dataset``, ``subject`` and ``clip`` are the identity that an adapter should give it. ``numbers`` are those of its
     frames' files. ``amplitude``, ``sway`` and ``jitter`` are in pixels of a frame; ``jitter`` is the (phase, period) of
-    the head's sway per axis. ``trap`` and ``damage``: what is wrong with its annotation or files on purpose.
+    the head's sway per axis. ``folder``: where its frames lie below the dataset's folder if an annotation decides it.
+    ``trap`` and ``damage``: what is wrong with its annotation or files on purpose.
     """
 
     dataset: str
@@ -75,6 +77,7 @@ class SynthClip:
     style: Style
     look: Look
     noise_seed: int
+    folder: Path | None = None
     trap: Trap | None = None
     damage: Damage | None = None
 
@@ -86,11 +89,15 @@ class SynthClip:
 
 @dataclass(frozen=True, kw_only=True)
 class _Slot:
-    """What is fixed about a clip before anything is drawn: ``name``, subject and clip, None where the layout names."""
+    """What is fixed about a clip before anything is drawn.
+
+    ``name``, subject and clip, and ``frames`` are None where the layout decides.
+    """
 
     label: int
     trap: Trap | None = None
     name: tuple[str, str] | None = None
+    frames: ListedFrames | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +145,8 @@ def plan_clips(
             place = _Place(subject=subject, index=index, label=slot.label, number=seen[slot.label])
             clip = _scaled(_plan_clip(layout, _MOTION[difficulty], rng, look, place), image_size)
             name = slot.name or (clip.subject, clip.clip)
-            plan.append(replace(clip, trap=slot.trap, subject=name[0], clip=name[1]))
+            where = {} if slot.frames is None else vars(slot.frames)
+            plan.append(replace(clip, trap=slot.trap, subject=name[0], clip=name[1], **where))
     return _damage(plan, layout, damaged, [seed, list(LAYOUTS).index(dataset)])
 
 
@@ -157,7 +165,8 @@ def _listed_slots(like: Sequence[ListedClip]) -> list[list[_Slot]]:
     """The list's clips by subject."""
     subjects: dict[str, list[_Slot]] = {}
     for clip in like:
-        subjects.setdefault(clip.subject, []).append(_Slot(label=clip.label, name=(clip.subject, clip.clip)))
+        slot = _Slot(label=clip.label, name=(clip.subject, clip.clip), frames=clip.frames)
+        subjects.setdefault(clip.subject, []).append(slot)
     return list(subjects.values())
 
 

@@ -61,7 +61,7 @@ def encode(picture: NDArray[np.uint8], suffix: str) -> bytes:
 
 
 def write_video(path: Path, clip: ClipFiles, fps: float) -> None:
-    """Write a clip's frames as a video: .avi as motion JPEG by OpenCV's own writer, .mp4 as MPEG-4 where OpenCV has FFmpeg.
+    """Write a clip as a video: .avi as motion JPEG by OpenCV's own writer, .mp4 as MPEG-4 where OpenCV has FFmpeg.
 
     Raises:
         InputError: this OpenCV writes no such video.
