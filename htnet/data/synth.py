@@ -122,10 +122,9 @@ def generate(
     counts = {"subjects": subjects, "clips": clips}
     listed = None if like is None else _read_like(like, datasets, counts, {**options, "video": video})
     table = None if listed is None else listed.table
-    usual = 160 if table is None else 64
-    sizes = {"seed": seed, "image_size": usual if image_size is None else image_size} | (
-        {} if listed is not None else _or_defaults(counts)
-    )
+    if image_size is None:
+        image_size = 160 if table is None else 64
+    sizes = {"seed": seed, "image_size": image_size} | ({} if listed is not None else _or_defaults(counts))
     chosen = _check(datasets, sizes, difficulty, damaged, listed)
     parameters: dict[str, object] = {"format": _FORMAT, "datasets": list(chosen), **sizes, **options, "video": video}
     parameters |= {} if listed is None else {"like_sha256": listed.sha256}

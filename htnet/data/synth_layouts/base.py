@@ -160,8 +160,7 @@ class Layout:
     and after the offset. ``emotions``: the dataset's words for each of the three classes. ``frame``: name of a frame's
     file, of its number, the subject and the clip; "" where there are none. ``grey``: pictures have one channel.
     ``traps``: in the order in which they are planted. ``damaged``: which frames may be damaged such that the clip alone
-    is lost.
-    ``in_lists``: whether :meth:`listed_name` knows how a list of the MEGC2019 composite names its clips.
+    is lost. ``in_lists``: whether :meth:`listed_name` knows how a list of the MEGC2019 composite names its clips.
     """
 
     name: ClassVar[str]
