@@ -104,9 +104,13 @@ def _add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--datasets", metavar="A,B,...", help="layouts, as the adapters are named (default casme2,samm,smic)")
     add("--subjects", type=int, metavar="N", help="people per dataset (default 4)")
     add("--clips", type=int, metavar="N", help="clips per person (default 5)")
-    add("--like", type=Path, metavar="LIST", help="CSV (dataset, subject, clip, label): these clips instead")
+    add(
+        "--like", type=Path, metavar="FILE",
+        help="CSV (dataset, subject, clip, label): these clips instead; or a dataset's annotation workbook: a copy of "
+        "it and frames for every row (--datasets NAME where the owners named the file otherwise)",
+    )  # fmt: skip
     add("--seed", type=int, default=0, help="seed of faces and motion (default 0)")
-    add("--image-size", type=int, default=160, metavar="PX", help="side of the frames (default 160)")
+    add("--image-size", type=int, metavar="PX", help="side of the frames (default 160; 64 for a workbook)")
     add("--difficulty", default="easy", help="easy (default) or realistic: weak, lopsided motion in a swaying head")
     add("--traps", action="store_true", help="plant the datasets' known traps, listed in traps.json")
     add("--damaged", type=float, default=0.0, metavar="SHARE", help="share of clips with a damaged frame (default 0)")

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from htnet.config import PrepareConfig, SourceConfig
-from htnet.data.adapters.base import APEX_NOT_CODED
-from htnet.data.extraction import ExtractionSettings, extract
-from htnet.data.synth import DATASETS, plan_clips
+import launch.prepare
+from htnet.config import PrepareConfig, ResourcesConfig, SourceConfig
+from htnet.data.adapters import ADAPTERS
+from htnet.data.adapters.base import APEX_NOT_CODED, MISSING_FRAMES
+from htnet.data.extraction import Extraction, ExtractionSettings, extract
+from htnet.data.store import open_store
+from htnet.data.synth import DATASETS, plan_clips, true_flow
+from htnet.data.synth_layouts.files import write_table
+from htnet.data.synth_like import TABLES, read_like
 from launch import cli
 from launch.prepare_plan import Plan, make_plan
+from launch.scheduler import ray_cluster
 
 NO_APEX = ("smic", "casme3_c")
 """Their annotations have none, so that every clip's is found."""
@@ -35,6 +44,11 @@ def refused(capsys, *options: object) -> str:
 
 def planned(raw: Path, *names: str) -> Plan:
     return make_plan(PrepareConfig(sources=tuple(SourceConfig(adapter=name, root=str(raw / name)) for name in names)))
+
+
+def made(plan: Plan) -> list[Extraction]:
+    settings = ExtractionSettings(flow_method="dis", working_size=64)
+    return [extract(found, plan.tables[found[0].id], settings) for found in plan.subjects.values()]
 
 
 # --- traps, layout by layout
@@ -94,10 +108,9 @@ def test_frames_are_those_of_the_clip_whatever_the_annotation_says(tmp_path, nam
     }
     plan = planned(raw, name)
     far = []
-    for entries in plan.subjects.values():
-        made = extract(entries, plan.tables[entries[0].id], ExtractionSettings(flow_method="dis", working_size=64))
-        assert made.left_out == ()
-        for entry, item in zip(entries, made.samples, strict=True):
+    for entries, done in zip(plan.subjects.values(), made(plan), strict=True):
+        assert done.left_out == ()
+        for entry, item in zip(entries, done.samples, strict=True):
             clip, sample = clips[entry.id.subject, entry.id.clip], item.sample
             # a video counts from 1, and these begin at the onset
             at_onset = name == "casme3_a" or (clip.trap is not None and clip.trap.kind == "no_numbers")
@@ -257,3 +270,137 @@ def test_the_official_list_is_matched_442_of_442(tmp_path, capsys, shared_data):
     assert totals(lines) == ["68", "442", "250", "109", "83"]
     assert "official list: agrees" in lines
     assert not any(line.startswith("FAILED") for line in lines)
+
+
+# --- built to the owners' annotation
+
+
+def owners_table(folder: Path, name: str) -> Path:
+    """A small annotation of a dataset, with every trap that it knows."""
+    assert synth(folder, "--datasets", name, "--subjects", 2, "--clips", 2, "--traps") == 0
+    [table] = [path for path in (folder / name).iterdir() if path.name in ADAPTERS[name].workbooks]
+    return table
+
+
+def names(folder: Path) -> set[str]:
+    """Names of files without their numbers."""
+    return {re.sub(r"\d+", "#", path.name) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_frames_for_an_annotation_make_all_that_it_allows(tmp_path, name):
+    table = owners_table(tmp_path / "raw", name)
+    assert cli.main(["synth", str(tmp_path / "like"), "--like", str(table)]) == 0
+    assert (tmp_path / "like" / name / table.name).read_bytes() == table.read_bytes()
+    assert names(tmp_path / "like" / name) == names(tmp_path / "raw" / name)
+    before, plan = planned(tmp_path / "raw", name), planned(tmp_path / "like", name)
+    # frames are all that may have been missing
+    assert {item.clip: item.rule for item in plan.left_out} == {
+        item.clip: item.rule for item in before.left_out if item.rule != MISSING_FRAMES
+    }
+    assert {entry.id for entry in before.entries} <= {entry.id for entry in plan.entries}
+    done = made(plan)
+    assert not any(found.left_out for found in done)
+    for entry, item in zip(plan.entries, (item for found in done for item in found.samples), strict=True):
+        assert (item.sample.onset, item.sample.label) == (entry.onset, entry.label)
+        assert entry.onset < item.sample.apex == (entry.apex or item.sample.apex)
+        assert item.flow_image[..., :2].any()
+
+
+def test_an_annotated_clip_moves_by_its_emotion(tmp_path):
+    table = tmp_path / "CASME2-coding-20140508.xlsx"
+    header = ["Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion"]
+    rows: list[tuple[list[object], tuple[int, int, int | None]]] = [
+        # cells, then onset, apex and label of the motion
+        ([10, 20, 30, "happiness"], (10, 20, 1)),
+        ([10, 20, 20, "surprise"], (10, 20, 2)),
+        ([10, "/", 30, "disgust"], (10, 20, 0)),
+        ([10, "/", 11, "repression"], (10, 11, 0)),
+        ([10, 20, 3, "Happiness "], (10, 20, 1)),
+        ([10, 5, 3, "surprise"], (10, 12, 2)),
+        ([10, 5, 30, "others"], (10, 20, None)),
+    ]
+    write_table(table, [header, *([1, f"EP01_{number:02d}", *cells] for number, (cells, _) in enumerate(rows))])
+    clips = plan_clips("casme2", like=read_like(table, None).clips["casme2"], seed=0, image_size=64)
+    for clip, (cells, expected) in zip(clips, rows, strict=True):
+        assert (clip.onset, clip.apex) == expected[:2]
+        assert clip.label == expected[2] or expected[2] is None
+        assert {number for number in cells if isinstance(number, int)} <= {*clip.numbers}
+        assert {clip.onset, clip.apex} <= {*clip.numbers}
+        assert not true_flow(clip, clip.onset).any()
+        assert np.abs(true_flow(clip, clip.apex)).max() > 0.5
+
+
+def test_data_for_an_annotation_are_a_function_of_it(tmp_path, capsys):
+    table = owners_table(tmp_path / "raw", "samm")
+    assert synth(tmp_path / "a", "--like", table) == synth(tmp_path / "b", "--like", table) == 0
+    one, other = (
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("a", "b")
+    )
+    assert one == other
+    assert synth(tmp_path / "a", "--like", table) == 0
+    assert "nothing done" in capsys.readouterr().out
+    assert synth(tmp_path / "a", "--like", owners_table(tmp_path / "other", "mmew")) == 2
+    assert "holds synthetic data of other parameters" in capsys.readouterr().err
+
+
+def test_what_cannot_be_done_with_an_annotation_is_one_line(tmp_path, capsys):
+    samm, smic = owners_table(tmp_path / "a", "samm"), tmp_path / "b/smic/SMIC-HS-E_annotation.xlsx"
+    assert synth(tmp_path / "b", "--datasets", "smic") == 0
+    empty = tmp_path / "CASME.xlsx"
+    write_table(empty, [["Subject", "Filename", "OnsetF", "ApexF1", "OffsetF", "Emotion"]])
+    known = ", ".join(TABLES)
+    for options, said in (
+        ((smic,), f"or datasets must be one of {known}, got none"),
+        ((smic, "--datasets", "smic"), f"or datasets must be one of {known}, got smic"),
+        ((samm, "--datasets", "samm,casme2"), f"or datasets must be one of {known}, got samm, casme2"),
+        ((samm, "--datasets", "mmew"), "column"),
+        ((samm, "--traps"), "traps must not be asked for with like, whose list has no such clips"),
+        ((samm, "--damaged", "0.5"), "damaged must not be asked for with like, whose annotation is taken as it is"),
+        ((samm, "--xls"), "xls must not be asked for with like, whose annotation is taken as it is"),
+        ((samm, "--subjects", "3"), "subjects must not be given with like"),
+        ((tmp_path / "no" / samm.name,), "no such"),
+        ((empty,), "must hold at least one clip, got none"),
+        ((write_list(tmp_path / "l.csv", [("x", "y")]), "--datasets", "samm"), "neither an annotation of samm ("),
+    ):
+        assert said in refused(capsys, tmp_path / "out", "--like", *options)
+
+
+@pytest.fixture(scope="module")
+def one_ray():
+    with ray_cluster(None, ResourcesConfig()) as ray:
+        yield ray
+
+
+REAL = [
+    ("annotations/CASME2-coding-20140508.xlsx", 255, ()),
+    ("annotations/CASME2-coding-20190701.xlsx", 255, ()),
+    ("annotations/SAMM_Micro_FACS_Codes_v2.xlsx", 159, ()),
+    ("annotations/samm_semicolon.csv", 159, ("--datasets", "samm")),
+    ("casme3/CAS(ME)3_part_C_ME.xlsx", 165, ()),
+    ("casme3/cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx", 860, ()),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "rows", "options"), REAL)
+def test_the_owners_own_annotations_run_to_a_store(
+    tmp_path, capsys, monkeypatch, shared_data, one_ray, file, rows, options
+):
+    if not (shared_data / file).is_file():
+        pytest.skip(f"{shared_data / file} not found")
+    monkeypatch.setattr(launch.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(one_ray))
+    assert cli.main(["synth", str(tmp_path / "raw"), "--like", str(shared_data / file), *options]) == 0
+    # what is printed is a whole configuration
+    written, told = capsys.readouterr().out.splitlines()
+    assert f" {rows} clips, " in written
+    plain = yaml.safe_load(told.split(": ", 1)[1])
+    plain["prepare"] |= {"working_size": 64, "flow_method": "dis"}
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(plain))
+    assert cli.main(["prepare", str(config), "--list"]) == 0
+    gone = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
+    assert cli.main(["prepare", str(config), "--out", str(tmp_path / "store")]) == 0
+    assert len(open_store(tmp_path / "store").samples) + len(gone) == rows
+    assert all(f"{Path(file).name}, " in line and ", row " in line for line in gone)

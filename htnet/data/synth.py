@@ -9,14 +9,16 @@ micro-expressions of people can be learned from it.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from htnet.data.synth_clips import DEFAULTS, Difficulty, SynthClip, plan_clips, render_frame, true_flow
-from htnet.data.synth_layouts import LAYOUTS, ClipFiles, Form, Marks
-from htnet.data.synth_like import ClipList, read_clip_list
+from htnet.data.synth_layouts import LAYOUTS, ClipFiles, Form, Layout, Marks
+from htnet.data.synth_layouts.files import write_frames, write_landmarks
+from htnet.data.synth_like import ClipList, read_like
 from htnet.errors import InputError
 from htnet.whole_folder import whole_folder
 
@@ -48,17 +50,26 @@ _LIMITS = {"subjects": (1, 90), "clips": (2, 60), "seed": (0, 2**31 - 1), "image
 
 @dataclass(frozen=True, kw_only=True)
 class SynthSummary:
-    """What :func:`generate` left on disk. ``created`` is False where the same data lay there already."""
+    """What :func:`generate` left on disk. ``created`` is False where the same data lay there already.
+
+    ``table``: name of the annotation that the data were built to.
+    """
 
     out: Path
     clips: dict[str, int]
     frames: int
     created: bool
+    table: str | None = None
 
     def __str__(self) -> str:
         counts = ", ".join(f"{name} {number} clips" for name, number in self.clips.items())
         state = "written" if self.created else "there already, made from the same parameters: nothing done"
-        return f"{self.out}: {counts}, {self.frames} frames; {state}"
+        said = f"{self.out}: {counts}, {self.frames} frames; {state}"
+        if self.table is None:
+            return said
+        [name] = self.clips
+        source = {"adapter": name, "root": str(self.out / name), "annotations": self.table}
+        return f"{said}\na configuration for htnet prepare: {json.dumps({'prepare': {'sources': [source]}})}"
 
 
 def generate(
@@ -68,7 +79,7 @@ def generate(
     subjects: int | None = None,
     clips: int | None = None,
     seed: int = 0,
-    image_size: int = 160,
+    image_size: int | None = None,
     difficulty: Difficulty = "easy",
     traps: bool = False,
     damaged: float = 0.0,
@@ -88,7 +99,7 @@ def generate(
         subjects: subjects per dataset, 1 to 90; None: 4.
         clips: clips per subject, 2 to 60; labels rotate, so each subject shows at least two classes. None: 5.
         seed: seed of looks, motion and noise.
-        image_size: side of the square frames in pixels, 64 to 1024.
+        image_size: side of the square frames in pixels, 64 to 1024; None: 160, or 64 for an annotation.
         difficulty: ``easy``: strong motion in every part; ``realistic``: weaker, lopsided, in a swaying head, and
             hardly any motion in some clips.
         traps: plant every known trap of the datasets, each as one more clip, and list them in ``traps.json``.
@@ -96,7 +107,9 @@ def generate(
         video: casme3_a and csv get video files instead of folders of pictures.
         xls: casme2, casme and casme3_a get their older workbook; needs the package xlwt.
         like: a list such as the MEGC2019 composite's (:mod:`htnet.data.synth_like`): exactly its subjects, clips and
-            classes, and as traps the clips of CASME II that the official list leaves out.
+            classes. Or the annotation of a dataset's owners: a copy of it, and for every row a few frames of its
+            numbers where the adapter looks for them; the one name in ``datasets`` says whose it is where the file's
+            does not.
 
     Returns:
         What lies there, and whether this call made it.
@@ -107,19 +120,24 @@ def generate(
     """
     options: dict[str, Any] = {"difficulty": difficulty, "traps": traps, "damaged": damaged, "xls": xls}
     counts = {"subjects": subjects, "clips": clips}
-    listed = None if like is None else _read_like(like, counts, traps)
+    listed = None if like is None else _read_like(like, datasets, counts, {**options, "video": video})
+    table = None if listed is None else listed.table
+    if image_size is None:
+        image_size = 160 if table is None else 64
     sizes = {"seed": seed, "image_size": image_size} | ({} if listed is not None else _or_defaults(counts))
     chosen = _check(datasets, sizes, difficulty, damaged, listed)
     parameters: dict[str, object] = {"format": _FORMAT, "datasets": list(chosen), **sizes, **options, "video": video}
     parameters |= {} if listed is None else {"like_sha256": listed.sha256}
+    parameters |= {} if table is None else {"annotation": table.name}
     options |= sizes
     plans = {name: plan_clips(name, **options, like=None if listed is None else listed.clips[name]) for name in chosen}
     created = not _is_there(out, parameters)
     if created:
-        _write(out, plans, parameters, Form(xls=xls, video=video))
+        _write(out, plans, parameters, Form(xls=xls, video=video), table)
     numbers = {name: len(plan) for name, plan in plans.items()}
     frames = sum(len(_files(clip).numbers) for plan in plans.values() for clip in plan)
-    return SynthSummary(out=out, clips=numbers, frames=frames, created=created)
+    name = None if table is None else table.name
+    return SynthSummary(out=out, clips=numbers, frames=frames, created=created, table=name)
 
 
 def _or_defaults(counts: Mapping[str, int | None]) -> dict[str, int]:
@@ -150,14 +168,20 @@ def planted(clips: Sequence[SynthClip]) -> list[dict[str, object]]:
     return listed
 
 
-def _read_like(path: Path, counts: Mapping[str, int | None], traps: bool) -> ClipList:
-    """The list, after a look at what it decides alone."""
+def _read_like(
+    path: Path, datasets: Sequence[str] | None, counts: Mapping[str, int | None], options: Mapping[str, Any]
+) -> ClipList:
+    """The list or annotation, after a look at what it decides alone."""
     for name, value in counts.items():
         if value is not None:
             raise InputError(f"{name} must not be given with like, whose list decides it, got {value}")
-    if traps:
+    if options["traps"]:
         raise InputError("traps must not be asked for with like, whose list has no such clips")
-    return read_clip_list(path)
+    listed = read_like(path, datasets)
+    for name in ("damaged", "xls", "video"):
+        if listed.table is not None and options[name]:
+            raise InputError(f"{name} must not be asked for with like, whose annotation is taken as it is")
+    return listed
 
 
 def _check(
@@ -197,14 +221,34 @@ def _is_there(out: Path, parameters: dict[str, object]) -> bool:
     return True
 
 
-def _write(out: Path, plans: dict[str, tuple[SynthClip, ...]], parameters: dict[str, object], form: Form) -> None:
+def _write(
+    out: Path,
+    plans: dict[str, tuple[SynthClip, ...]],
+    parameters: dict[str, object],
+    form: Form,
+    table: Path | None,
+) -> None:
     with whole_folder(out, last=_PARAMETERS) as partial:
         for name, plan in plans.items():
-            LAYOUTS[name].write(partial / name, [_files(clip) for clip in plan], form)
+            if table is None:
+                LAYOUTS[name].write(partial / name, [_files(clip) for clip in plan], form)
+            else:
+                _write_to_table(partial / name, LAYOUTS[name], plan, table)
         listed = [item for plan in plans.values() for item in planted(plan)]
         if listed:
             _write_json(partial / "traps.json", listed)
         _write_json(partial / _PARAMETERS, parameters)
+
+
+def _write_to_table(root: Path, layout: Layout, plan: Sequence[SynthClip], table: Path) -> None:
+    """Write a copy of an annotation, its clips' frames and their landmarks."""
+    root.mkdir()
+    shutil.copyfile(table, root / table.name)
+    clips = [(clip.folder, _files(clip)) for clip in plan]
+    for folder, files in clips:
+        assert folder is not None  # an annotation says it of every clip
+        write_frames(root / folder, files, layout.frame, grey=layout.grey)
+    write_landmarks(root, [files for _, files in clips])
 
 
 def _write_json(path: Path, content: object) -> None:
@@ -212,7 +256,7 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _files(clip: SynthClip) -> ClipFiles:
-    fields = ("dataset", "subject", "clip", "label", "first", "onset", "apex", "offset", "last", "landmarks", "damage")
+    fields = ("dataset", "subject", "clip", "label", "numbers", "onset", "apex", "offset", "landmarks", "damage")
     files = ClipFiles(
         marks=Marks(onset=clip.onset, apex=clip.apex, offset=clip.offset, emotion=clip.emotion),
         render=lambda frame: render_frame(clip, frame),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from htnet.data.synth_faces import Look, draw_face, draw_look, look_landmarks
 from htnet.data.synth_layouts import DAMAGES, LAYOUTS, Damage, Layout, Trap
-from htnet.data.synth_like import ListedClip
+from htnet.data.synth_like import ListedClip, ListedFrames
 from htnet.data.synth_motion import (
     Field,
     Style,
@@ -54,9 +55,10 @@ _MOTION: dict[str, _Motion] = {
 class SynthClip:
     """One planned clip: everything its frames are made of.
 
-    ``dataset``, ``subject`` and ``clip`` are the identity that an adapter should give it. Frame numbers are those of
-    the files. ``amplitude``, ``sway`` and ``jitter`` are in pixels of a frame; ``jitter`` is the (phase, period) of
-    the head's sway per axis. ``trap`` and ``damage``: what is wrong with its annotation or files on purpose.
+    ``dataset``, ``subject`` and ``clip`` are the identity that an adapter should give it. ``numbers`` are those of its
+    frames' files. ``amplitude``, ``sway`` and ``jitter`` are in pixels of a frame; ``jitter`` is the (phase, period) of
+    the head's sway per axis. ``folder``: where its frames lie below the dataset's folder if an annotation decides it.
+    ``trap`` and ``damage``: what is wrong with its annotation or files on purpose.
     """
 
     dataset: str
@@ -65,17 +67,17 @@ class SynthClip:
     label: int
     emotion: str
     image_size: int
-    first: int
+    numbers: tuple[int, ...]
     onset: int
     apex: int
     offset: int
-    last: int
     amplitude: float
     sway: float
     jitter: tuple[tuple[float, float], tuple[float, float]]
     style: Style
     look: Look
     noise_seed: int
+    folder: Path | None = None
     trap: Trap | None = None
     damage: Damage | None = None
 
@@ -87,11 +89,15 @@ class SynthClip:
 
 @dataclass(frozen=True, kw_only=True)
 class _Slot:
-    """What is fixed about a clip before anything is drawn: ``name``, subject and clip, None where the layout names."""
+    """What is fixed about a clip before anything is drawn.
+
+    ``name``, subject and clip, and ``frames`` are None where the layout decides.
+    """
 
     label: int
     trap: Trap | None = None
     name: tuple[str, str] | None = None
+    frames: ListedFrames | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +145,8 @@ def plan_clips(
             place = _Place(subject=subject, index=index, label=slot.label, number=seen[slot.label])
             clip = _scaled(_plan_clip(layout, _MOTION[difficulty], rng, look, place), image_size)
             name = slot.name or (clip.subject, clip.clip)
-            plan.append(replace(clip, trap=slot.trap, subject=name[0], clip=name[1]))
+            where = {} if slot.frames is None else vars(slot.frames)
+            plan.append(replace(clip, trap=slot.trap, subject=name[0], clip=name[1], **where))
     return _damage(plan, layout, damaged, [seed, list(LAYOUTS).index(dataset)])
 
 
@@ -158,7 +165,8 @@ def _listed_slots(like: Sequence[ListedClip]) -> list[list[_Slot]]:
     """The list's clips by subject."""
     subjects: dict[str, list[_Slot]] = {}
     for clip in like:
-        subjects.setdefault(clip.subject, []).append(_Slot(label=clip.label, name=(clip.subject, clip.clip)))
+        slot = _Slot(label=clip.label, name=(clip.subject, clip.clip), frames=clip.frames)
+        subjects.setdefault(clip.subject, []).append(slot)
     return list(subjects.values())
 
 
@@ -167,13 +175,14 @@ def true_flow(clip: SynthClip, frame: int) -> Field:
 
     Args:
         clip: a clip of :func:`plan_clips`.
-        frame: a frame number of the clip, ``clip.first`` to ``clip.last``.
+        frame: a frame number of the clip, within ``clip.numbers``.
 
     Returns:
         (S, S, 2) float32 pixels, channels flow_u (x to the right) and flow_v (y down).
     """
-    if not clip.first <= frame <= clip.last:
-        raise ValueError(f"frame must be in {clip.first}..{clip.last} of {clip.clip}, got {frame}")
+    first, last = clip.numbers[0], clip.numbers[-1]
+    if not first <= frame <= last:
+        raise ValueError(f"frame must be in {first}..{last} of {clip.clip}, got {frame}")
     return forward_flow(_backward(clip, frame))
 
 
@@ -208,11 +217,10 @@ def _plan_clip(
         label=label,
         emotion=emotions[int(rng.integers(len(emotions)))],
         image_size=160,
-        first=first,
+        numbers=tuple(range(first, onset + rise + fall + layout.margin + 1)),
         onset=onset,
         apex=onset + rise,
         offset=onset + rise + fall,
-        last=onset + rise + fall + layout.margin,
         amplitude=float(rng.uniform(*motion.amplitude)),
         sway=motion.sway,
         jitter=((float(phases[0]), float(periods[0])), (float(phases[1]), float(periods[1]))),

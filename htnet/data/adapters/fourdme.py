@@ -44,8 +44,8 @@ class FourDME(WorkbookDataset):
         return SampleId(dataset="4dme", subject=row.name("sub_ID"), clip=row.name("fold_name"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
-        """The class whose column is marked."""
-        return self._marked(row)[0].lower(), row.place("fold_name")
+        """The class whose column is marked; several, or none, are no emotion that a scheme knows."""
+        return " and ".join(self._marked(row)).lower(), row.place("fold_name")
 
     def interval_of(self, row: Row) -> Interval | str:
         """Onset, apex, offset."""

@@ -50,8 +50,8 @@ class Damage:
 class ClipFiles:
     """What a layout needs to know of a clip.
 
-    ``dataset``, ``subject`` and ``clip`` are its identity as an adapter should give it. ``first`` to ``last`` are the
-    frames on disk, ``onset``, ``apex`` and ``offset`` the truth. ``render`` draws a frame by its number,
+    ``dataset``, ``subject`` and ``clip`` are its identity as an adapter should give it. ``numbers`` are those of the
+    frames on disk, rising; ``onset``, ``apex`` and ``offset`` are the truth. ``render`` draws a frame by its number,
     (S, S, 3) uint8; ``flow`` is the true flow from onset to apex, (S, S, 2) pixels.
     """
 
@@ -59,24 +59,16 @@ class ClipFiles:
     subject: str
     clip: str
     label: int
-    first: int
+    numbers: tuple[int, ...]
     onset: int
     apex: int
     offset: int
-    last: int
     marks: Marks
     landmarks: Landmarks
     render: Callable[[int], NDArray[np.uint8]]
     flow: Callable[[], Field]
     trap: str | None = None
-    frames: bool = True
-    lost: frozenset[int] = frozenset()
     damage: Damage | None = None
-
-    @property
-    def numbers(self) -> list[int]:
-        """Frame numbers on disk."""
-        return [number for number in range(self.first, self.last + 1) if number not in self.lost] if self.frames else []
 
 
 Change = Callable[[ClipFiles], ClipFiles]
@@ -106,7 +98,7 @@ def _marks(clip: ClipFiles, **changes: object) -> ClipFiles:
 
 def no_frames(clip: ClipFiles) -> ClipFiles:
     """The clip is decided before its frames matter, or they are not there."""
-    return replace(clip, frames=False)
+    return replace(clip, numbers=())
 
 
 def apex_not_coded(cell: object) -> Trap:
@@ -143,9 +135,13 @@ NO_FOLDER = Trap(
     failed=True,
     change=no_frames,
 )
-SHORT_FOLDER = Trap(kind="frames_end_at_apex", change=lambda clip: replace(clip, last=clip.apex))
+SHORT_FOLDER = Trap(
+    kind="frames_end_at_apex",
+    change=lambda clip: replace(clip, numbers=tuple(number for number in clip.numbers if number <= clip.apex)),
+)
 LOST_FRAMES = Trap(
-    kind="frames_lost_in_between", change=lambda clip: replace(clip, lost=frozenset({clip.onset + 1, clip.offset - 1}))
+    kind="frames_lost_in_between",
+    change=lambda clip: replace(clip, numbers=tuple(sorted({*clip.numbers} - {clip.onset + 1, clip.offset - 1}))),
 )
 
 
@@ -161,14 +157,17 @@ class Layout:
     """One dataset's way of naming and writing things.
 
     ``length``: least and most frames from onset to apex, and from apex to offset. ``margin``: frames before the onset
-    and after the offset. ``emotions``: the dataset's words for each of the three classes. ``traps``: in the order in
-    which they are planted. ``damaged``: which frames may be damaged such that the clip alone is lost.
-    ``in_lists``: whether :meth:`listed_name` knows how a list of the MEGC2019 composite names its clips.
+    and after the offset. ``emotions``: the dataset's words for each of the three classes. ``frame``: name of a frame's
+    file, of its number, the subject and the clip; "" where there are none. ``grey``: pictures have one channel.
+    ``traps``: in the order in which they are planted. ``damaged``: which frames may be damaged such that the clip alone
+    is lost. ``in_lists``: whether :meth:`listed_name` knows how a list of the MEGC2019 composite names its clips.
     """
 
     name: ClassVar[str]
     length: ClassVar[tuple[int, int]] = (5, 8)
     margin: ClassVar[int] = 2
+    frame: ClassVar[str] = ""
+    grey: ClassVar[bool] = False
     emotions: ClassVar[dict[int, tuple[str, ...]]] = {
         Emotion.NEGATIVE: ("disgust", "anger", "fear"),
         Emotion.POSITIVE: ("happiness",),

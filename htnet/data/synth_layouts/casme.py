@@ -31,6 +31,7 @@ class CasmeLayout(Layout):
     """Every second subject was filmed by the camera of section B."""
 
     name = "casme"
+    frame = "{clip}-{number:03d}.jpg"
     emotions: ClassVar[dict[int, tuple[str, ...]]] = {
         Emotion.NEGATIVE: ("disgust", "repression", "sadness", "contempt", "fear"),
         Emotion.POSITIVE: ("happiness",),
@@ -66,7 +67,7 @@ class CasmeLayout(Layout):
         for clip in clips:
             number = int(clip.subject[3:])
             section = f"Section {'A' if number % 2 else 'B'}"
-            write_frames(root / section / clip.subject / clip.clip, clip, clip.clip + "-{:03d}.jpg")
+            write_frames(root / section / clip.subject / clip.clip, clip, self.frame)
             marks = clip.marks
             second = clip.apex + 1 if clip.trap == _TWO_APEXES else None
             subject, word = (

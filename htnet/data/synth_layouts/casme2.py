@@ -29,6 +29,7 @@ class Casme2Layout(Layout):
     """Two of the columns have no header; subjects are numbers that lost their zeros."""
 
     name = "casme2"
+    frame = "img{number}.jpg"
     in_lists = True
     emotions: ClassVar[dict[int, tuple[str, ...]]] = {
         Emotion.NEGATIVE: ("disgust", "repression"),
@@ -69,7 +70,7 @@ class Casme2Layout(Layout):
         header = ["Subject", "Filename", None, "OnsetFrame", "ApexFrame", "OffsetFrame", None]
         rows: list[list[object]] = [[*header, "Action Units", "Estimated Emotion"]]
         for clip in clips:
-            write_frames(root / "CASME2_RAW_selected" / clip.subject / clip.clip, clip, "img{}.jpg")
+            write_frames(root / "CASME2_RAW_selected" / clip.subject / clip.clip, clip, self.frame)
             marks = clip.marks
             subject: object = int(clip.subject[3:])
             frames, word = [marks.onset, marks.apex, marks.offset], marks.emotion

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
@@ -25,9 +26,10 @@ from htnet.data.synth_layouts.base import (
     emotion,
     no_frames,
 )
-from htnet.data.synth_layouts.files import units, write_frame, write_frames, write_landmarks, write_table, write_video
+from htnet.data.synth_layouts.files import units, write_frames, write_landmarks, write_table, write_video
 from htnet.data.types import Emotion
 
+_FRAME = "{number}.jpg"
 _MACRO = "macro_expression"
 _SLOT = 20
 """Frames from the start of an expression to the next in a recording; more than the longest of them has."""
@@ -36,12 +38,12 @@ _PER_RECORDING = 3
 
 def _write_recording(folder: Path, clips: Sequence[ClipFiles]) -> None:
     """Write the expressions of a recording, and the resting face in between."""
-    there = sorted((clip for clip in clips if clip.frames), key=lambda clip: clip.first)
+    there = sorted((clip for clip in clips if clip.numbers), key=lambda clip: clip.numbers[0])
     for clip in there:
-        write_frames(folder, clip, "{}.jpg")
+        write_frames(folder, clip, _FRAME)
     for before, after in pairwise(there):
-        for number in range(before.last + 1, after.first):
-            write_frame(folder / f"{number}.jpg", before, number)
+        between = range(before.numbers[-1] + 1, after.numbers[0])
+        write_frames(folder, replace(before, numbers=tuple(between)), _FRAME)
 
 
 class Casme3ALayout(Layout):
@@ -51,6 +53,7 @@ class Casme3ALayout(Layout):
     """
 
     name = "casme3_a"
+    frame = _FRAME
     length = (3, 6)
     emotions: ClassVar[dict[int, tuple[str, ...]]] = {
         Emotion.NEGATIVE: ("disgust", "fear", "anger", "sad"),
@@ -106,7 +109,8 @@ class Casme3ALayout(Layout):
             for clip in found:
                 path = root / "Part_A_ME_clip" / "video" / f"{clip.subject.replace('spno', 'spNo')}_{clip.clip}.mp4"
                 # named by its onset, and begins there
-                write_video(path, clip, 30.0, range(clip.onset, clip.last + 1))
+                numbers = tuple(number for number in clip.numbers if number >= clip.onset)
+                write_video(path, replace(clip, numbers=numbers), 30.0)
         table = "CAS(ME)3_part_A_v2.xls" if form.xls else "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
         write_table(root / table, rows, sheet="label", more_sheets=["Sheet1", "Sheet3"])
         write_landmarks(root, clips)
@@ -116,6 +120,7 @@ class Casme3CLayout(Layout):
     """part_C/1/color/6450.jpg, one recording a subject, and CAS(ME)3_part_C_ME.xlsx, which has no apex."""
 
     name = "casme3_c"
+    frame = _FRAME
     length = (3, 6)
     emotions: ClassVar[dict[int, tuple[str, ...]]] = {
         Emotion.NEGATIVE: ("negative",),

@@ -33,11 +33,12 @@ def units(label: int) -> str:
 
 
 def write_frames(folder: Path, clip: ClipFiles, name: str, *, grey: bool = False) -> None:
-    """Write a clip's frames as ``name`` with their numbers; nothing where the clip has none."""
-    if clip.frames:
+    """Write a clip's frames, ``name`` as of :class:`Layout`; nothing where the clip has none."""
+    if clip.numbers:
         folder.mkdir(parents=True, exist_ok=True)
     for number in clip.numbers:
-        write_frame(folder / name.format(number), clip, number, grey=grey)
+        path = folder / name.format(number=number, subject=clip.subject, clip=clip.clip)
+        write_frame(path, clip, number, grey=grey)
 
 
 def write_frame(path: Path, clip: ClipFiles, number: int, *, grey: bool = False) -> None:
@@ -59,22 +60,22 @@ def encode(picture: NDArray[np.uint8], suffix: str) -> bytes:
     return bytes(data.tobytes())
 
 
-def write_video(path: Path, clip: ClipFiles, fps: float, numbers: Sequence[int]) -> None:
-    """Write frames as a video: .avi as motion JPEG by OpenCV's own writer, .mp4 as MPEG-4 where OpenCV has FFmpeg.
+def write_video(path: Path, clip: ClipFiles, fps: float) -> None:
+    """Write a clip as a video: .avi as motion JPEG by OpenCV's own writer, .mp4 as MPEG-4 where OpenCV has FFmpeg.
 
     Raises:
         InputError: this OpenCV writes no such video.
     """
-    if not clip.frames:
+    if not clip.numbers:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = {".avi": (cv2.CAP_OPENCV_MJPEG, "MJPG"), ".mp4": (cv2.CAP_FFMPEG, "mp4v")}[path.suffix]
-    side = clip.render(numbers[0]).shape[0]
+    side = clip.render(clip.numbers[0]).shape[0]
     writer = cv2.VideoWriter(str(path), kind[0], cv2.VideoWriter.fourcc(*kind[1]), fps, (side, side))
     if not writer.isOpened():
         raise InputError(f"{path}: this build of OpenCV cannot write {path.suffix} videos")
     writer.set(cv2.VIDEOWRITER_PROP_QUALITY, 100)
-    for number in numbers:
+    for number in clip.numbers:
         writer.write(clip.render(number))
     writer.release()
     if clip.damage is not None:
@@ -132,7 +133,7 @@ def write_landmarks(root: Path, clips: Sequence[ClipFiles]) -> None:
     """``landmarks.csv``: five points of every onset frame there is, in its pixels."""
     rows: list[list[object]] = [["dataset", "subject", "clip", *SOURCE_COLUMNS]]
     for clip in clips:
-        if clip.frames:
+        if clip.numbers:
             values = [f"{value:.3f}" for point in clip.landmarks for value in point]
             rows.append([clip.dataset, clip.subject, clip.clip, *values])
     write_table(root / "landmarks.csv", rows)

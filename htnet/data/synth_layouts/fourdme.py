@@ -18,6 +18,8 @@ class FourDMELayout(Layout):
     """Classes are marked by 1, the rest by 0; a clip may have several."""
 
     name = "4dme"
+    frame = "{number:04d}.jpg"
+    grey = True
     emotions: ClassVar[dict[int, tuple[str, ...]]] = {
         Emotion.NEGATIVE: ("negative", "repression"),
         Emotion.POSITIVE: ("positive",),
@@ -44,7 +46,7 @@ class FourDMELayout(Layout):
         rows: list[list[object]] = [["sub_ID", "fold_name", "Onset", "Apex", "Offset", "AUs", "Emotion", *CLASSES]]
         for clip in clips:
             marks = clip.marks
-            write_frames(root / "gray_micro" / clip.subject / clip.clip, clip, "{:04d}.jpg", grey=True)
+            write_frames(root / "gray_micro" / clip.subject / clip.clip, clip, self.frame, grey=self.grey)
             marked = {marks.emotion.title()} if clip.trap != _NONE else set()
             if clip.trap == _TWO:
                 marked |= {"Others"}

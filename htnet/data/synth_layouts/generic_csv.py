@@ -27,13 +27,14 @@ _LABEL_NUMBER = "label_as_number"
 def _no_numbers(clip: ClipFiles) -> ClipFiles:
     """What stays is what the numbers would have cut out."""
     marks = Marks(onset="", apex="", offset="", emotion=clip.marks.emotion)
-    return replace(clip, first=clip.onset, last=clip.offset, marks=marks)
+    return replace(clip, numbers=tuple(range(clip.onset, clip.offset + 1)), marks=marks)
 
 
 class CsvLayout(Layout):
     """Frames count from 1 in every clip, so that folders and videos have the same numbers."""
 
     name = "csv"
+    frame = "{number:03d}.png"
     traps: ClassVar[tuple[Trap, ...]] = (
         apex_not_coded(""),
         Trap(kind="no_numbers", rule=APEX_NOT_CODED, change=_no_numbers),
@@ -63,9 +64,9 @@ class CsvLayout(Layout):
             marks = clip.marks
             place = f"clips/{clip.subject}/{clip.clip}" + (".avi" if form.video else "")
             if form.video:
-                write_video(root / place, clip, 100.0, clip.numbers)
+                write_video(root / place, clip, 100.0)
             else:
-                write_frames(root / place, clip, "{:03d}.png")
+                write_frames(root / place, clip, self.frame)
             label: object = clip.label if clip.trap == _LABEL_NUMBER else marks.emotion
             frames = [marks.onset, marks.apex, marks.offset]
             if clip.trap == LOOSE_TYPES:

@@ -28,6 +28,7 @@ class MmewLayout(Layout):
     """The subject is also the first part of the clip's name; a remark stands under the table."""
 
     name = "mmew"
+    frame = "{number}.jpg"
     emotions: ClassVar[dict[int, tuple[str, ...]]] = {
         Emotion.NEGATIVE: ("disgust", "fear", "anger", "sadness"),
         Emotion.POSITIVE: ("happiness",),
@@ -57,7 +58,7 @@ class MmewLayout(Layout):
         rows: list[list[object]] = [[*header, "remarks"]]
         for clip in clips:
             marks = clip.marks
-            write_frames(root / "Micro_Expression" / marks.emotion / clip.clip, clip, "{}.jpg")
+            write_frames(root / "Micro_Expression" / marks.emotion / clip.clip, clip, self.frame)
             subject = None if clip.trap == _NO_SUBJECT else int(clip.subject[1:])
             frames, word = [marks.onset, marks.apex, marks.offset], marks.emotion
             if clip.trap == LOOSE_TYPES:

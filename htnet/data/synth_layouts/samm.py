@@ -31,6 +31,8 @@ class SammLayout(Layout):
     """Thirteen rows of remarks above the header; subjects are numbers that lost their zeros."""
 
     name = "samm"
+    frame = "{subject}_{number:05d}.jpg"
+    grey = True
     in_lists = True
     emotions: ClassVar[dict[int, tuple[str, ...]]] = {
         Emotion.NEGATIVE: ("Anger", "Contempt", "Disgust", "Fear", "Sadness"),
@@ -72,8 +74,8 @@ class SammLayout(Layout):
         blank: list[object] = [None]
         rows: list[list[object]] = [["Synthetic data in the layout of SAMM"], *[blank] * 12, [*header]]
         for clip in clips:
-            digits = "{}" if clip.trap == ODD_NAMES else "{:05d}"
-            write_frames(root / clip.subject / clip.clip, clip, f"{clip.subject}_{digits}.jpg", grey=True)
+            name = self.frame.replace(":05d", "") if clip.trap == ODD_NAMES else self.frame
+            write_frames(root / clip.subject / clip.clip, clip, name, grey=self.grey)
             marks = clip.marks
             subject: object = clip.subject if clip.trap == LOOSE_TYPES else int(clip.subject)
             word = marks.emotion.upper() if clip.trap == LOOSE_TYPES else marks.emotion

@@ -20,6 +20,7 @@ class SmicLayout(Layout):
     """A folder holds one micro-expression; a row is the longer recording it was cut from, and has its frame numbers."""
 
     name = "smic"
+    frame = "reg_image{number:06d}.bmp"
     in_lists = True
     length = (4, 6)
     margin = 0
@@ -59,7 +60,7 @@ class SmicLayout(Layout):
         for clip in clips:
             number = int(clip.subject[1:])
             name = f"s{number}{clip.clip.removeprefix(clip.subject)}"
-            write_frames(root / "HS" / clip.subject / "micro" / clip.marks.emotion / name, clip, "reg_image{:06d}.bmp")
+            write_frames(root / "HS" / clip.subject / "micro" / clip.marks.emotion / name, clip, self.frame)
             start, end = clip.onset + _LEAD, clip.offset + _LEAD
             length = end - start + 1
             if clip.trap == _FURTHER:
