@@ -25,6 +25,7 @@ from launch.prepare_report import (
     print_left_out,
     print_list,
     print_methods,
+    print_rules,
     print_store,
     print_times,
     say,
@@ -82,6 +83,7 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
             say(console, f"Interrupted with {done} of {len(plan.entries)} clips done. {_GO_ON}")
             return EXIT_PARTIAL
     print_store(store, left_out, console)
+    print_rules(report, console)
     print_landmarks(report, console)
     print_times(report, console)
     return EXIT_PARTIAL if any(item.failed for item in left_out) else EXIT_DONE
@@ -156,7 +158,7 @@ def _tell_failed(failed: Sequence[tuple[SubjectTask, SubjectOutcome]], console: 
 
 def _made_with(prepare: PrepareConfig) -> dict[str, object]:
     """What may change the last bits of a flow image: parts of a store are not mixed of two."""
-    versions = {name: package_version(name) for name in ("htnet", "torch", "numpy")}
+    versions = {name: package_version(name) for name in ("htnet", "torch", "numpy", "av")}
     device = extraction_settings(prepare, strict=False).device
     return {**versions, "opencv": cv2.__version__, "device": device, "threads": prepare.threads}
 

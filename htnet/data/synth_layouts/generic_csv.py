@@ -63,7 +63,7 @@ class CsvLayout(Layout):
             marks = clip.marks
             place = f"clips/{clip.subject}/{clip.clip}" + (".avi" if form.video else "")
             if form.video:
-                write_video(root / place, clip, 100.0, clip.numbers)
+                write_video(root / place, clip, 100, clip.numbers)
             else:
                 write_frames(root / place, clip, "{:03d}.png")
             label: object = clip.label if clip.trap == _LABEL_NUMBER else marks.emotion
