@@ -6,6 +6,8 @@ threads that it does not have.
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +25,8 @@ from numpy.typing import NDArray
 
 from htnet.errors import InputError
 
-_STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
+_TELLING = {"vp9": "libvpx-vp9"}
+"""Decoders that report damage where FFmpeg's own do not."""
 _EXACT = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 """Conversion of colours with the same bits on every processor; without all of them white may come out as 253."""
 # some decoders write of a failed checksum to the log and go on; repeated lines are hidden unless asked for
@@ -58,7 +61,7 @@ def jpeg_damage(data: bytes) -> str | None:
     A few changed bytes can be another valid JPEG, of which no decoder has anything to report.
     """
     context: Any = av.CodecContext.create("mjpeg", "r")
-    context.thread_type, context.thread_count, context.options = "NONE", 1, _STRICT
+    _be_strict(context)
     try:
         with _complaints():
             frames = [*context.decode(av.Packet(data)), *context.decode(None)]
@@ -120,9 +123,10 @@ class VideoFrames:
 
     def _each(self) -> Iterator[Any]:
         """Frames in the order in which they are shown, up to the first damage."""
-        container, stream = self._open()
-        number = 1
+        container, stream, context = self._open()
+        number, before = 1, -1
         with container:
+            listed = _index(container, stream)
             packets = container.demux(stream)
             for place in count(1):
                 try:
@@ -131,7 +135,11 @@ class VideoFrames:
                         packet = next((packet for packet in packets if packet.size), None)
                         if packet is not None and packet.is_corrupt:
                             raise _ComplaintError("truncated")
-                        frames = stream.codec_context.decode(packet)
+                        here = packet.pos if packet is not None else sys.maxsize
+                        if here is not None and bisect_left(listed, here) > bisect_right(listed, before):
+                            raise _ComplaintError("the file's index names a frame before it")
+                        before = before if here is None else here
+                        frames = context.decode(packet)
                 except _ComplaintError as complaint:
                     raise self._damaged(number, f"packet {place}: {complaint}") from None
                 for frame in frames:
@@ -147,7 +155,7 @@ class VideoFrames:
 
     def _packets(self) -> int:
         """Frames that there would be, undamaged."""
-        container, stream = self._open()
+        container, stream, _ = self._open()
         found = 0
         with container:
             try:
@@ -158,8 +166,8 @@ class VideoFrames:
                 pass
         return found
 
-    def _open(self) -> tuple[InputContainer, VideoStream]:
-        """The file and its first video, which is no picture on the cover of a sound."""
+    def _open(self) -> tuple[InputContainer, VideoStream, Any]:
+        """The file, its first video, which is no picture on the cover of a sound, and a decoder."""
         try:
             with _complaints():
                 container = av.open(f"file:{self.path.absolute()}", metadata_errors="replace")
@@ -167,13 +175,25 @@ class VideoFrames:
             raise InputError(f"{self.path}: not a readable video ({complaint})") from None
         cover = av.stream.Disposition.attached_pic
         stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
-        context = None if stream is None else stream.codec_context
+        context: Any = None if stream is None else stream.codec_context
         if stream is None or context is None:
             container.close()
             what = "of an unknown codec" if stream is not None else "in it: sound or subtitles only"
             raise InputError(f"{self.path}: not a readable video (no video {what})")
-        context.thread_type, context.thread_count, context.options = "NONE", 1, _STRICT
-        return container, stream
+        if context.name in _TELLING:
+            context = av.CodecContext.create(_TELLING[context.name], "r")
+        _be_strict(context)
+        return container, stream, context
+
+
+def _be_strict(context: Any) -> None:
+    context.thread_type, context.thread_count = "NONE", 1
+    context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
+
+
+def _index(container: InputContainer, stream: VideoStream) -> list[int]:
+    """Where an AVI's index says that there are frames: one whose head is damaged is passed over without a word."""
+    return sorted(entry.pos + 8 for entry in stream.index_entries) if container.format.name == "avi" else []
 
 
 def _upright(frame: Any, place: str) -> NDArray[np.uint8]:
