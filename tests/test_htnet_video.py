@@ -144,6 +144,14 @@ def test_whole_jpegs_of_every_kind_are_read(tmp_path, options, grey):
         assert read_frame(tmp_path / "1.jpg").shape == (75, 63, 3)
 
 
+def test_odd_notes_of_a_camera_are_no_damage(tmp_path):
+    picture = cv2.imencode(".jpg", pictures(1)[0])[1].tobytes()
+    notes = b"Exif\0\0II*\0\x08\0\0\0\xff\x7f" + b"odd" * 9
+    head = b"\xff\xe1" + struct.pack(">H", len(notes) + 2) + notes
+    (tmp_path / "1.jpg").write_bytes(picture[:2] + head + picture[2:])
+    assert np.array_equal(read_frame(tmp_path / "1.jpg"), cv2.imdecode(np.frombuffer(picture, np.uint8), 1))
+
+
 @pytest.mark.parametrize("name", ["mjpeg.avi", "h264.mkv", "mpeg4.avi", "wmv2.wmv", "vp9.webm"])
 def test_of_a_truncated_video_the_frames_before_the_end_are_read(tmp_path, name):
     path = coded(tmp_path, name)
@@ -191,10 +199,11 @@ def test_a_frame_that_the_file_lost_does_not_shift_those_after_it(tmp_path):
         VideoFrames(path).read(8)
 
 
+@pytest.mark.parametrize("codec", ["h264.mp4", "vp9.webm"])
 @pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, 1), (180, 2), (-90, 3)])
-def test_a_video_is_turned_as_players_show_it(tmp_path, degrees, turns):
+def test_a_video_is_turned_as_players_show_it(tmp_path, codec, degrees, turns):
     upright, turned = (
-        VideoFrames(write(tmp_path / f"{angle}.mp4", pictures(3), *CODECS["h264.mp4"],
+        VideoFrames(write(tmp_path / f"{angle}.mp4", pictures(3), *CODECS[codec],
                           change=lambda stream, angle=angle: angle and stream.set_display_rotation(angle)))
         for angle in (0, degrees)
     )  # fmt: skip

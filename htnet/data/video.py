@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from htnet.errors import InputError
 
 _TELLING = {"vp9": "libvpx-vp9"}
-"""Decoders that report damage where FFmpeg's own do not."""
+"""Decoders that report damage where FFmpeg's own do not; they are asked as well, for they know of no rotation."""
 _EXACT = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 """Conversion of colours with the same bits on every processor; without all of them white may come out as 253."""
 # some decoders write of a failed checksum to the log and go on; repeated lines are hidden unless asked for
@@ -60,13 +60,14 @@ def jpeg_damage(data: bytes) -> str | None:
 
     A few changed bytes can be another valid JPEG, of which no decoder has anything to report.
     """
-    context: Any = av.CodecContext.create("mjpeg", "r")
-    _be_strict(context)
-    try:
-        with _complaints():
+    context = _strict(av.CodecContext.create("mjpeg", "r"))
+    with av.logging.Capture() as said:  # of a camera's odd notes in the head as well, which are no damage
+        try:
             frames = [*context.decode(av.Packet(data)), *context.decode(None)]
-    except _ComplaintError as complaint:
-        return str(complaint)
+        except av.error.InvalidDataError:
+            return " ".join(said[-1][2].split()) if said else "invalid data"
+        except av.FFmpegError:  # a kind that this decoder does not know
+            return None
     return None if frames and not frames[0].is_corrupt else "no whole picture"
 
 
@@ -123,7 +124,11 @@ class VideoFrames:
 
     def _each(self) -> Iterator[Any]:
         """Frames in the order in which they are shown, up to the first damage."""
-        container, stream, context = self._open()
+        container, stream = self._open()
+        context = stream.codec_context
+        decoders = [_strict(context)]
+        if context.name in _TELLING:
+            decoders.insert(0, _strict(av.CodecContext.create(_TELLING[context.name], "r")))
         number, before = 1, -1
         with container:
             listed = _index(container, stream)
@@ -139,7 +144,7 @@ class VideoFrames:
                         if here is not None and bisect_left(listed, here) > bisect_right(listed, before):
                             raise _ComplaintError("the file's index names a frame before it")
                         before = before if here is None else here
-                        frames = context.decode(packet)
+                        frames = [decoder.decode(packet) for decoder in decoders][-1]
                 except _ComplaintError as complaint:
                     raise self._damaged(number, f"packet {place}: {complaint}") from None
                 for frame in frames:
@@ -155,7 +160,7 @@ class VideoFrames:
 
     def _packets(self) -> int:
         """Frames that there would be, undamaged."""
-        container, stream, _ = self._open()
+        container, stream = self._open()
         found = 0
         with container:
             try:
@@ -166,8 +171,8 @@ class VideoFrames:
                 pass
         return found
 
-    def _open(self) -> tuple[InputContainer, VideoStream, Any]:
-        """The file, its first video, which is no picture on the cover of a sound, and a decoder."""
+    def _open(self) -> tuple[InputContainer, VideoStream]:
+        """The file and its first video, which is no picture on the cover of a sound."""
         try:
             with _complaints():
                 container = av.open(f"file:{self.path.absolute()}", metadata_errors="replace")
@@ -175,20 +180,18 @@ class VideoFrames:
             raise InputError(f"{self.path}: not a readable video ({complaint})") from None
         cover = av.stream.Disposition.attached_pic
         stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
-        context: Any = None if stream is None else stream.codec_context
-        if stream is None or context is None:
+        if stream is None or stream.codec_context is None:
             container.close()
             what = "of an unknown codec" if stream is not None else "in it: sound or subtitles only"
             raise InputError(f"{self.path}: not a readable video (no video {what})")
-        if context.name in _TELLING:
-            context = av.CodecContext.create(_TELLING[context.name], "r")
-        _be_strict(context)
-        return container, stream, context
+        return container, stream
 
 
-def _be_strict(context: Any) -> None:
+def _strict(context: Any) -> Any:
+    """The decoder, in one thread and giving up at an error."""
     context.thread_type, context.thread_count = "NONE", 1
     context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
+    return context
 
 
 def _index(container: InputContainer, stream: VideoStream) -> list[int]:
