@@ -34,6 +34,7 @@ setup(
     packages=find_packages(include=["htnet*", "kernels*", "launch*", "dali_pipelines*"]),
     package_data={"launch": ["report/*.j2"]},
     install_requires=[
+        "av>=18.1",
         "deepspeed>=0.19.8,<0.20",
         "einops>=0.8",
         "jinja2>=3.1",

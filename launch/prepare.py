@@ -26,6 +26,7 @@ from launch.prepare_report import (
     print_list,
     print_methods,
     print_read_otherwise,
+    print_rules,
     print_store,
     print_times,
     say,
@@ -86,6 +87,7 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
     print_read_otherwise(plan.entries, console, each=False)
     for line in composite_lines(plan.scheme, [sample.id for sample in store.samples], left_out):
         say(console, line)
+    print_rules(report, console)
     print_landmarks(report, console)
     print_times(report, console)
     return EXIT_PARTIAL if any(item.failed for item in left_out) else EXIT_DONE
@@ -157,7 +159,7 @@ def _tell_failed(failed: Sequence[tuple[SubjectTask, SubjectOutcome]], console: 
 
 def _made_with(prepare: PrepareConfig) -> dict[str, object]:
     """What may change the last bits of a flow image: parts of a store are not mixed of two."""
-    versions = {name: package_version(name) for name in ("htnet", "torch", "numpy")}
+    versions = {name: package_version(name) for name in ("htnet", "torch", "numpy", "av")}
     device = extraction_settings(prepare, strict=False).device
     return {**versions, "opencv": cv2.__version__, "device": device, "threads": prepare.threads}
 

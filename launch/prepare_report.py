@@ -167,12 +167,22 @@ def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], 
         )
     report = {
         "run": {"wall_seconds": round(seconds, 3), **environment(out)},
+        "read_by_rule": _by_rule(parts),
         "landmarks": _landmarks(parts),
         "seconds_by_stage": {name: round(value, 3) for name, value in stages.most_common()},
         "subjects": sorted(subjects, key=lambda item: (-item["seconds"], item["subject"])),
     }
     write_json_atomic(path, report)
     return path
+
+
+def _by_rule(parts: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Clips whose frames say that they are to be read otherwise than the annotation stands, by rule."""
+    clips: dict[str, list[str]] = defaultdict(list)
+    for part in parts.values():
+        for rule, found in part["notes"]["by_rule"].items():
+            clips[rule] += found
+    return clips
 
 
 def _landmarks(parts: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
@@ -190,6 +200,13 @@ def print_methods(counts: Mapping[str, Mapping[str, int]], console: Console) -> 
     """Clips by where their landmarks come from, a line per dataset."""
     for dataset, methods in sorted(counts.items()):
         say(console, f"landmarks: {dataset}: {', '.join(f'{name} {n}' for name, n in sorted(methods.items()))}")
+
+
+def print_rules(path: Path, console: Console) -> None:
+    """Clips that their frames say to be read by a rule, by a report of :func:`write_report`."""
+    rules = json.loads(path.read_text(encoding="utf-8"))["read_by_rule"]
+    for rule, clips in sorted(rules.items()):
+        say(console, f"read by rule: {rule}: {len(clips)} clips: {', '.join(sorted(clips))}")
 
 
 def print_landmarks(path: Path, console: Console) -> None:

@@ -73,7 +73,7 @@ def prepare_subject(task: SubjectTask) -> SubjectOutcome:
     try:
         found = extract(task.entries, task.landmarks, task.settings)
         left_out = [dataclasses.asdict(item) for item in found.left_out]
-        notes = {"methods": found.methods, "mean_shape": found.mean_shape}
+        notes = {"methods": found.methods, "mean_shape": found.mean_shape, "by_rule": found.by_rule}
         write_part(task.folder, task.dataset, task.subject, found.samples, left_out, found.seconds, notes)
     except InputError as error:
         return SubjectOutcome(clips=clips, refused=str(error))

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from test_htnet_adapters import clips, read
 from test_htnet_release import make_release
+from test_htnet_video import overwrite
 
 from htnet.data.adapters.base import Clip
 from htnet.data.adapters.htnet_release import LANDMARKS, HTNetRelease
 from htnet.data.extraction import ExtractionSettings, check_landmarks, extract, subject_table
+from htnet.data.flow import flow_images
 from htnet.data.frames import list_frames
 from htnet.data.labels import load_scheme
 from htnet.data.landmarks import LandmarkTable, read_landmarks
@@ -135,6 +137,107 @@ def test_a_damaged_frame_leaves_out_its_clip_and_no_other(whole, tmp_path, data)
     assert (out.clip, out.rule, out.failed) == (str(entries[1].id), "unreadable_frames", True)
     with pytest.raises(InputError, match="unreadable picture" if data is not None else "is missing"):
         extract(entries, table, ExtractionSettings(flow_method="dis", strict=True))
+
+
+def copied(root: Path, tmp_path: Path) -> tuple[list[Clip], LandmarkTable]:
+    return entries_and_table(Path(shutil.copytree(root / "samm", tmp_path / "samm")), "samm")
+
+
+def repeat(clip: Clip, numbers, change=lambda picture: picture) -> None:
+    """Let frames show the onset, in pictures without loss whatever they are called."""
+    paths = list_frames(clip.frames)
+    onset = cv2.imread(str(paths[clip.onset]))
+    for number in (clip.onset, *numbers):
+        picture = onset if number == clip.onset else change(onset.copy())
+        paths[number].write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+
+
+def dot(picture: np.ndarray) -> np.ndarray:
+    picture[0, 0] = 255 - picture[0, 0]
+    return picture
+
+
+@pytest.mark.parametrize("change", [lambda picture: picture, dot], ids=["same_pixels", "same_face"])
+def test_an_apex_that_shows_the_onset_is_found_and_told_of(whole, tmp_path, change):
+    entries, table = copied(whole, tmp_path)
+    quick = ExtractionSettings(flow_method="dis", working_size=64)
+    clip = entries[0]
+    repeat(clip, [clip.apex], change)
+    found = extract(entries, table, quick)
+    item = found.samples[0]
+    assert found.left_out == ()
+    assert clip.onset < item.sample.apex != clip.apex
+    assert item.notes == ("apex_equals_onset", "apex_found_by_flow")
+    assert found.by_rule == {"apex_equals_onset": [str(clip.id)]}
+    assert np.ptp(item.flow_image.astype(np.float32)) > 0.1
+
+
+@pytest.mark.parametrize("apex_given", [True, False])
+@pytest.mark.parametrize("method", ["tvl1", "dis", "farneback"])
+def test_a_clip_in_which_nothing_moves_is_left_out(whole, tmp_path, method, apex_given):
+    entries, table = copied(whole, tmp_path)
+    clip = entries[0]
+    repeat(clip, list_frames(clip.frames))
+    still = clip if apex_given else replace(clip, apex=None)
+    settings = ExtractionSettings(flow_method=method, working_size=64)
+    found = extract([still, entries[1]], table, settings)
+    assert [item.sample.id for item in found.samples] == [entries[1].id]
+    (out,) = found.left_out
+    assert (out.rule, out.failed) == ("no_motion", True)
+    assert f"no face up to frame {clip.offset} differs from that of onset {clip.onset}" in out.reason
+    with pytest.raises(InputError, match="no face up to frame"):
+        extract([still], table, replace(settings, strict=True))
+
+
+def test_a_flow_image_of_zeros_is_left_out_and_the_others_keep_their_place(whole, monkeypatch):
+    entries, table = entries_and_table(whole / "casme2", "casme2")
+
+    def second_is_zero(onsets, apexes, **options):
+        images = flow_images(onsets, apexes, **options)
+        images[1] = 0
+        return images
+
+    monkeypatch.setattr("htnet.data.extraction.flow_images", second_is_zero)
+    found = extract(entries, table, ExtractionSettings(flow_method="dis"))
+    assert [item.sample.id for item in found.samples] == [clip.id for clip in entries if clip is not entries[1]]
+    assert "is zero everywhere" in found.left_out[0].reason
+    assert found.left_out[0].rule == "no_motion"
+
+
+def test_a_published_flow_picture_of_one_colour_is_left_out(tmp_path):
+    release = make_release(tmp_path / "release")
+    entries = list(
+        HTNetRelease(root=release, scheme=load_scheme("megc2019_3class", ["casme2", "samm", "smic"])).entries()
+    )
+    cv2.imwrite(str(entries[1].picture), np.full((28, 28, 3), (0, 128, 128), np.uint8))
+    found = extract(entries, read_landmarks(release / LANDMARKS), ExtractionSettings())
+    assert [item.sample.id for item in found.samples] == [entry.id for entry in entries if entry is not entries[1]]
+    assert [(item.rule, item.failed) for item in found.left_out] == [("no_motion", True)]
+
+
+@pytest.mark.parametrize("place", ["apex", "before"])
+def test_a_damaged_video_leaves_out_its_clip_and_no_other(tmp_path, place):
+    generate(tmp_path, datasets=("csv",), subjects=1, clips=3, seed=4, image_size=128, video=True)
+    entries, table = entries_and_table(tmp_path / "csv", "csv")
+    clip = entries[1]
+    overwrite(clip.frames, clip.apex if place == "apex" else clip.apex - 1, lambda length: b"\xaa" * length)
+    found = extract(entries, table, ExtractionSettings(flow_method="dis", working_size=64))
+    assert [item.sample.id for item in found.samples] == [entry.id for entry in entries if entry is not clip]
+    (out,) = found.left_out
+    assert (out.clip, out.rule, out.failed) == (str(clip.id), "unreadable_frames", True)
+    assert "the video is damaged: it cannot be decoded from frame" in out.reason
+
+
+def test_a_video_damaged_after_its_last_needed_frame_stays_with_its_time_stamps(tmp_path):
+    generate(tmp_path, datasets=("csv",), subjects=1, clips=2, seed=4, image_size=128, video=True)
+    entries, table = entries_and_table(tmp_path / "csv", "csv")
+    clip, quick = entries[0], ExtractionSettings(flow_method="dis", working_size=64)
+    overwrite(clip.frames, clip.offset, bytes)
+    (kept,) = extract([clip], table, quick).samples
+    assert kept.sources["apex_seconds"] == f"{(clip.apex - 1) / 100:.6f}"
+    assert kept.sources["onset_seconds"] == f"{(clip.onset - 1) / 100:.6f}"
+    (out,) = extract([replace(clip, apex=None)], table, quick).left_out
+    assert out.rule == "unreadable_frames", "the apex may be the damaged frame"
 
 
 def test_a_frame_of_another_size_is_named(whole, tmp_path):

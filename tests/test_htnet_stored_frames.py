@@ -21,11 +21,12 @@ from test_htnet_store import content
 from htnet.config import PrepareConfig
 from htnet.data.adapters.base import Clip
 from htnet.data.extraction import ExtractionSettings, extract
-from htnet.data.frames import VideoFrames, list_frames, read_frame
+from htnet.data.frames import list_frames, read_frame
 from htnet.data.landmarks import LandmarkTable, face_crop, read_landmarks
 from htnet.data.store import Store, open_store, write_store
 from htnet.data.stored_frames import frame_member, nearest_member, neighbours
 from htnet.data.synth import generate
+from htnet.data.video import VideoFrames
 from htnet.errors import InputError
 
 PLAIN_DIGEST = "4dd48a0745e7d5f8fe835afe43483a5d5db0e294558b08e5e33c4bc4156a8756"

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -782,3 +783,17 @@ def test_the_line_counts_what_this_run_did_and_reckons_the_rest_from_it(monkeypa
         "samm/007: not done; 25 of 40 clips, 3 of 6 subjects, 1 clips left out, 1 subjects not done, "
         "0.5 clips a second, left 0:00:30",
     ]
+
+
+def test_what_only_frames_tell_is_printed_with_the_clips(tmp_path, capsys, started_ray):
+    generate(tmp_path, datasets=("csv",), subjects=1, clips=2, seed=4, image_size=96)
+    still, dark = clips(read(tmp_path / "csv", "csv"))
+    paths = list_frames(still.frames)
+    shutil.copy(paths[still.onset], paths[still.apex])
+    for path in list_frames(dark.frames).values():
+        cv2.imwrite(str(path), cv2.imread(str(path)).astype(np.uint16) << 4)
+    config = configured(tmp_path, tmp_path, sources=[{"adapter": "csv", "root": str(tmp_path / "csv")}])
+    assert run(config) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert f"read by rule: apex_equals_onset: 1 clips: {still.id}" in printed
+    assert f"read by rule: 12_bits_in_16: 1 clips: {dark.id}" in printed

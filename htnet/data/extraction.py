@@ -20,24 +20,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from htnet.data.adapters.base import APEX_AT_ONSET, Clip, FlowPicture, LeftOut
+from htnet.data.adapters.base import APEX_AT_ONSET, APEX_EQUALS_ONSET, Clip, FlowPicture, LeftOut
 from htnet.data.adapters.htnet_release import read_flow_picture
 from htnet.data.apex import APEX_FOUND, find_apex, spotting_recipe
 from htnet.data.detectors import Detector, build_detector
 from htnet.data.faces import FaceFinder, LandmarkPolicy, Located, NoFaceError, onset_of
 from htnet.data.flow import FlowMethod, flow_images, flow_parameters
-from htnet.data.frames import Frames, open_frames, resized, to_gray
+from htnet.data.frames import FolderFrames, Frames, open_frames, resized, to_gray
 from htnet.data.landmarks import CROP_RATIO, FaceCrop, LandmarkTable, face_crop
 from htnet.data.prepared import PreparedSample
 from htnet.data.stored_frames import frame_member, neighbours
 from htnet.data.strain import StrainKind
-from htnet.data.types import Sample, SampleId
+from htnet.data.types import Landmarks, Sample, SampleId
 from htnet.errors import InputError
 
 UNREADABLE = "unreadable_frames"
 """Onset or apex are missing, damaged or of different sizes; a failure."""
 NO_LANDMARKS = "no_landmarks"
 """There are no landmarks of the clip, or they do not fit its frames; a failure."""
+NO_MOTION = "no_motion"
+"""No frame differs from the onset, the flow is zero everywhere, or a flow picture has one colour; a failure."""
+_Read = tuple[NDArray[np.uint8], dict[str, NDArray[np.uint8]]]
 _GROUP = 64
 """Pairs whose flow is computed together; bounds the memory of a subject with many clips."""
 
@@ -96,7 +99,8 @@ class Extraction:
     """What became of a subject's clips, in their order. ``seconds`` by stage.
 
     ``methods``: how the landmarks of each sample were found, by clip. ``mean_shape``: for clips that have the mean of
-    the others', why they have none of their own.
+    the others', why they have none of their own. ``by_rule``: samples that their frames, not yet the annotation, say to
+    be read otherwise than it stands, by rule.
     """
 
     samples: tuple[PreparedSample, ...]
@@ -104,12 +108,18 @@ class Extraction:
     seconds: dict[str, float] = field(default_factory=dict)
     methods: dict[str, str] = field(default_factory=dict)
     mean_shape: dict[str, str] = field(default_factory=dict)
+    by_rule: dict[str, list[str]] = field(default_factory=dict)
+
+
+class NoMotionError(InputError):
+    """A clip whose flow image would show nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
     """Onset and apex of a clip, cut and at working size, and the sample without its flow image."""
 
+    clip: Clip
     sample: Sample
     crops: tuple[NDArray[np.uint8], NDArray[np.uint8]]
     frames: tuple[tuple[str, bytes], ...]
@@ -137,6 +147,7 @@ class _Extractor:
         detector = None if settings.detector == "none" else settings.load_detector()
         self._faces = FaceFinder(landmarks, detector, settings.landmark_failures)
         self._mean_shape: dict[str, str] = {}
+        self._by_rule: dict[str, list[str]] = defaultdict(list)
 
     def run(self, entries: Sequence[Clip | FlowPicture]) -> Extraction:
         made: list[PreparedSample | LeftOut | _Pair] = []
@@ -155,6 +166,7 @@ class _Extractor:
             seconds={name: round(value, 3) for name, value in self._seconds.items()},
             methods={str(item.sample.id): item.sources["landmarks"] for item in samples},
             mean_shape=self._mean_shape,
+            by_rule=dict(self._by_rule),
         )
 
     def _try(
@@ -167,14 +179,20 @@ class _Extractor:
         except InputError as error:
             no_face = isinstance(error, NoFaceError)
             # a published composite is whole, or something is wrong with the copy
-            strict = self._settings.strict or isinstance(entry, FlowPicture)
-            if strict or (no_face and self._settings.landmark_failures == "error"):
+            damaged = isinstance(entry, FlowPicture) and not isinstance(error, NoMotionError)
+            if damaged or (no_face and self._settings.landmark_failures == "error"):
                 raise
-            rule = NO_LANDMARKS if no_face else UNREADABLE
-            return LeftOut(clip=str(entry.id), rule=rule, reason=str(error), place=entry.place, failed=True)
+            return self._left_out(entry, error)
         if failure is not None:
             self._mean_shape[str(entry.id)] = failure
         return made
+
+    def _left_out(self, entry: Clip | FlowPicture, error: InputError) -> LeftOut:
+        if self._settings.strict:
+            raise error
+        rules = ((NoFaceError, NO_LANDMARKS), (NoMotionError, NO_MOTION), (InputError, UNREADABLE))
+        rule = next(rule for kind, rule in rules if isinstance(error, kind))
+        return LeftOut(clip=str(entry.id), rule=rule, reason=str(error), place=entry.place, failed=True)
 
     def _find_face(
         self, entry: Clip | FlowPicture, picture: NDArray[Any], siblings: Sequence[Clip | FlowPicture]
@@ -194,6 +212,8 @@ class _Extractor:
                 f"{entry.picture}: a picture of {image.shape[0]} pixels, but the landmarks in {table.path} "
                 f"are in pixels of a picture of {table.flow_size}"
             )
+        if not np.ptp(image, axis=(0, 1)).any():
+            raise NoMotionError(f"{entry.picture}: a flow picture of one colour, so nothing moves in it")
         face = self._find_face(entry, image, siblings)
         sample = Sample(
             id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=face.points, flow_size=image.shape[0]
@@ -210,30 +230,50 @@ class _Extractor:
             first = frames.read(onset)
         face = self._find_face(clip, first, siblings)
         crop = face_crop(face.points, first.shape)
-        apex, notes = clip.apex, clip.notes
-        if apex == onset:  # an adapter sees it only where the onset is annotated
-            apex, notes = None, (*notes, APEX_AT_ONSET)
-        if apex is None:
-            with self._timed("apex"):
-                apex, notes = find_apex(frames, onset, offset, crop, face.points), (*notes, APEX_FOUND)
-        with self._timed("read"):
-            second, kept = self._read_rest(clip, frames, apex, (onset, first), crop)
-            cut = crop.cut(first), crop.cut(second)
-            kept = {frame_member("onset"): cut[0], **kept} if settings.keep_frames else {}
+        rest = self._small(crop, first)
+        apex, notes, (second, kept) = self._apex(clip, frames, (onset, offset), first, (crop, face.points))
+        peak = self._small(crop, second)
+        if np.array_equal(rest, peak):
+            raise NoMotionError(f"{clip.frames}: no face up to frame {offset} differs from that of onset {onset}")
+        kept = {frame_member("onset"): crop.cut(first), **kept} if settings.keep_frames else {}
         sample = Sample(
             id=clip.id, label=clip.label, emotion=clip.emotion, landmarks=crop.to_flow(face.points, settings.flow_size),
             flow_size=settings.flow_size, onset=onset, apex=apex, offset=offset, fps=clip.fps,
         )  # fmt: skip
-        one, two = (resized(to_gray(picture), settings.working_size) for picture in cut)
-        checksums = {"onset_sha256": _digest(first), "apex_sha256": _digest(second)}
-        sources = {**checksums, "landmarks": face.method}
+        facts = {"onset_sha256": _digest(first), "apex_sha256": _digest(second), "landmarks": face.method}
+        if isinstance(frames, FolderFrames):
+            notes = (*notes, *frames.notes)
+        else:
+            facts |= frames.seconds(onset=onset, apex=apex)
         encoded = tuple((member, _jpeg(picture)) for member, picture in kept.items())
-        pair = _Pair(sample=sample, crops=(one, two), frames=encoded, sources=sources, notes=notes)
+        pair = _Pair(clip=clip, sample=sample, crops=(rest, peak), frames=encoded, sources=facts, notes=notes)
         return pair, face.failure
+
+    def _apex(
+        self, clip: Clip, frames: Frames, ends: tuple[int, int], first: NDArray[np.uint8],
+        place: tuple[FaceCrop, Landmarks],
+    ) -> tuple[int, tuple[str, ...], _Read]:  # fmt: skip
+        """The apex and what was read of it: as annotated, where it can be one, else found; with the clip's notes."""
+        (onset, offset), (crop, points) = ends, place
+        notes = clip.notes
+        if clip.apex == onset:  # an adapter sees it only where the onset is annotated
+            notes = (*notes, APEX_AT_ONSET)
+        elif clip.apex is not None:
+            read = self._read_rest(clip, frames, clip.apex, (onset, first), crop)
+            if not np.array_equal(self._small(crop, first), self._small(crop, read[0])):
+                return clip.apex, notes, read
+            notes = (*notes, APEX_EQUALS_ONSET)
+        with self._timed("apex"):
+            apex = find_apex(frames, onset, offset, crop, points)
+        return apex, (*notes, APEX_FOUND), self._read_rest(clip, frames, apex, (onset, first), crop)
+
+    def _small(self, crop: FaceCrop, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The face as flow is computed of it."""
+        return resized(to_gray(crop.cut(picture)), self._settings.working_size)
 
     def _read_rest(
         self, clip: Clip, frames: Frames, apex: int, onset: tuple[int, NDArray[np.uint8]], crop: FaceCrop
-    ) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.uint8]]]:
+    ) -> _Read:
         """The apex, and the crops of it and its and the onset's neighbours by member; a video is gone through once."""
         first, alike = onset
         members = {frame_member("apex"): apex}
@@ -243,7 +283,10 @@ class _Extractor:
         numbers = sorted(set(members.values()))
         crops: dict[int, NDArray[np.uint8]] = {}
         second = alike
-        for number, picture in zip(numbers, frames.read_each(numbers), strict=True):
+        pictures = frames.read_each(numbers)
+        for number in numbers:
+            with self._timed("read"):
+                picture = next(pictures)
             if picture.shape != alike.shape:
                 raise InputError(
                     f"{clip.frames}: frame {number} must be as large as frame {first}, {alike.shape[:2]}, "
@@ -255,21 +298,30 @@ class _Extractor:
 
     def _finish(self, made: list[PreparedSample | LeftOut | _Pair]) -> None:
         """Compute the flow of the pairs that wait for it, in place."""
-        places = [index for index, item in enumerate(made) if isinstance(item, _Pair)]
-        if not places:
+        pairs = {index: item for index, item in enumerate(made) if isinstance(item, _Pair)}
+        if not pairs:
             return
-        pairs = [item for item in made if isinstance(item, _Pair)]
-        onsets, apexes = (np.stack([pair.crops[index] for pair in pairs]) for index in (0, 1))
+        onsets, apexes = (np.stack([pair.crops[index] for pair in pairs.values()]) for index in (0, 1))
         settings = self._settings
         with self._timed("flow"):
             images = flow_images(
                 onsets, apexes, method=settings.flow_method, size=settings.flow_size, strain=settings.strain,
                 device=torch.device(settings.device),
             )  # fmt: skip
-        for place, pair, image in zip(places, pairs, images, strict=True):
-            made[place] = PreparedSample(
-                sample=pair.sample, flow_image=image, frames=pair.frames, sources=pair.sources, notes=pair.notes
-            )
+        for (place, pair), image in zip(pairs.items(), images, strict=True):
+            made[place] = self._finished(pair, image)
+
+    def _finished(self, pair: _Pair, image: NDArray[np.float16]) -> PreparedSample | LeftOut:
+        clip, sample = pair.clip, pair.sample
+        if not image.any():
+            why = f"{clip.frames}: the flow from onset {sample.onset} to apex {sample.apex} is zero everywhere"
+            return self._left_out(clip, NoMotionError(why))
+        for rule in pair.notes:
+            if rule != APEX_FOUND and rule not in clip.notes:
+                self._by_rule[rule].append(str(clip.id))
+        return PreparedSample(
+            sample=sample, flow_image=image, frames=pair.frames, sources=pair.sources, notes=pair.notes
+        )
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

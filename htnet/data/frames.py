@@ -1,7 +1,7 @@
 """Frames of a clip on disk: a folder of pictures or a video, read by number; and paths that an annotation may name.
 
-A damaged picture is found by its structure before it is decoded: OpenCV fills the rest of a truncated JPEG with grey
-and says so on stderr only, which would become motion that nobody made.
+A damaged picture is found before it is used: OpenCV fills what is missing of a JPEG with grey and says so on stderr
+only, which would become motion that nobody made.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
@@ -21,9 +21,14 @@ from numpy.typing import NDArray
 
 from htnet.errors import InputError
 
+if TYPE_CHECKING:
+    from htnet.data.video import VideoFrames
+
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".wmv", ".webm")
 LARGEST_NUMBER = 2**63 - 1
 """Of a frame, as a store's table holds it; time stamps in milliseconds fit."""
+_DEPTHS = (8, 10, 12, 14, 16)
+"""Bits of cameras that are saved in 16."""
 _FRAME = re.compile(r"(\d+)\.(jpe?g|png|bmp)$", re.IGNORECASE)
 
 
@@ -76,8 +81,8 @@ def frame_path(frames: Mapping[int, Path], number: int, folder: Path) -> Path:
     return frames[number]
 
 
-def read_frame(path: Path) -> NDArray[np.uint8]:
-    """Read a picture as (H, W, 3) uint8, blue-green-red, grey ones repeated.
+def read_frame(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Read a picture as (H, W, 3) of 8 bits, or of 16 where a PNG has them, blue-green-red, grey ones repeated.
 
     EXIF's orientation is applied, as viewers do. :class:`InputError` if the file is no picture, damaged or truncated.
     """
@@ -87,13 +92,18 @@ def read_frame(path: Path) -> NDArray[np.uint8]:
         raise InputError(f"{path}: unreadable picture ({error.strerror})") from None
     if not is_whole(data):
         raise InputError(f"{path}: unreadable picture: no JPEG, PNG or BMP, damaged or truncated ({len(data)} bytes)")
+    if data[:2] == b"\xff\xd8":
+        from htnet.data.video import jpeg_damage  # loading FFmpeg takes longer than a command that decodes nothing
+
+        if (damage := jpeg_damage(data)) is not None:
+            raise InputError(f"{path}: unreadable picture: damaged ({damage})")
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error:  # a size beyond all bounds
         picture = None
     if picture is None:
         raise InputError(f"{path}: unreadable picture ({len(data)} bytes)")
-    return np.asarray(picture, np.uint8)
+    return np.asarray(picture)
 
 
 def is_whole(data: bytes) -> bool:
@@ -155,59 +165,49 @@ class FolderFrames:
         """Frame numbers there are, rising."""
         return tuple(self._paths)
 
+    @cached_property
+    def bits(self) -> int:
+        """Bits that the folder's pictures use, as the first frame tells: 8, or up to 16 of a PNG of 16.
+
+        A camera's 10, 12 or 14 bits are often saved in 16 as they are, and nearly black where 16 are taken for full
+        scale. All pictures of a folder have one scale, or a change of it would look like one of the light.
+        """
+        first = read_frame(next(iter(self._paths.values())))
+        largest = int(first.max())
+        return 8 if first.dtype == np.uint8 else next(bits for bits in _DEPTHS if largest >> bits == 0)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Rule by which frames that were read are lighter than they stand, such as ``12_bits_in_16``."""
+        bits = self.__dict__.get("bits", 8)  # pictures of 8 bits never ask for it
+        return (f"{bits}_bits_in_16",) if 8 < bits < 16 else ()
+
     def read(self, number: int) -> NDArray[np.uint8]:
-        """A frame by its number."""
-        return read_frame(frame_path(self._paths, number, self.folder))
+        """A frame by its number; one that does not fit the scale of the first is unreadable."""
+        path = frame_path(self._paths, number, self.folder)
+        picture = read_frame(path)
+        if picture.dtype == np.uint8:
+            return np.asarray(picture, np.uint8)
+        if int(picture.max()) >> self.bits:
+            raise InputError(
+                f"{path}: a picture of 16 bits that holds {picture.max()}, but the first frame, "
+                f"{next(iter(self._paths.values())).name}, needs {self.bits} bits only: what is white cannot be told; "
+                "convert the clip to pictures of 8 bits"
+            )
+        return (picture >> (self.bits - 8)).astype(np.uint8)
 
     def read_each(self, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
         """Frames by their numbers."""
         return (self.read(number) for number in numbers)
 
 
-@dataclass(frozen=True)
-class VideoFrames:
-    """A video; frames count from 1. Read from the start: seeking is not exact in many formats."""
-
-    path: Path
-
-    @cached_property
-    def numbers(self) -> tuple[int, ...]:
-        """Frame numbers there are: those that can be decoded, whatever the header says."""
-        video = self._open()
-        count = 0
-        while video.grab():
-            count += 1
-        if not count:
-            raise InputError(f"{self.path}: a video without a readable frame")
-        return tuple(range(1, count + 1))
-
-    def read(self, number: int) -> NDArray[np.uint8]:
-        """A frame by its number."""
-        return next(self.read_each([number]))
-
-    def read_each(self, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
-        """Frames by their numbers, which must rise."""
-        video, at = self._open(), 0
-        for number in numbers:
-            while at < number and video.grab():
-                at += 1
-            there, picture = video.retrieve() if at == number >= 1 else (False, None)
-            if not there or picture is None:
-                raise InputError(f"{self.path}: frame {number} is missing; there are frames 1 to {self.numbers[-1]}")
-            yield np.asarray(picture, np.uint8)
-
-    def _open(self) -> cv2.VideoCapture:
-        video = cv2.VideoCapture(str(self.path))
-        if not video.isOpened():
-            raise InputError(f"{self.path}: not a readable video")
-        return video
-
-
-def open_frames(path: Path) -> Frames:
+def open_frames(path: Path) -> FolderFrames | VideoFrames:
     """The frames of a folder or of a video file; :class:`InputError` if it is neither."""
     if path.is_dir():
         return FolderFrames(path)
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+        from htnet.data.video import VideoFrames  # as above
+
         return VideoFrames(path)
     raise InputError(f"{path}: no such folder of frames or video ({', '.join(VIDEO_SUFFIXES)})")
 

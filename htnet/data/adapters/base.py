@@ -26,6 +26,8 @@ APEX_AT_ONSET = "apex_at_onset"
 """The apex is the onset, so nothing would have moved (55 rows of CAS(ME)^3 part A): it is found."""
 APEX_OUTSIDE = "apex_outside_interval"
 """The apex lies before the onset or after the offset (SAMM 028_4_1, 032_3_1): it is found in the interval."""
+APEX_EQUALS_ONSET = "apex_equals_onset"
+"""The apex's picture shows the same face as the onset's, a frame that was recorded twice: it is found."""
 OFFSET_UNUSABLE = "offset_before_onset"
 """The offset is not after the onset, but the apex is: the offset is left open."""
 # ... and rules by which a clip is left out, beside those of :mod:`htnet.data.labels`.

@@ -110,7 +110,7 @@ class Casme3ALayout(Layout):
                 path = root / "Part_A_ME_clip" / "video" / f"{clip.subject.replace('spno', 'spNo')}_{clip.clip}.mp4"
                 # named by its onset, and begins there
                 numbers = tuple(number for number in clip.numbers if number >= clip.onset)
-                write_video(path, replace(clip, numbers=numbers), 30.0)
+                write_video(path, replace(clip, numbers=numbers), 30)
         table = "CAS(ME)3_part_A_v2.xls" if form.xls else "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx"
         write_table(root / table, rows, sheet="label", more_sheets=["Sheet1", "Sheet3"])
         write_landmarks(root, clips)

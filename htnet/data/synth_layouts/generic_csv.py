@@ -64,7 +64,7 @@ class CsvLayout(Layout):
             marks = clip.marks
             place = f"clips/{clip.subject}/{clip.clip}" + (".avi" if form.video else "")
             if form.video:
-                write_video(root / place, clip, 100.0)
+                write_video(root / place, clip, 100)
             else:
                 write_frames(root / place, clip, self.frame)
             label: object = clip.label if clip.trap == _LABEL_NUMBER else marks.emotion
