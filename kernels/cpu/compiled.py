@@ -1,9 +1,9 @@
 """How the loops of this folder are compiled: by Numba for the processor at hand, without Python's lock.
 
-Arithmetic is that of IEEE 754, operation by operation as written. A compiler that may fuse or reorder does so by what it
-has inlined, and inlining differs from one process to the next: the same source would give different bits. So whatever
-was compiled when, in whatever order and for whichever processor, results are the same. A sum that should be taken in
-vectors is written in lanes.
+Arithmetic is that of IEEE 754, each operation as written. A compiler that may fuse or reorder operations does so by
+what it has inlined, and that differs from one process to the next. As it may not, results have the same bits whatever
+was compiled when, in whatever order and for whichever processor. A sum that should be taken in vectors is written in
+lanes.
 """
 
 from __future__ import annotations
