@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 from test_htnet_flow import texture
 
 from htnet.data.tvl1 import TVL1, _flow_of_chunk, _refined, _refined_by_loops, tvl1
-from kernels.cpu.compiled import compiled
 
 
 def both(onsets: torch.Tensor, apexes: torch.Tensor, parameters: TVL1) -> list[torch.Tensor]:
@@ -42,19 +39,6 @@ def test_for_one_linearisation_loops_give_the_flow_of_the_planes(height, width, 
     loops, planes = (way(onset, apex, start.clone(), parameters) for way in (_refined_by_loops, _refined))
     torch.testing.assert_close(loops, planes, atol=5e-3, rtol=0)
     assert (loops - planes).abs().mean() < 1e-4
-
-
-def test_without_a_home_loops_are_compiled_all_the_same_and_the_log_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
-    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-
-    @compiled
-    def doubled(value):
-        return 2 * value
-
-    assert doubled(21) == 42
-    assert "doubled is compiled anew in every process: no home" in caplog.text
 
 
 def test_both_ways_stop_by_the_same_rule():

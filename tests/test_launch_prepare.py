@@ -382,13 +382,13 @@ def test_a_subject_whose_record_the_driver_does_not_see_is_an_error_not_a_gap(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300 + 30 * KILLS)
+@pytest.mark.timeout(600 + 90 * KILLS)
 def test_killed_at_random_moments_the_store_is_the_same_to_the_last_byte_for_any_number_of_workers(
     tmp_path, started_ray
 ):
-    raw = tmp_path / "raw"
+    raw, subjects = tmp_path / "raw", min(4 * KILLS, 90)
     # a subject or two, seldom more, are done from one kill to the next
-    generate(raw, datasets=["casme2"], subjects=min(4 * KILLS, 90), clips=2, image_size=64)
+    generate(raw, datasets=["casme2"], subjects=subjects, clips=2, image_size=64)
     undisturbed = configured(tmp_path, raw, **of_damaged(raw))
     assert run(undisturbed, "--out", str(tmp_path / "undisturbed")) == 0
     config = configured(tmp_path, raw, **of_damaged(raw))
@@ -397,13 +397,12 @@ def test_killed_at_random_moments_the_store_is_the_same_to_the_last_byte_for_any
     for end, seconds in kills():
         kill_once(config, parts, end, seconds)
         progress.append(len(list(parts.rglob("*.json"))))
-    assert not (tmp_path / "store").exists(), "no kill fell into the work"
+        assert 0 < progress[-1] < subjects, f"kill {len(progress)} did not fall between two subjects: {progress}"
     done, shards = list(parts.rglob("*.json")), times_of_shards(parts.parent)
     command = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), *program(config)]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    clips_of_all = 2 * min(4 * KILLS, 90)
-    assert f"going on: {2 * len(done)} of {clips_of_all} clips were done before" in finished.stdout
+    assert f"going on: {2 * len(done)} of {2 * subjects} clips were done before" in finished.stdout
     assert content(tmp_path / "store") == content(tmp_path / "undisturbed")
     after = times_of_shards(tmp_path / "store")
     assert all(after[path.stem + ".tar"] == shards[path.stem + ".tar"] for path in done), "a subject was made twice"
@@ -423,24 +422,32 @@ def kills() -> Iterator[tuple[signal.Signals, float | None]]:
 
 
 def kill_once(config: Path, parts: Path, end: signal.Signals, seconds: float | None) -> None:
-    """Start the program and kill it; batch systems send SIGTERM to the driver, what kills, kills everything."""
+    """Start the program and kill it; batch systems send SIGTERM to the driver, what kills, kills everything.
+
+    Its machine code is its own: the first compiles, and is killed; later ones load what there is.
+    """
 
     def records() -> int:
         return len(list(parts.rglob("*.json")))
 
-    start = time.monotonic()
+    start, before = time.monotonic(), records()
     process = subprocess.Popen(
-        program(config), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        program(config),
+        cwd=ROOT,
+        env=os.environ | {"NUMBA_CACHE_DIR": str(config.parent / "code")},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    before = records()
-    while process.poll() is None and time.monotonic() < start + (60 if seconds is None else seconds):
+    while process.poll() is None and time.monotonic() < start + (300 if seconds is None else seconds):
         if records() > before and seconds is None:
             break
         time.sleep(0.01)
-    time.sleep(float(np.random.default_rng().uniform(0, 0.1)))
-    if process.poll() is None:
-        (os.killpg if end == signal.SIGKILL else os.kill)(process.pid, end)
-    out, err = process.communicate(timeout=60)
+    time.sleep(float(np.random.default_rng().uniform(0, 0.3)))
+    assert process.poll() is None, f"ended before it was killed: {process.communicate()}"
+    (os.killpg if end == signal.SIGKILL else os.kill)(process.pid, end)
+    out, err = process.communicate(timeout=120)
     if process.returncode == 1:
         assert f"clips done. {GO_ON}" in out
         assert "Traceback" not in err

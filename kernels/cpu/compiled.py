@@ -1,56 +1,66 @@
-"""How the loops of this folder are compiled: by Numba for the processor at hand, without Python's lock."""
+"""How the loops of this folder are compiled: by Numba for the processor at hand, without Python's lock.
+
+Arithmetic is that of IEEE 754, each operation as written. A compiler that may fuse or reorder operations does so by
+what it has inlined, and that differs from one process to the next. As it may not, results have the same bits whatever
+was compiled when, in whatever order and for whichever processor. A sum that should be taken in vectors is written in
+lanes.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import llvmlite
 import numba
 from llvmlite import binding
 
 _log = logging.getLogger(__name__)
-SETTINGS: Final[dict[str, Any]] = {
-    "nogil": True,
-    # products may be fused with sums, and sums be taken in vectors; NaN and infinity stay what they are
-    "fastmath": {"contract", "nsz", "reassoc"},
-    "error_model": "numpy",
-    "boundscheck": False,
-}
+SETTINGS: Final[dict[str, Any]] = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """Compile at the first call and keep the machine code in :func:`cache_folder`.
+    """Compile at the first call and keep the machine code, that of inner functions with it, in :func:`cache_folder`.
 
-    Arguments are C-contiguous arrays and float32 or integer scalars; indices are not checked.
+    Arguments are C-contiguous arrays and float32 or integer scalars; indices are not checked. Call it with the same
+    types always: Numba numbers the files of a function by its types, and two processes may give a number to two.
     """
     try:
-        with _numba_caches_in(cache_folder()):
+        with _numba_caches_in(cache_folder(inspect.getsource(sys.modules[function.__module__]))):
             return numba.njit(cache=True, **SETTINGS)(function)
-    except RuntimeError as error:  # no home, or no folder that can be written
+    except (RuntimeError, OSError) as error:  # no home, no folder that can be written, or no source
         _log.warning("%s is compiled anew in every process: %s", function.__name__, error)
-        return numba.njit(**SETTINGS)(function)
+        return inner(function)
 
 
-def cache_folder() -> Path:
-    """Where machine code is kept: NUMBA_CACHE_DIR, or a folder of the user's, by processor and settings.
+def inner(function: Function) -> Function:
+    """Compile a function that only compiled ones call; it is part of their machine code."""
+    return numba.njit(**SETTINGS)(function)
 
-    Numba looks at the function's own file only, so code of other settings would be taken for this one's; and machines
-    with different processors that share a checkout would write over each other's.
+
+def cache_folder(source: str) -> Path:
+    """Name the folder of machine code: in NUMBA_CACHE_DIR or the user's cache, by all that the code follows from.
+
+    Numba writes an index of a function's files before the files. With one folder for two sources, settings, versions or
+    processors, a process that is killed between the two, or another beside it, would leave the one's index with the
+    other's code.
     """
-    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
-        return Path(chosen)
+    versions = numba.__version__, llvmlite.__version__, sys.version
     features = binding.get_host_cpu_features().flatten()
-    settings = sorted((key, sorted(value) if isinstance(value, set) else value) for key, value in SETTINGS.items())
-    digest = hashlib.sha256(f"{features} {settings}".encode()).hexdigest()[:16]
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(base) / "htnet" / f"{binding.get_host_cpu_name()}-{digest}"
+    digest = hashlib.sha256(repr((source, versions, features, sorted(SETTINGS.items()))).encode()).hexdigest()[:16]
+    base = os.environ.get("NUMBA_CACHE_DIR")
+    if not base:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "htnet"
+    return Path(base) / f"{binding.get_host_cpu_name()}-{digest}"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The scheme of TV-L1 for one pair of pictures at one level of the pyramid (IPOL 3, 2013, algorithm 1).
 
 What :mod:`htnet.data.tvl1` computes plane by plane for a batch, here in whole passes over planes that stay in the
-second-level cache: a step of the scheme reads and writes some forty planes where single operations take a hundred, and
+second-level cache: a step of the scheme reads and writes some thirty planes where single operations take a hundred, and
 threads do not wait for Python. Both give the same flow but for rounding.
 
 Written in loops and without assignments of whole slices, whose checks take longer to compile than all the rest.
@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.cpu.compiled import compiled
+from kernels.cpu.compiled import compiled, inner
 
 __all__ = ["refine"]
 
 _ONE = np.float32(1.0)
 _HALF = np.float32(0.5)
+_LANES = 64  # of the widest vectors, of 16 numbers, four at once, which hides how long an addition takes
 _1, _2, _3 = np.uint64(1), np.uint64(2), np.uint64(3)  # an index that may be negative is checked at every access
 
 
@@ -46,7 +47,7 @@ def refine(onset, apex, flow, warps, iterations, check_every, tolerance, tau, at
     right_v, down_v = np.zeros(room, np.float32), np.zeros(room, np.float32)
     gradient_x, gradient_y = np.zeros(size, np.float32), np.zeros(size, np.float32)
     constant, inverse = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    warped, scratch = np.empty((height, width), np.float32), np.empty(size, np.float32)
+    warped, force = np.empty((height, width), np.float32), np.empty(size, np.float32)
     bound, ratio = attachment * tightness, tau / tightness
     enough = tolerance * tolerance * np.float32(height * width)
     wide = _padded(apex, 2)
@@ -56,11 +57,11 @@ def refine(onset, apex, flow, warps, iterations, check_every, tolerance, tau, at
         _spread(flow[0], u, stride)
         _spread(flow[1], v, stride)
         for done in range(1, iterations + 1):
-            _data_term(constant, inverse, gradient_x, gradient_y, u[:size], v[:size], scratch, bound)
-            change = _primal(gradient_x, scratch, u, right_u, down_u, stride, tightness)
-            change += _primal(gradient_y, scratch, v, right_v, down_v, stride, tightness)
-            _dual(u, right_u, down_u, scratch, stride, height, ratio)
-            _dual(v, right_v, down_v, scratch, stride, height, ratio)
+            _data_term(constant, inverse, gradient_x, gradient_y, u[:size], v[:size], force, bound)
+            change = _primal(gradient_x, force, u, right_u, down_u, stride, tightness)
+            change += _primal(gradient_y, force, v, right_v, down_v, stride, tightness)
+            _dual(u, right_u, down_u, stride, height, ratio)
+            _dual(v, right_v, down_v, stride, height, ratio)
             if done % check_every == 0 and change < enough:
                 break
         _gather(u, flow[0], stride)
@@ -72,7 +73,7 @@ def refine(onset, apex, flow, warps, iterations, check_every, tolerance, tau, at
                 _median(plane, median)
 
 
-@compiled
+@inner
 def _spread(plane, flat, stride):
     """(H, W) to the flat layout, its border repeated."""
     height, width = plane.shape
@@ -82,7 +83,7 @@ def _spread(plane, flat, stride):
     _repeat_border(flat, stride, height)
 
 
-@compiled
+@inner
 def _gather(flat, plane, stride):
     height, width = plane.shape
     for y in range(height):
@@ -90,7 +91,7 @@ def _gather(flat, plane, stride):
             plane[y, x] = flat[y * stride + x]
 
 
-@compiled
+@inner
 def _repeat_border(flat, stride, height):
     for y in range(1, height + 1):
         flat[y * stride - 1] = flat[y * stride - 2]
@@ -99,7 +100,7 @@ def _repeat_border(flat, stride, height):
         flat[last + x] = flat[last + x - stride]
 
 
-@compiled
+@inner
 def _data_term(constant, inverse, gradient_x, gradient_y, u, v, force, bound):
     """How far each pixel goes along the gradient of the picture (IPOL eq. 13)."""
     for i in range(force.shape[0]):
@@ -107,7 +108,7 @@ def _data_term(constant, inverse, gradient_x, gradient_y, u, v, force, bound):
         force[i] = min(max(residual, -bound), bound)
 
 
-@compiled
+@inner
 def _primal(gradient, force, u, right, down, stride, tightness):
     """One component goes on by the data term and the divergence of its duals (eq. 14); the sum of squared changes."""
     size = force.shape[0]
@@ -117,39 +118,52 @@ def _primal(gradient, force, u, right, down, stride, tightness):
     return change
 
 
-@compiled
+@inner
 def _advance(gradient, force, u, across, along, tightness):
-    (right, right_before), (down, down_before) = across, along
+    """In lanes, each a sum in its own order: a plain sum is one chain, which no vector may take apart."""
+    size = force.shape[0]
+    whole = size - size % _LANES
+    squares = np.zeros(_LANES, np.float32)
+    for start in range(0, whole, _LANES):
+        for lane in range(_LANES):
+            squares[lane] += _advance_pixel(gradient, force, u, across, along, tightness, start + lane)
+    for lane in range(size - whole):
+        squares[lane] += _advance_pixel(gradient, force, u, across, along, tightness, whole + lane)
     total = np.float32(0.0)
-    for i in range(force.shape[0]):
-        change = gradient[i] * force[i] + tightness * (right[i] - right_before[i] + down[i] - down_before[i])
-        u[i] += change
-        total += change * change
+    for square in squares:
+        total += square
     return total
 
 
-@compiled
-def _dual(u, right, down, shrink, stride, height, ratio):
+@inner
+def _advance_pixel(gradient, force, u, across, along, tightness, i):
+    (right, right_before), (down, down_before) = across, along
+    change = gradient[i] * force[i] + tightness * (right[i] - right_before[i] + down[i] - down_before[i])
+    u[i] += change
+    return change * change
+
+
+@inner
+def _dual(u, right, down, stride, height, ratio):
     """The duals of one component go on and are projected (eq. 15)."""
-    size = shrink.shape[0]
+    size = height * stride
     here, to_right, below = u[:size], u[1 : size + 1], u[stride : size + stride]
-    for i in range(size):
-        x, y = to_right[i] - here[i], below[i] - here[i]
-        shrink[i] = _ONE / (_ONE + ratio * np.sqrt(x * x + y * y))
-    _project(here, to_right, right[1 : size + 1], shrink, ratio)
-    _project(here, below, down[stride : size + stride], shrink, ratio)
+    _project(here, to_right, below, right[1 : size + 1], down[stride : size + stride], ratio)
     for y in range(1, height + 1):  # what the column in excess has left
         right[y * stride] = 0.0
         down[(y + 1) * stride - 1] = 0.0
 
 
-@compiled
-def _project(here, there, dual, shrink, ratio):
-    for i in range(shrink.shape[0]):
-        dual[i] = (dual[i] + ratio * (there[i] - here[i])) * shrink[i]
+@inner
+def _project(here, to_right, below, right, down, ratio):
+    for i in range(here.shape[0]):
+        x, y = to_right[i] - here[i], below[i] - here[i]
+        shrink = _ONE / (_ONE + ratio * np.sqrt(x * x + y * y))
+        right[i] = (right[i] + ratio * x) * shrink
+        down[i] = (down[i] + ratio * y) * shrink
 
 
-@compiled
+@inner
 def _linearise(onset, warped, flow, stride, gradient_x, gradient_y, constant, inverse):
     """rho(u) = warped + gradient . (u - flow) - onset, its constant part, and -1 / |gradient|^2."""
     height, width = onset.shape
@@ -166,7 +180,7 @@ def _linearise(onset, warped, flow, stride, gradient_x, gradient_y, constant, in
             inverse[i] = -_ONE / max(along * along + across * across, np.float32(1e-10))
 
 
-@compiled
+@inner
 def _warp(wide, flow, out):
     """``image(p + flow(p))``, cubic convolution (Keys 1981); exact where the flow is whole.
 
@@ -185,12 +199,12 @@ def _warp(wide, flow, out):
             out[y, x] = total + h * _line(image, i + stride + stride + stride, a, b, c, d)
 
 
-@compiled
+@inner
 def _line(image, i, a, b, c, d):
     return a * image[i] + b * image[i + _1] + c * image[i + _2] + d * image[i + _3]
 
 
-@compiled
+@inner
 def _taps(place, side):
     """The first of four places in the widened image and their weights, a = -0.5; what is no number counts as 0."""
     place = min(place, np.float32(side - 1)) if place > 0 else np.float32(0.0)
@@ -205,7 +219,7 @@ def _taps(place, side):
     )
 
 
-@compiled
+@inner
 def _median_of_nine(plane):
     """3 x 3 median in place, the border repeated."""
     height, width = plane.shape
@@ -221,13 +235,13 @@ def _median_of_nine(plane):
             plane[y, x] = max(min(low, middle), min(max(low, middle), high))
 
 
-@compiled
+@inner
 def _sorted(a, b, c):
     low, high = min(a, b), max(a, b)
     return min(low, c), max(low, min(high, c)), max(high, c)
 
 
-@compiled
+@inner
 def _median(plane, side):
     """``side`` x ``side`` median in place, the border repeated; each window is sorted by insertion."""
     height, width = plane.shape
@@ -244,7 +258,7 @@ def _median(plane, side):
             plane[y, x] = window[side * side // 2]
 
 
-@compiled
+@inner
 def _padded(plane, reach):
     height, width = plane.shape
     wide = np.empty((height + 2 * reach, width + 2 * reach), np.float32)
