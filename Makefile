@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench-end-to-end bench-input bench-flow bench-apex gpu-check lock clean
+.PHONY: demo test lint types check bench-end-to-end bench-input bench-flow bench-apex bench-head-motion gpu-check lock clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -48,6 +48,9 @@ bench-flow: $(READY) ## TV-L1 flow against scikit-image's and OpenCV's
 
 bench-apex: $(READY) ## finding apexes by flow and by grey differences
 	$(BIN)/python -m launch.benchmarks.apex --out docs/benchmarks/results/apex_cpu.csv
+
+bench-head-motion: $(READY) ## scores with and without the head's motion in the flow
+	$(BIN)/python -m launch.benchmarks.head_motion --out docs/benchmarks/results/head_motion.csv
 
 # what is installed decides what runs; nothing is installed for it, so that any machine with torch and a GPU will do
 gpu-check: ## all that needs a GPU: tests, kernel benchmarks, training; under nine minutes, results in runs/gpu-check

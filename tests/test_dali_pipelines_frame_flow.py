@@ -33,14 +33,14 @@ RAW = FlowTransform(mosaic_size=28, minmax=False)
 MEMBERS = [frame_member(part, offset) for part in ("onset", "apex") for offset in range(-2, 3)]
 
 
-def write_frames(path: Path) -> Store:
+def write_frames(path: Path, recipe=RECIPE) -> Store:
     """Ten samples whose ten frames are ten different pictures each; the last two lack those beside the onset."""
     items = []
     for number, item in enumerate(islice(random_samples(), 10)):
         kept = [name for name in MEMBERS if number < 8 or not name.startswith(("onset-", "onset+"))]
         frames = tuple((name, jpeg(face(100 * number + MEMBERS.index(name)))) for name in kept)
         items.append(replace(item, frames=frames))
-    return write_store(path, iter(items), RECIPE)
+    return write_store(path, iter(items), recipe)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,22 @@ def test_the_flow_is_that_of_the_very_frames_that_were_drawn(frames_store, cache
             flow = flow_images(*pair, method="tvl1", size=28, strain="central", device=CPU)[0].astype(np.float32)
             wanted = mosaic(flow, frames_store.samples[row].landmarks, "anatomical").transpose(2, 0, 1)
             np.testing.assert_allclose(image.numpy(), wanted, atol=FLOW_DIFFERS[device] * np.ptp(wanted))
+
+
+@pytest.mark.parametrize("kind", ["median", "landmarks"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_heads_motion_is_taken_out_as_the_stores_recipe_says(tmp_path, kind, device):
+    store = write_frames(tmp_path / "store", RECIPE | {"flow": RECIPE["flow"] | {"head_motion": kind}})
+    asked = [(row, f"{part}.jpg") for row in range(10) for part in ("onset", "apex")]
+    grey = dict(decode_frames(store, asked, size=SIZE, device=torch.device(device), threads=1))
+    read = flow_from_frames(store, range(10), device=torch.device(device), threads=1)
+    options = {"method": "tvl1", "size": 28, "strain": "central", "device": CPU}
+    for row in range(10):
+        pair = [grey[row, f"{part}.jpg"].squeeze(-1)[None].cpu().numpy() for part in ("onset", "apex")]
+        wanted = flow_images(*pair, **options, head_motion=kind, landmarks=[store.samples[row].landmarks])[0]
+        limit = FLOW_DIFFERS[device] * np.ptp(wanted.astype(np.float32))
+        np.testing.assert_allclose(read(row).astype(np.float32), wanted.astype(np.float32), atol=limit)
+        assert not np.allclose(wanted, flow_images(*pair, **options)[0], atol=limit)
 
 
 @pytest.mark.gpu

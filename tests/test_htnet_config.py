@@ -322,6 +322,7 @@ OTHER = {
     "prepare.flow_method": "farneback",
     "prepare.working_size": 128,
     "prepare.strain": "sobel",
+    "prepare.head_motion": "median",
     "prepare.detector": "mtcnn",
     "prepare.detector_model": "yunet.onnx",
     "prepare.landmark_failures": "error",

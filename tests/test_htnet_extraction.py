@@ -99,6 +99,20 @@ def test_the_flow_image_shows_the_class_at_its_landmarks(whole, name, method):
             assert brows < -0.1
 
 
+@pytest.mark.parametrize("kind", ["median", "landmarks"])
+def test_the_heads_motion_is_taken_out_before_strain_and_storage(whole, kind):
+    plain, found = (made(whole / "smic", "smic", head_motion=name).samples for name in ("none", kind))
+    for one, other in zip(plain, found, strict=True):
+        before, after = (item.flow_image.astype(np.float32) for item in (one, other))
+        root = tuple(round(float(value)) for value in np.mean(one.sample.landmarks[:2], axis=0)[::-1])
+        assert np.abs(after[root][:2]).max() < 0.05
+        taken = (before - after)[..., :2]
+        assert np.abs(taken).max() > 0.02
+        # of a similarity the second differences are none, but for float16
+        assert np.abs(np.diff(taken, n=2, axis=0)).max() < 0.005
+        assert np.array_equal(before[..., 2], after[..., 2]) == (kind == "median")
+
+
 def test_a_larger_flow_image_is_near_the_true_flow(whole):
     samples = made(whole / "casme2", "casme2", flow_size=56).samples
     for item, clip in zip(samples, plan_clips("casme2", **PLAN), strict=True):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from test_htnet_adapters import clips, read
 from test_htnet_store import content
 
-from htnet.config import PrepareConfig
+from htnet.config import PrepareConfig, SourceConfig
 from htnet.data.adapters.base import Clip
 from htnet.data.extraction import ExtractionSettings, extract
 from htnet.data.frames import list_frames, read_frame
@@ -186,6 +186,11 @@ def test_a_store_without_such_frames_is_one_that_earlier_versions_read(tmp_path)
     assert json.loads(content(wider.path)["store.json"])["format"] == 2
 
 
+def test_the_recipe_names_the_heads_motion_only_where_it_is_taken_out():
+    assert "head_motion" not in ExtractionSettings().recipe()["flow"]
+    assert ExtractionSettings(head_motion="median").recipe()["flow"]["head_motion"] == "median"
+
+
 def test_the_recipe_names_the_reach_only_where_there_is_one():
     assert "keep_neighbours" not in ExtractionSettings(keep_frames=True).recipe()
     assert ExtractionSettings(keep_frames=True, keep_neighbours=3).recipe()["keep_neighbours"] == 3
@@ -196,6 +201,10 @@ def test_the_recipe_names_the_reach_only_where_there_is_one():
     [
         ({"keep_neighbours": 2}, "keep_neighbours=2 needs keep_frames=true"),
         ({"keep_neighbours": -1, "keep_frames": True}, r"keep_neighbours must be in \[0, 100\], got -1"),
+        (
+            {"head_motion": "median", "sources": (SourceConfig(adapter="htnet_release", root="x"),)},
+            "head_motion=median needs sources with frames: of htnet_release's pictures",
+        ),
     ],
 )
 def test_settings_of_prepare_that_make_no_sense_are_refused(changes, message):

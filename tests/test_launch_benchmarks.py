@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from test_htnet_model import CASES, golden_config, load_golden, relative_error
 
 from htnet import HTNet, HTNetConfig
+from htnet.config_io import dump_config, load_config
 from kernels.benchmarks.record import check_columns
-from launch.benchmarks import apex, end_to_end, flow
+from launch.benchmarks import apex, end_to_end, flow, head_motion
 from launch.benchmarks.end_to_end import (
     BASELINE,
     PROVIDERS,
@@ -87,7 +89,7 @@ def test_the_results_that_are_kept_have_the_columns_that_are_written():
     check_columns(kept / profile_input.RESULTS, profile_input._columns())
 
 
-@pytest.mark.parametrize("benchmark", [apex, flow])
+@pytest.mark.parametrize("benchmark", [apex, flow, head_motion])
 def test_a_place_that_cannot_hold_results_is_refused_before_anything_is_measured(tmp_path, capsys, benchmark):
     (tmp_path / "other.csv").write_text("a,b\n")
     wrong = {tmp_path / "other.csv": "holds other columns", tmp_path / "other.csv" / "x.csv": "is a file"}
@@ -122,3 +124,22 @@ def test_apexes_are_found_by_both_ways_and_recorded(tmp_path, capsys):
     assert len(rows) == 8
     assert all(row["clips"] == "18" and int(row["exact"]) <= 18 and float(row["min_cpu_s"]) > 0 for row in rows)
     assert "apexes of synthetic clips" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_every_way_to_take_out_the_heads_motion_is_scored_on_the_same_clips(tmp_path, capsys):
+    out, config = tmp_path / "head_motion.csv", load_config(ROOT / "configs" / "demo.yaml")
+    config = replace(
+        config,
+        prepare=replace(config.prepare, working_size=48),
+        train=replace(config.train, epochs=1),
+        engine=replace(config.engine, name="torch"),
+        score=replace(config.score, validation_subjects=0),
+    )
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    sizes = ["--seeds", "1", "--subjects", "1", "--clips", "2", "--image-size", "64"]
+    assert head_motion.main(["--out", str(out), "--config", str(tmp_path / "config.yaml"), *sizes]) == 0
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert len({(row["motion"], row["scaling"], row["head_motion"]) for row in rows}) == len(rows) == 12
+    assert all(row["samples"] == "6" and 0 <= float(row["uf1"]) <= 1 for row in rows)
+    assert "landmarks" in capsys.readouterr().out

@@ -27,6 +27,7 @@ from htnet.data.detectors import Detector, build_detector
 from htnet.data.faces import FaceFinder, LandmarkPolicy, Located, NoFaceError, onset_of
 from htnet.data.flow import FlowMethod, flow_images, flow_parameters
 from htnet.data.frames import FolderFrames, Frames, open_frames, resized, to_gray
+from htnet.data.head_motion import HeadMotion
 from htnet.data.landmarks import CROP_RATIO, FaceCrop, LandmarkTable, face_crop
 from htnet.data.prepared import PreparedSample
 from htnet.data.stored_frames import frame_member, neighbours
@@ -53,6 +54,7 @@ class ExtractionSettings:
     flow_size: int = 28
     working_size: int = 256
     strain: StrainKind = "central"
+    head_motion: HeadMotion = "none"
     detector: str = "none"
     detector_model: str | None = None
     landmark_failures: LandmarkPolicy = "skip"
@@ -71,13 +73,15 @@ class ExtractionSettings:
                 "size": self.flow_size,
                 "working_size": self.working_size,
                 "strain": self.strain,
+                # only where it is taken out: stores of before stay up to date
+                **({"head_motion": self.head_motion} if self.head_motion != "none" else {}),
             },
             "face_crop": f"square of {CROP_RATIO} times the larger of eye distance and eye-mouth distance",
             "apex_where_not_annotated": spotting_recipe(),
             "detector": None if self.detector == "none" else self.load_detector()[1].describe(),
             "landmark_failures": self.landmark_failures,
             "keep_frames": self.keep_frames,
-            # only where there are any: stores of before stay up to date
+            # as above
             **({"keep_neighbours": self.keep_neighbours} if self.keep_neighbours else {}),
         }
 
@@ -306,7 +310,8 @@ class _Extractor:
         with self._timed("flow"):
             images = flow_images(
                 onsets, apexes, method=settings.flow_method, size=settings.flow_size, strain=settings.strain,
-                device=torch.device(settings.device),
+                device=torch.device(settings.device), head_motion=settings.head_motion,
+                landmarks=[pair.sample.landmarks for pair in pairs],
             )  # fmt: skip
         for (place, pair), image in zip(pairs.items(), images, strict=True):
             made[place] = self._finished(pair, image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, Literal
@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from htnet.data.head_motion import HeadMotion, without_head_motion
 from htnet.data.strain import StrainKind, optical_strain
 from htnet.data.tvl1 import TVL1, tvl1
+from htnet.data.types import Landmarks
 
 FlowMethod = Literal["tvl1", "dis", "farneback"]
 Gray = NDArray[np.uint8]
@@ -105,7 +107,14 @@ _METHODS: dict[str, Callable[[Gray, Gray], Flow]] = {"farneback": _farneback, "d
 
 
 def flow_tensor(
-    onset: Tensor, apex: Tensor, *, method: FlowMethod, size: int, strain: StrainKind = "central"
+    onset: Tensor,
+    apex: Tensor,
+    *,
+    method: FlowMethod,
+    size: int,
+    strain: StrainKind = "central",
+    head_motion: HeadMotion = "none",
+    landmarks: Tensor | None = None,
 ) -> Tensor:
     """Flow images of a batch of face crops, on their device.
 
@@ -119,12 +128,15 @@ def flow_tensor(
         method: ``tvl1`` runs on the device; ``dis`` and ``farneback`` are OpenCV's, on the CPU.
         size: side F of the flow images, at most S.
         strain: kind of derivatives, :mod:`htnet.data.strain`.
+        head_motion: as of :func:`flow_image_tensor`.
+        landmarks: as of :func:`flow_image_tensor`.
 
     Returns:
         (B, F, F, 3) float32: flow_u and flow_v in pixels of the F-sized crop, strain in pixels per pixel.
 
     Raises:
-        ValueError: crops that are not square or smaller than ``size``, an unknown method or strain.
+        ValueError: crops that are not square or smaller than ``size``, an unknown method or strain, no landmarks where
+            ``head_motion`` needs them.
     """
     if onset.dim() != 3 or onset.shape[1] != onset.shape[2] or onset.shape[1] < size:
         raise ValueError(f"face crops must be (B, S, S) with S at least {size}, got {tuple(onset.shape)}")
@@ -134,31 +146,61 @@ def flow_tensor(
         pairs = zip(_as_gray(onset), _as_gray(apex), strict=True)
         fields = np.stack([optical_flow(first, second, method) for first, second in pairs])
         flow = torch.from_numpy(fields).permute(0, 3, 1, 2).contiguous().to(onset.device)
-    return flow_image_tensor(flow, size=size, strain=strain)
+    return flow_image_tensor(flow, size=size, strain=strain, head_motion=head_motion, landmarks=landmarks)
 
 
-def flow_image_tensor(flow: Tensor, *, size: int, strain: StrainKind = "central") -> Tensor:
+def flow_image_tensor(
+    flow: Tensor,
+    *,
+    size: int,
+    strain: StrainKind = "central",
+    head_motion: HeadMotion = "none",
+    landmarks: Tensor | None = None,
+) -> Tensor:
     """Flow images of flow fields: strain is taken of the fine field, then all three are averaged down to ``size``.
+
+    The head's motion is taken out before, so that strain does not see it either.
 
     Args:
         flow: (B, 2, S, S) flow_u and flow_v, in pixels of this size.
         size: side F of the flow images, at most S.
         strain: kind of derivatives, :mod:`htnet.data.strain`.
+        head_motion: what of the head's motion is subtracted, :mod:`htnet.data.head_motion`.
+        landmarks: (B, 5, 2) in pixels of the F-sized crop, on the flow's device; only ``landmarks`` needs them.
 
     Returns:
         (B, F, F, 3) float32: flow_u and flow_v in pixels of the F-sized crop, strain in pixels per pixel.
     """
+    if head_motion != "none":
+        # a pixel's centre lies half a pixel from its edge in both
+        places = None if landmarks is None else (landmarks.double() + 0.5) * (flow.shape[2] / size) - 0.5
+        flow = without_head_motion(flow, head_motion, places)
     fine = torch.cat([flow * (size / flow.shape[2]), optical_strain(flow, strain).unsqueeze(1)], dim=1)
     return area_averaged(fine, size).permute(0, 2, 3, 1).contiguous()
 
 
 def flow_images(
-    onsets: Gray, apexes: Gray, *, method: FlowMethod, size: int, strain: StrainKind, device: torch.device
+    onsets: Gray,
+    apexes: Gray,
+    *,
+    method: FlowMethod,
+    size: int,
+    strain: StrainKind,
+    device: torch.device,
+    head_motion: HeadMotion = "none",
+    landmarks: Sequence[Landmarks] = (),
 ) -> NDArray[np.float16]:
     """:func:`flow_tensor` of (B, S, S) uint8 arrays on a device, as it is stored: (B, F, F, 3) float16."""
     pair = (torch.from_numpy(np.ascontiguousarray(crops)).to(device) for crops in (onsets, apexes))
-    images: NDArray[np.float16] = flow_tensor(*pair, method=method, size=size, strain=strain).half().cpu().numpy()
+    places = landmark_tensor(landmarks).to(device) if landmarks else None
+    flow = flow_tensor(*pair, method=method, size=size, strain=strain, head_motion=head_motion, landmarks=places)
+    images: NDArray[np.float16] = flow.half().cpu().numpy()
     return images
+
+
+def landmark_tensor(landmarks: Sequence[Landmarks]) -> Tensor:
+    """(B, 5, 2) float32, the precision in which a store keeps landmarks: flow computed anew finds the same places."""
+    return torch.tensor(landmarks, dtype=torch.float32)
 
 
 def _as_gray(crops: Tensor) -> Gray:

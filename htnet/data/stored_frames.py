@@ -15,7 +15,9 @@ from htnet.data.store import Store
 from htnet.errors import InputError
 
 if TYPE_CHECKING:
-    from htnet.data.strain import StrainKind  # imports torch, which a sweep that only checks its input does not need
+    # these import torch, which a sweep that only checks its input does not need
+    from htnet.data.head_motion import HeadMotion
+    from htnet.data.strain import StrainKind
 
 Part = Literal["onset", "apex"]
 PARTS: tuple[Part, Part] = ("onset", "apex")
@@ -64,6 +66,7 @@ class FramesRecipe:
     working_size: int
     """Side of the pictures whose flow is computed."""
     strain: StrainKind
+    head_motion: HeadMotion
     neighbours: int
     """Frames kept on each side of onset and apex."""
 
@@ -77,6 +80,7 @@ class FramesRecipe:
             size=int(settings["size"]),
             working_size=int(settings["working_size"]),
             strain=settings["strain"],
+            head_motion=settings.get("head_motion", "none"),
             neighbours=int(store.recipe.get("keep_neighbours", 0)),
         )
 
