@@ -311,7 +311,7 @@ class _Extractor:
             images = flow_images(
                 onsets, apexes, method=settings.flow_method, size=settings.flow_size, strain=settings.strain,
                 device=torch.device(settings.device), head_motion=settings.head_motion,
-                landmarks=[pair.sample.landmarks for pair in pairs],
+                landmarks=[pair.sample.landmarks for pair in pairs.values()],
             )  # fmt: skip
         for (place, pair), image in zip(pairs.items(), images, strict=True):
             made[place] = self._finished(pair, image)
