@@ -12,10 +12,15 @@ are, which is right where both networks are fed the same tensor.
 
 from __future__ import annotations
 
+import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
+import torch
 from torch import Tensor
 
 from htnet.errors import InputError
@@ -25,6 +30,10 @@ __all__ = ["ChannelOrder", "from_upstream", "to_upstream"]
 ChannelOrder = Literal["ours", "upstream"]
 
 _CHANNELS: Final = 3
+_WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+"""Where training scripts put the state dict when they store an epoch or an optimizer beside it."""
+_PREFIXES: Final = ("module.", "_orig_mod.")
+"""Of ``DataParallel`` and of ``torch.compile``."""
 _LAYER_KEYS: Final = (  # upstream's name in a transformer layer, ours, kind of weight
     ("0.norm.g", "attention_norm.weight", "norm"),
     ("0.norm.b", "attention_norm.bias", "norm"),
@@ -79,26 +88,41 @@ class _Entry:
         return weight.reshape(self.upstream_shape)
 
 
-def from_upstream(state_dict: Mapping[str, Tensor], *, channel_order: ChannelOrder = "ours") -> dict[str, Tensor]:
-    """The state dict of :class:`htnet.HTNet` with the weights of an upstream checkpoint; dtypes and devices stay.
+def from_upstream(
+    state_dict: str | os.PathLike[str] | Mapping[str, Any], *, channel_order: ChannelOrder = "ours"
+) -> dict[str, Tensor]:
+    """The state dict of :class:`htnet.HTNet` with the weights of an upstream checkpoint, in float32; devices stay.
+
+    The state dict may lie in a dict beside an epoch or an optimizer, and all its keys may begin with ``module.``, as
+    ``DataParallel`` makes them. Weights of 16 or 64 bits become float32: they are what training goes on from.
 
     Args:
-        state_dict: as ``torch.load`` returns it from upstream's file.
+        state_dict: a file that ``torch.save`` wrote, or what ``torch.load`` returns of it. Of a file tensors and plain
+            values are read, and no code in it is run; its weights lie on the CPU.
         channel_order: ``upstream`` where the checkpoint was trained on (strain, v, u) and will see (u, v, strain).
 
     Raises:
-        InputError: a key is missing, unknown, or its weight has the wrong shape; the message names the key.
+        InputError: the file is no such checkpoint, or a key is missing, unknown, or its weight has the wrong shape or
+            kind; the message names the file, the key and the rule.
         ValueError: ``channel_order`` is neither of the two.
     """
-    entries = list(_entries(state_dict, upstream=True))
-    _check(state_dict, {entry.upstream: entry.upstream_shape for entry in entries}, "an upstream HTNet checkpoint")
-    ours = {entry.ours: entry.to_ours(state_dict[entry.upstream]) for entry in entries}
+    if isinstance(state_dict, str | os.PathLike):
+        path = Path(state_dict)
+        content = _read(path)
+        try:
+            return from_upstream(content, channel_order=channel_order)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+    weights = _weights(_unwrapped(state_dict))
+    entries = list(_entries(weights, upstream=True))
+    _check(weights, {entry.upstream: entry.upstream_shape for entry in entries}, "an upstream HTNet checkpoint")
+    ours = {entry.ours: entry.to_ours(weights[entry.upstream]) for entry in entries}
     ours["patch_embed.weight"] = _reorder(ours["patch_embed.weight"], channel_order)
     return ours
 
 
 def to_upstream(state_dict: Mapping[str, Tensor], *, channel_order: ChannelOrder = "ours") -> dict[str, Tensor]:
-    """The inverse of :func:`from_upstream`, exact; same argument and errors.
+    """The inverse of :func:`from_upstream` on a state dict, exact; same errors.
 
     ``channel_order="upstream"`` writes a checkpoint that upstream's script can use on (strain, v, u) images.
     """
@@ -106,6 +130,74 @@ def to_upstream(state_dict: Mapping[str, Tensor], *, channel_order: ChannelOrder
     _check(state_dict, {entry.ours: entry.shape for entry in entries}, "an HTNet state dict")
     reordered = {**state_dict, "patch_embed.weight": _reorder(state_dict["patch_embed.weight"], channel_order)}
     return {entry.upstream: entry.to_upstream(reordered[entry.ours]) for entry in entries}
+
+
+def _read(path: Path) -> Any:
+    """What ``torch.save`` wrote: tensors and plain values.
+
+    Raises:
+        InputError: the file is none, is damaged, or holds what only running code restores.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(10)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a checkpoint: {error.strerror}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats; what cannot be read is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds
+        raise InputError(f"{path}: {_unreadable(start, str(error))}") from None
+
+
+def _unreadable(start: bytes, said: str) -> str:
+    """The rule that a file breaks, by its first bytes and what torch says of it."""
+    if found := re.search(r"GLOBAL (\S+)", said):
+        like = "" if found[1].startswith("numpy") else ", as a whole pickled model does"
+        return f"holds {found[1]}, which only running code restores{like}: save model.state_dict() and nothing else"
+    if "TorchScript" in said:
+        return "a TorchScript archive: save the state_dict() of the model that it was made of"
+    if start[8:9] == b"{":
+        return "a file of safetensors: give what safetensors.torch.load_file returns of it"
+    if start[:2] == b"PK" or start[:4] == b"\x80\x02\x8a\x0a":  # a zip archive; the number of torch's older format
+        return "a damaged checkpoint: it ends too early, or is another kind of archive"
+    return f"not a file that torch.save wrote: it begins with {start!r}"
+
+
+def _unwrapped(checkpoint: object) -> Mapping[str, Any]:
+    """The state dict in what a training script stored, without the prefix of a wrapper around its model."""
+    if not isinstance(checkpoint, Mapping):
+        raise InputError(f"must be a state dict, or a dict that holds one, got {type(checkpoint).__name__}")
+    if odd := [key for key in checkpoint if not isinstance(key, str)]:
+        raise InputError(f"{odd[0]!r}: a key of a state dict must be a text")
+    inner = [name for name in _WRAPPERS if isinstance(checkpoint.get(name), Mapping)]
+    if len(inner) > 1:
+        raise InputError(f"holds more than one state dict, {' and '.join(inner)}: give the one that is wanted")
+    if inner:
+        return _unwrapped(checkpoint[inner[0]])
+    if checkpoint and not any(isinstance(value, Tensor) for value in checkpoint.values()):
+        names = f"{', '.join(_WRAPPERS[:-1])} or {_WRAPPERS[-1]}"
+        raise InputError(f"holds no weights, and no dict of them under {names}, but {', '.join(list(checkpoint)[:8])}")
+    for prefix in _PREFIXES:
+        marked = [key for key in checkpoint if key.startswith(prefix)]
+        if marked and len(marked) == len(checkpoint):
+            return _unwrapped({key.removeprefix(prefix): value for key, value in checkpoint.items()})
+        if marked:
+            raise InputError(
+                f"{marked[0]}: all keys must begin with {prefix} or none, got {len(marked)} of {len(checkpoint)}"
+            )
+    return checkpoint
+
+
+def _weights(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The same weights in float32."""
+    for key, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{key}: must be a tensor, got {type(value).__name__}")
+        if not value.is_floating_point():
+            raise InputError(f"{key}: must be a tensor of floating point numbers, got {value.dtype}")
+    return {key: value.to(torch.float32) for key, value in state_dict.items()}
 
 
 def _reorder(weight: Tensor, channel_order: ChannelOrder) -> Tensor:

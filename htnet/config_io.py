@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -25,9 +25,22 @@ from pydantic import TypeAdapter, ValidationError
 from htnet.config import Config
 from htnet.errors import InputError
 
+_BOOL = re.compile(r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF")
+_INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_NUMBER_ELSEWHERE = re.compile(r"[-+]?[0-9][0-9_:.]*(?:[eE][-+]?[0-9]+)?|[-+]?0[box][0-9a-fA-F_]+")
+"""Texts that some version of YAML reads as a number: YAML 1.1 takes 010 and 1:30 for 8 and 90."""
+
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that wants every key to be a text given once, and reads 5e-5 as a number, as YAML 1.2 does."""
+    """Loader for which every key is a text given once, and a number is what everyone reads as the same number.
+
+    Whole numbers are decimal and without leading zeros, no number has underscores or colons, 5e-5 is one: as in YAML
+    1.2. What else has digits, dates too, is a text, which a key that wants a number refuses.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -35,7 +48,12 @@ class _Loader(yaml.SafeLoader):
             if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor
                 continue
             key = self.construct_object(key_node, deep=True)
-            problem = "is not a text" if not isinstance(key, str) else "is given twice" if key in seen else None
+            problem = None
+            if not isinstance(key, str):
+                quoted = f": write it as '{key_node.value}'" if isinstance(key_node, yaml.ScalarNode) else ""
+                problem = f"is not a text{quoted}"
+            elif key in seen:
+                problem = "is given twice"
             if problem is not None:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {problem}", key_node.start_mark)
             seen.add(key)
@@ -43,15 +61,39 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what :class:`_Loader` would read as a number."""
+    """SafeDumper that quotes what :class:`_Loader` or a reader of another version of YAML would take for a number."""
 
 
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),
-        list("-+0123456789."),
-    )
+_KEPT = ("null", "str", "seq", "map", "merge")
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in _KEPT
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] in _KEPT]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _reads(name: str, pattern: re.Pattern[str], convert: Callable[[str], object]) -> None:
+    """Make :class:`_Loader` read what the pattern matches as ``name``, and refuse the rest of what claims to be one."""
+    tag = f"tag:yaml.org,2002:{name}"
+
+    def construct(loader: _Loader, node: yaml.ScalarNode) -> object:
+        text = loader.construct_scalar(node)
+        if not pattern.fullmatch(text):
+            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no plain {name}", node.start_mark)
+        return convert(text)
+
+    _Loader.add_constructor(tag, construct)
+    _Loader.add_implicit_resolver(tag, re.compile(f"^(?:{pattern.pattern})$"), None)
+
+
+_reads("bool", _BOOL, lambda text: text.lower() in ("yes", "true", "on"))
+_reads("int", _INT, int)
+_reads("float", _FLOAT, lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")))
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_NUMBER_ELSEWHERE.pattern})$"), None)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -89,7 +131,7 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
 def _parse_value(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 # _Loader is a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-01
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits
         what = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
         raise InputError(f"{origin}: not valid YAML: {what}") from None
 
@@ -98,7 +140,7 @@ def validate_config(raw: dict[str, Any], origin: str) -> Config:
     """Build the configuration from plain data; ``origin`` names where it came from in errors."""
     try:
         # through JSON, because strict mode takes a JSON list for a tuple but not a Python list
-        text = json.dumps(raw, default=str)
+        text = json.dumps(raw)
     except (ValueError, RecursionError):  # an anchor inside itself
         raise InputError(f"{origin}: a value holds itself") from None
     try:
@@ -280,7 +322,8 @@ def _readme() -> str:
         "| `paper.yaml` | upstream's setting to the letter |\n\n"
         "A key is set in the file or with `--set key.path=value` (values are YAML, list items by number: "
         "`--set prepare.sources.0.root=PATH`). Paths are relative to the working directory. "
-        "`--print-config` shows the result.\n\n" + reference()
+        "`--print-config` shows the result. Numbers are decimal: `010`, `1:30`, `0x1f`, `1_000` and dates are texts.\n"
+        "\n" + reference()
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import secrets
 import signal
 import socket
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +23,7 @@ from htnet.config import ResourcesConfig
 from htnet.errors import HTNetError, InputError, StartError
 from launch.fold_task import FoldOutcome, FoldSpec, run_fold
 
+_log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 CONNECT_SECONDS = 10.0
 FOLDS_PER_PROCESS = {"gpu": 1, "cpu": 16}
@@ -28,6 +32,11 @@ FOLDS_PER_PROCESS = {"gpu": 1, "cpu": 16}
 _KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
 # harmless calls that a Ray answers before anything else, if it knows who asks
 _CALLS = {"head": "/ray.rpc.NodeInfoGcsService/CheckAlive", "client server": "/ray.rpc.RayletDriver/ClusterInfo"}
+_SOCKET_BYTES = 107
+_SESSION = "/ray/session_2026-01-31_23-59-59_999999_1234567/sockets/plasma_store"
+LONGEST_FOLDER = _SOCKET_BYTES - len(_SESSION)
+"""Bytes of a folder's path in which Ray can make its sockets: a Unix socket has at most 107 bytes of path."""
+_LAST_RESORT = "/tmp"  # Ray's own
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
 
 
@@ -41,11 +50,14 @@ def ray_cluster(address: str | None, resources: ResourcesConfig) -> Iterator[Any
         InputError: no cluster answers at the address or it refuses us, or no node of it can hold a fold.
         StartError: Ray did not start on this machine.
     """
+    session = None
     for name, value in (*_KEEPALIVE.items(), *_QUIET.items()):
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address is None:
-        options |= {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False}
+        session = _session_folder()
+        _name_a_token()
+        options |= {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False, "_temp_dir": session}
     else:
         _approach(address)
         root = Path(__file__).resolve().parent.parent
@@ -56,7 +68,7 @@ def ray_cluster(address: str | None, resources: ResourcesConfig) -> Iterator[Any
     try:
         ray.init(**options)
     except Exception as error:  # ray.init raises many kinds, a bare Exception among them
-        raise _not_connected(address, error) from error
+        raise _not_connected(address, error, session) from error
     try:
         _check_fits(ray, resources)
         yield ray
@@ -112,7 +124,8 @@ def _known_token() -> tuple[str, str | None]:
     """Where Ray looks for its token, and the token: variable, named file, own file; None where there is none."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN", token
-    place = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    home = os.path.expanduser("~")  # noqa: PTH111 # Path.home() raises for a user without one
+    place = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or f"{home}/.ray/auth_token")
     try:
         return str(place), place.read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
@@ -132,11 +145,64 @@ def _turns_away(where: str, call: str, token: str | None) -> bool:
     return False
 
 
-def _not_connected(address: str | None, error: Exception) -> HTNetError:
+def _not_connected(address: str | None, error: Exception, session: str | None) -> HTNetError:
     reason = " ".join(str(error).split())[:200]
-    if address is None:
-        return StartError(f"Ray did not start on this machine: {reason}; try again when it is less busy")
-    return InputError(f"--address {address}: no Ray cluster answers there: {reason}")
+    if address is not None:
+        return InputError(f"--address {address}: no Ray cluster answers there: {reason}")
+    # patience helps against what took too long, and against nothing else
+    hope = "try again when it is less busy; " if "timed out" in reason else ""
+    return StartError(
+        f"Ray did not start on this machine: {reason}; {hope}Ray's logs are in {session}/session_latest/logs"
+    )
+
+
+def _session_folder() -> str:
+    """Find a folder for Ray's sockets and logs: in RAY_TMPDIR, TMPDIR or /tmp, as Ray does, but in one that serves.
+
+    Raises:
+        StartError: none of them does; names each with the rule that it breaks.
+    """
+    unfit: list[str] = []
+    for name in ("RAY_TMPDIR", "TMPDIR", None):
+        value = os.environ.get(name) if name else _LAST_RESORT
+        if not value:
+            continue
+        folder = Path(value).absolute()
+        if (problem := _no_place_for_ray(folder)) is None:
+            if unfit:
+                _log.warning("%s; Ray's sockets and logs are in %s/ray instead", "; ".join(unfit), folder)
+            return f"{folder}/ray"
+        unfit.append(f"{name}={value}: {problem}" if name else f"{value}: {problem}")
+    raise StartError(
+        f"Ray needs a folder for its sockets and logs: {'; '.join(unfit)}; set TMPDIR to a folder that can be written "
+        f"to, with a path of at most {LONGEST_FOLDER} bytes"
+    )
+
+
+def _no_place_for_ray(folder: Path) -> str | None:
+    """The rule for Ray's session that the folder breaks; None where it serves."""
+    if (length := len(os.fsencode(folder))) > LONGEST_FOLDER:
+        return (
+            f"a shorter path is needed, of at most {LONGEST_FOLDER} bytes, got {length}: "
+            f"Ray makes Unix sockets in it, which have at most {_SOCKET_BYTES}"
+        )
+    try:
+        (folder / "ray").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder / "ray") as file:
+            file.write(bytes(1 << 16))  # a full disk takes names, but no content
+    except OSError as error:
+        return f"cannot be written to: {error.strerror}"
+    return None
+
+
+def _name_a_token() -> None:
+    """Give a Ray of this machine a token where it would find none.
+
+    Ray would write one into HOME, which not every job can. It stays in the environment, for Ray remembers the first
+    one that this process shows.
+    """
+    if _known_token()[1] is None:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def usable_cpus(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +67,52 @@ def test_a_name_that_resembles_a_number_stays_a_name(text):
     assert parse_yaml(f"a: {text}", "x") == {"a": text}
 
 
+SPELLINGS = ["010", "00", "08", "-017", "0o17", "0x1f", "0b11", "1_000", "1:30", "190:20:30"]
+"""Whole numbers in some version of YAML, and not the same one in every version."""
+FRACTIONS = ["1:30.5", "1_000.5", "1_0e3", "20:30.25"]
+
+
+@pytest.mark.parametrize("text", [*SPELLINGS, *FRACTIONS])
+def test_no_number_is_read_as_another(tmp_path, text):
+    for key, section, rule in (
+        ("epochs", "train", "a valid integer"),
+        ("learning_rate", "train", "a valid number"),
+        ("flow_size", "prepare", "a valid integer"),
+    ):
+        said = f"{section}.{key}: must be {rule}, got {text!r}"
+        assert refused(tmp_path, f"{section}: {{{key}: {text}}}") == f"{tmp_path / 'c.yaml'}: {said}"
+        assert refused(tmp_path, "", f"{section}.{key}={text}") == f"--set {section}.{key}={text}: {said}"
+
+
+@pytest.mark.parametrize(
+    "text", [*SPELLINGS, *FRACTIONS, "2014-03-01", "2014-3-1", "2001-12-14 21:59:43.10", "2014-99-99"]
+)
+def test_a_subject_of_digits_stays_as_it_is_written(tmp_path, text):
+    config = load_config(written(tmp_path, f"data: {{subjects: [{text}]}}"))
+    assert config.data.subjects == (text,)
+    assert load_config(written(tmp_path, ""), [f"data.subjects=[{text}]"]).data.subjects == (text,)
+    again = dump_config(config)
+    assert yaml.safe_load(again)["data"]["subjects"] == parse_yaml(again, "printed")["data"]["subjects"] == [text]
+
+
+@pytest.mark.parametrize("text", ["yes", "no", "on", "off", "True", "FALSE", "~", "null", "7", "1e5", ".inf"])
+def test_a_name_that_is_no_text_is_refused_until_it_is_quoted(tmp_path, text):
+    assert "data.subjects.0: must be a valid string, got " in refused(tmp_path, f"data: {{subjects: [{text}]}}")
+    assert load_config(written(tmp_path, f"data: {{subjects: ['{text}']}}")).data.subjects == (text,)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("on", True), ("no", False), ("Yes", True), ("OFF", False), ("true", True)]
+)
+def test_switches_are_written_as_people_write_them(tmp_path, text, value):
+    assert load_config(written(tmp_path, f"data: {{shuffle: {text}}}")).data.shuffle is value
+
+
+@pytest.mark.parametrize("text", [".inf", "-.INF", ".nan", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(tmp_path, text):
+    assert "train.eps: must be a finite number" in refused(tmp_path, f"train: {{eps: {text}}}")
+
+
 def test_an_anchor_may_be_merged_into_a_section(tmp_path):
     text = "train: &t {epochs: 3, batch_size: 7}\n"
     assert parse_yaml(f"{text}other:\n  <<: *t\n  epochs: 4\n", "x")["other"] == {"epochs": 4, "batch_size": 7}
@@ -76,13 +123,18 @@ def test_an_anchor_may_be_merged_into_a_section(tmp_path):
     [
         ("seed: 1\nseed: 2\n", "the key 'seed' is given twice at line 2"),
         ("train:\n  epochs: 1\n  epochs: 1\n", "the key 'epochs' is given twice at line 3"),
-        ("1: 2", "the key 1 is not a text"),
+        ("1: 2", "the key 1 is not a text: write it as '1' at line 1, column 1"),
+        ("no: 2", "the key False is not a text: write it as 'no' at line 1, column 1"),
         ("? [a, b]\n: c", "the key ['a', 'b'] is not a text"),
-        ("2026-01-01: 3", "is not a text"),
+        ("data: {subjects: [!!binary aGk=]}", "could not determine a constructor"),
+        ("data: {subjects: !!set {a}}", "could not determine a constructor"),
+        ("seed: !!int 010", "'010' is no plain int at line 1"),
+        ("train: {epochs: !!int 1:30}", "'1:30' is no plain int at line 1"),
+        ("train: {eps: !!float 1:30}", "'1:30' is no plain float at line 1"),
+        ("data: {shuffle: !!bool maybe}", "'maybe' is no plain bool at line 1"),
         ("a: b: c", "mapping values are not allowed here at line 1, column 5"),
         ("a: [1", "expected ',' or ']'"),
-        ("a: 2026-99-99", "month must be in 1..12"),
-        ("seed: !!int x", "invalid literal"),
+        ("seed: !!int x", "'x' is no plain int"),
         ("a: !!python/object:os.system x", "could not determine a constructor"),
         ("seed: " + "9" * 5000, "4300 digits"),
         ("[" * 3000, "recursion"),
@@ -281,7 +333,13 @@ def test_an_override_that_is_wrong_is_named_instead_of_the_file(tmp_path, overri
 
 
 # without control characters and line separators, which no path has and PyYAML does not give back
-names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=12)
+names = (
+    st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=12)
+    | st.text("0123456789_:.+-eEoxb", max_size=8)
+    | st.sampled_from(
+        [*SPELLINGS, *FRACTIONS, "2014-03-01", "no", "~", "null", "=", "<<", ".inf", ".nan", "yes", "Off"]
+    )
+)
 configs = st.builds(
     Config,
     seed=st.integers(0, 2**31 - 1),
@@ -309,6 +367,7 @@ configs = st.builds(
 def test_a_printed_configuration_reads_back_equal(config):
     again = validate_config(parse_yaml(dump_config(config), "printed"), "printed")
     assert again == config
+    assert yaml.safe_load(dump_config(config)) == to_plain(config)  # a reader of YAML 1.1
     assert dump_config(again) == dump_config(config)
     assert config_hash(again, "d") == config_hash(config, "d")
 

@@ -70,7 +70,10 @@ def test_a_mapping_of_ones_own(tmp_path):
     [
         ("classes: [a, b]", "must be a mapping with the keys classes and words"),
         ("[", "not valid YAML"),
-        ("classes: [a, 2026-13-01]\nwords: {}", "not valid YAML: month must be in 1..12"),
+        ("classes: [a, no]\nwords: {}", r"classes must be a list of two or more names, got \['a', False\]"),
+        ("classes: [a, b]\nwords: {x: {no: a}}", "not valid YAML: the key False is not a text: write it as 'no'"),
+        ("classes: [a, b]\nwords: {x: {joy: no}}", r"words\.x\.joy must be one of a, b or null, got False"),
+        ("classes: [a, b]\nwords: {x: {7: a}}", "not valid YAML: the key 7 is not a text: write it as '7'"),
         ("classes: [a, b]\nwords: {x: {yes: a}}", "not valid YAML: the key True is not a text"),
         ("classes: [a, b]\nwords: {x: {joy: a, joy: b}}", "not valid YAML: the key 'joy' is given twice"),
         ("- a", "the file must hold a mapping"),

@@ -503,6 +503,21 @@ def test_over_a_running_cluster_the_store_is_the_same(raw, tmp_path, undisturbed
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("home", ["/dev/null/x", None])
+def test_a_store_needs_no_home_and_names_a_tmpdir_too_long(raw, tmp_path, home):
+    long = tmp_path / ("x" * 115)
+    long.mkdir()
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "HOME"}
+    impossible = {"TMPDIR": str(long)} | ({"HOME": home} if home else {})
+    done = subprocess.run(
+        program(configured(tmp_path, raw)), cwd=ROOT, env=plain | impossible, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"TMPDIR={long}: a shorter path is needed, of at most 39 bytes, got {len(str(long))}: " in done.stderr
+    assert len(open_store(tmp_path / "store").rows) == 20
+
+
 # --- sources
 
 

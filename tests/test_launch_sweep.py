@@ -25,18 +25,27 @@ import ray as installed_ray
 from conftest import ROOT
 from rich.console import Console
 
+import launch.scheduler
 import launch.sweep
 from htnet.config import Config, ResourcesConfig
 from htnet.config_io import dump_config
 from htnet.data.store import open_store
 from htnet.data.types import Fold
-from htnet.errors import InputError
+from htnet.errors import InputError, StartError
 from htnet.results import FoldRecord
 from launch.cli import main
 from launch.fold_task import FoldOutcome, FoldSpec
 from launch.live import LiveBoard
 from launch.run_folder import checkout, open_run
-from launch.scheduler import Flight, Scheduler, _check_fits, usable_cpus
+from launch.scheduler import (
+    LONGEST_FOLDER,
+    Flight,
+    Scheduler,
+    _check_fits,
+    _not_connected,
+    _session_folder,
+    usable_cpus,
+)
 from launch.sweep import finish_run, rescore, sweep
 
 ALL = [f"{dataset}/sub{person:02d}" for dataset in ("casme2", "samm", "smic") for person in range(3)]
@@ -254,6 +263,67 @@ def test_an_interrupt_stops_the_folds_that_fly(tmp_path):
     while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(alive, pids))
+
+
+@pytest.fixture
+def no_tmpdir(monkeypatch, tmp_path):
+    """Neither variable is set, and in place of /tmp is a folder of the test's with a short path."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        monkeypatch.setattr(launch.scheduler, "_LAST_RESORT", folder)
+        yield Path(folder)
+
+
+def test_ray_is_given_the_folder_that_a_user_names(no_tmpdir, monkeypatch, caplog):
+    assert _session_folder() == f"{no_tmpdir}/ray"
+    named = no_tmpdir / ("x" * (LONGEST_FOLDER - len(str(no_tmpdir)) - 1))
+    monkeypatch.setenv("TMPDIR", str(named))
+    assert _session_folder() == f"{named}/ray"
+    monkeypatch.setenv("RAY_TMPDIR", f"{no_tmpdir}/first")
+    assert _session_folder() == f"{no_tmpdir}/first/ray"
+    monkeypatch.chdir(no_tmpdir)
+    monkeypatch.setenv("RAY_TMPDIR", "relative")
+    assert _session_folder() == f"{no_tmpdir}/relative/ray"
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.setenv(name, "")
+    assert _session_folder() == f"{no_tmpdir}/ray"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+@pytest.mark.parametrize(
+    ("below", "rule"),
+    [
+        ("x" * 200, f"a shorter path is needed, of at most {LONGEST_FOLDER} bytes, got "),
+        ("ä" * 20, f"a shorter path is needed, of at most {LONGEST_FOLDER} bytes, got "),
+        ("file", "cannot be written to: Not a directory"),
+        ("file/below", "cannot be written to: Not a directory"),
+    ],
+)
+def test_a_folder_that_ray_cannot_use_is_named(no_tmpdir, monkeypatch, caplog, name, below, rule):
+    (no_tmpdir / "file").touch()
+    monkeypatch.setenv(name, f"{no_tmpdir}/{below}")
+    assert _session_folder() == f"{no_tmpdir}/ray"
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"{name}={no_tmpdir}/{below}: {rule}")
+    assert record.getMessage().endswith(f"; Ray's sockets and logs are in {no_tmpdir}/ray instead")
+    monkeypatch.setattr(launch.scheduler, "_LAST_RESORT", "/proc")
+    with pytest.raises(StartError) as caught:
+        _session_folder()
+    assert f"{name}={no_tmpdir}/{below}: {rule}" in str(caught.value)
+    assert str(caught.value).endswith(
+        "/proc: cannot be written to: No such file or directory; set TMPDIR to a folder that can be written to, "
+        f"with a path of at most {LONGEST_FOLDER} bytes"
+    )
+
+
+def test_patience_is_advised_only_where_it_can_help():
+    slow = Exception("The current node timed out during startup. This could happen because\n...")
+    assert "; try again when it is less busy; Ray's logs are in /x/session_latest/logs" in str(
+        _not_connected(None, slow, "/x")
+    )
+    assert "busy" not in str(_not_connected(None, OSError(28, "No space left on device"), "/x"))
 
 
 def test_a_fold_that_fits_nowhere_is_refused(ray):
@@ -908,3 +978,16 @@ def test_time_left_is_reckoned_from_what_was_trained_not_from_what_checkpoints_h
     board.poll([Flight(spec=specs[1], moved=0.0, epoch=0)])
     now[0] += 10
     assert board._remaining() == "0:06:40"  # 10 epochs in 20 s, 200 left
+
+
+@pytest.mark.slow
+def test_a_sweep_needs_no_home_and_names_a_tmpdir_too_long(reference, sweep_config, tmp_path):
+    config, out = write_config(sweep_config, tmp_path), tmp_path / "run"
+    long = tmp_path / ("x" * 115)
+    command = [sys.executable, "-m", "launch.cli", "sweep", str(config), "--out", str(out)]
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    impossible = {"TMPDIR": str(long), "HOME": "/dev/null/x", "XDG_CACHE_HOME": "/proc/x"}
+    done = subprocess.run(command, cwd=ROOT, env=plain | impossible, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert f"TMPDIR={long}: a shorter path is needed" in done.stderr
+    assert bytes_of(out) == bytes_of(reference)
