@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from htnet.data.landmarks import SOURCE_COLUMNS, UPSTREAM_COLUMNS, FaceCrop, face_crop, read_landmarks
+from htnet.data.landmarks import SOURCE_COLUMNS, UPSTREAM_COLUMNS, FaceCrop, check_face, face_crop, read_landmarks
+from htnet.data.synth_faces import draw_look, look_landmarks
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
@@ -116,3 +118,102 @@ def test_landmarks_outside_the_frame_or_on_one_spot_are_refused() -> None:
         face_crop(FACE, (100, 160, 3))
     with pytest.raises(InputError, match="at least 16"):
         face_crop(((50, 50),) * 5, (100, 100))
+
+
+@st.composite
+def faces(draw) -> tuple[tuple[float, float], ...]:
+    """Five points of a head in space, turned, nodding, tilted and seen on a picture of 400 pixels, found with noise."""
+    share = lambda low, high: draw(st.floats(low, high))  # noqa: E731 # six numbers
+    eye, lip, tip = share(0.8, 1.2) / 2, share(0.5, 0.9) / 2, share(0.3, 0.5)
+    head = np.array([[-eye, -0.5, 0], [eye, -0.5, 0], [0, 0.1, tip], [-lip, 0.5, 0.1], [lip, 0.5, 0.1]])
+    yaw, nod, tilt = np.radians([share(-60, 60), share(-25, 25), share(-45, 45)])
+    head = head @ np.array([[np.cos(yaw), 0, -np.sin(yaw)], [0, 1, 0], [np.sin(yaw), 0, np.cos(yaw)]])
+    head = head @ np.array([[1, 0, 0], [0, np.cos(nod), -np.sin(nod)], [0, np.sin(nod), np.cos(nod)]])
+    seen = head[:, :2] @ np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
+    noise = np.array(draw(st.lists(st.floats(-0.04, 0.04), min_size=10, max_size=10))).reshape(5, 2)
+    return tuple(map(tuple, ((seen + noise) * share(15, 150) + 200).tolist()))
+
+
+@settings(max_examples=300, deadline=None)
+@given(faces())
+def test_a_turned_tilted_and_noisy_face_is_a_face(points) -> None:
+    face_crop(points, (400, 400))
+
+
+@settings(deadline=None)
+@given(faces())
+def test_a_mirrored_or_fallen_picture_holds_no_upright_face(points) -> None:
+    for name, other in (
+        ("mirrored", [(399 - x, y) for x, y in points]),
+        ("upside down", [(x, 399 - y) for x, y in points]),
+        ("turned over", [(399 - x, 399 - y) for x, y in points]),
+    ):
+        with pytest.raises(InputError, match="landmarks are not those of an upright face: "):
+            pytest.fail(f"{name}: {check_face(tuple(other))}")
+
+
+UPRIGHT = "landmarks are not those of an upright face: "
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (
+            lambda x, y: (160 - x, y),
+            "left_eye must be left of right_eye in the picture, got left_eye (100, 70), right_eye",
+        ),
+        (lambda x, y: (x, 160 - y), "the mouth must be below the eyes, at most 60 degrees aside"),
+        (lambda x, y: (y, 160 - x), "the mouth must be below the eyes"),
+        (lambda x, y: (160 - y, x), "the mouth must be below the eyes"),
+        (lambda x, y: (y, x), "the mouth must be below the eyes"),
+        (lambda x, y: (x, y / 30 + 70), "from left_eye to right_eye it must be 0.05 to 4 eye-mouth distances across"),
+    ],
+)
+def test_points_of_a_face_that_does_not_stand_upright_are_named(change, rule) -> None:
+    with pytest.raises(InputError) as caught:
+        face_crop(tuple(change(x, y) for x, y in FACE), (160, 160))
+    assert str(caught.value).startswith(UPRIGHT + rule)
+    assert "right_lip (" in str(caught.value)
+
+
+def test_the_points_of_a_face_in_another_order_are_refused() -> None:
+    for order in itertools.permutations(range(5)):
+        points = tuple(FACE[index] for index in order)
+        if points != FACE:
+            with pytest.raises(InputError):
+                pytest.fail(f"{order}: {face_crop(points, (200, 160))}")
+
+
+def test_points_that_lie_on_each_other_are_no_face() -> None:
+    for one, other in itertools.permutations(range(5), 2):
+        points = list(FACE)
+        points[one] = points[other]
+        with pytest.raises(InputError):
+            pytest.fail(f"{one} = {other}: {face_crop(tuple(points), (200, 160))}")
+
+
+def test_five_points_out_of_the_98_of_wflw_are_no_face() -> None:
+    """At the places that the eyes, nose and mouth have among 68: brows, the jaw, a brow's end and the nose's back."""
+    points = ((37.97, 32.07), (58.23, 32.07), (8.86, 61.74), (65.23, 32.07), (48.1, 58.74))
+    with pytest.raises(InputError, match=f"^{UPRIGHT}left_lip must be left of right_lip in the picture"):
+        face_crop(points, (96, 96))
+
+
+def test_a_landmark_at_the_edge_of_the_crop_is_refused() -> None:
+    wide = (*FACE[:3], (25.0, 112.0), (135.0, 112.0))
+    with pytest.raises(
+        InputError, match=r"landmark left_lip at \(-?\d+, 71\) of the face crop of 101 pixels lies too near"
+    ):
+        face_crop(wide, (200, 160))
+
+
+def test_every_face_of_the_release_is_one(shared_data: Path) -> None:
+    table = read_landmarks(shared_data / "htnet_release" / "landmarks_5pt.csv")
+    assert len(table.points) == 442
+    for points in table.points.values():
+        check_face(points)
+
+
+def test_every_synthetic_face_is_one() -> None:
+    for seed in range(200):
+        face_crop(look_landmarks(draw_look(np.random.default_rng(seed)), 160), (160, 160))

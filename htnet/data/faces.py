@@ -15,7 +15,7 @@ from htnet.data.adapters.base import Clip, FlowPicture
 from htnet.data.adapters.htnet_release import read_flow_picture
 from htnet.data.detectors import Detector
 from htnet.data.frames import Frames, open_frames
-from htnet.data.landmarks import LandmarkTable, check_inside, face_crop
+from htnet.data.landmarks import LandmarkTable, check_face, check_inside, face_crop
 from htnet.data.types import Landmarks, SampleId
 from htnet.errors import InputError
 
@@ -118,6 +118,7 @@ def _misfit(entry: Clip | FlowPicture, points: Landmarks, picture: NDArray[Any])
             face_crop(points, picture.shape)
         else:
             check_inside(points, picture.shape)
+            check_face(points)
     except InputError as error:
         return str(error)
     return None

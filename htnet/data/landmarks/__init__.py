@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from htnet.data.adapters.base import Clip, FlowPicture
-from htnet.data.landmarks.crop import CROP_RATIO, FaceCrop, check_inside, face_crop
+from htnet.data.landmarks.crop import CROP_RATIO, FaceCrop, check_face, check_inside, face_crop
 from htnet.data.landmarks.five_points import SOURCE_COLUMNS, UPSTREAM_COLUMNS, UPSTREAM_SIZE, read_five_points
 from htnet.data.landmarks.openface import FRAME, PLACES, SUCCESS, read_openface
 from htnet.data.landmarks.points68 import COLUMNS68, is_point, read_points68
@@ -31,6 +31,7 @@ __all__ = [
     "UPSTREAM_SIZE",
     "FaceCrop",
     "LandmarkTable",
+    "check_face",
     "check_inside",
     "face_crop",
     "read_landmarks",
