@@ -149,12 +149,13 @@ def composite_lines(scheme: LabelScheme, samples: Collection[SampleId], left_out
         gone = [item.clip for item in left_out if official.find(_identity_of(item))]
         lines.append(f"official list: {official.path} decides")
         lines.append(f"official list: left out of it: {', '.join(gone)}" if gone else "official list: agrees")
-    if scheme.name == COMPOSITE_SCHEME:
-        hint = "" if official else "; only its list says which: prepare.official_list"
-        for dataset, count in Counter(sample.dataset for sample in samples).items():
-            size = COMPOSITE_SIZES.get(dataset, count)
-            if count != size:
-                lines.append(f"composite: samples of {dataset}: {count}, of MEGC2019: {size}{hint}")
+    counts = Counter(sample.dataset for sample in samples)
+    other = [
+        f"{name} {counts[name]} of {size}" for name, size in COMPOSITE_SIZES.items() if counts[name] not in (0, size)
+    ]
+    if scheme.name == COMPOSITE_SCHEME and other:
+        hint = "" if official else "; only its list says which clips belong to it: prepare.official_list"
+        lines.append(f"not the composite of MEGC2019: {', '.join(other)}{hint}")
     return lines
 
 
