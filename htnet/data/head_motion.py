@@ -30,8 +30,7 @@ def without_head_motion(flow: Tensor, head_motion: HeadMotion, landmarks: Tensor
     Each counts with the middle value of the flow in a small square around it. What a head that turns or nods makes of
     a face's depth is no similarity and stays.
 
-    Of equal input a pair's bits are equal in any batch and on any device: values are sorted and the few sums are taken
-    in a fixed order.
+    A pair's bits do not depend on what else is in the batch: values are sorted, the few sums taken in a fixed order.
 
     Args:
         flow: (B, 2, S, S) flow_u and flow_v of square face crops, in pixels.
