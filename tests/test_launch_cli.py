@@ -152,6 +152,7 @@ def test_prepare_refuses_a_store_of_other_settings_or_input_and_says_what_differ
     expected = "holds a store made from other input or settings (flow.size differ); remove it or choose"
     assert expected in stored.refuses("prepare", "--set", "prepare.flow_size=56")
     picture = np.zeros((28, 28, 3), np.uint8)
+    picture[:14] = 255
     cv2.imwrite(str(stored.release / PICTURES / "006_006_1_2 .png"), picture)
     assert "(sources differ)" in stored.refuses("prepare")
     assert "(sources differ)" in stored.refuses("prepare", "--dry-run")
