@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from htnet.config_io import to_plain
 from htnet.data.adapters import DATASETS, build_adapter
 from htnet.data.adapters.base import Clip, FlowPicture, LeftOut
 from htnet.data.adapters.htnet_release import LANDMARKS as RELEASE_LANDMARKS
-from htnet.data.extraction import ExtractionSettings, check_landmarks
+from htnet.data.extraction import EXTRACTION_VERSION, ExtractionSettings, check_landmarks
 from htnet.data.folders import entries_of
 from htnet.data.labels import COMPOSITE_SCHEME, COMPOSITE_SIZES, OFF_THE_LIST, LabelScheme, OfficialList, load_scheme
 from htnet.data.landmarks import UPSTREAM_SIZE, LandmarkTable, read_landmarks
@@ -94,9 +94,12 @@ def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
         tables |= dict.fromkeys((entry.id for entry in taken), table)
         _check_size(prepare, source, table, taken, sizes)
         facts.append({**described, "landmarks_sha256": table.sha256, "clips_sha256": _identity(taken, listed)})
-    left_out += _missing(scheme.official, places, left_out)
+    if scheme.official is not None:
+        left_out += _missing(scheme.official, [*places, *map(identity_of, left_out)])
     settings = extraction_settings(prepare, strict=False).recipe()
     recipe = {"sources": facts, "label_scheme": scheme.name, "classes": list(scheme.classes), **settings}
+    if any(isinstance(entry, Clip) for entries in subjects.values() for entry in entries):
+        recipe["extraction_version"] = EXTRACTION_VERSION
     if scheme.official is not None:  # only then: older stores stay up to date
         recipe["official_list_sha256"] = hashlib.sha256(scheme.official.path.read_bytes()).hexdigest()
     return Plan(
@@ -122,22 +125,35 @@ def find_official_list(prepare: PrepareConfig) -> Path | None:
     found = [root / name for root in roots for name in OFFICIAL_LISTS if (root / name).is_file()]
     if len(found) > 1:
         raise InputError(f"prepare.official_list: name one of {' and '.join(map(str, found))}")
+    for path in found:
+        try:
+            OfficialList.read(path)
+        except InputError as error:
+            raise InputError(
+                f"{error}; it is taken for the official list because it lies in a source's folder, another may be "
+                "named by prepare.official_list"
+            ) from None
     return found[0] if found else None
 
 
-def _missing(
-    official: OfficialList | None, places: Mapping[SampleId, str], left_out: Sequence[LeftOut]
-) -> list[LeftOut]:
-    """Clips of the list that no source has, though one has others of their dataset."""
-    if official is None:
-        return []
-    told = map(_identity_of, left_out)
+def _missing(official: OfficialList, annotated: Collection[SampleId]) -> list[LeftOut]:
+    """Clips of the list that no source has, though one has others of their dataset.
+
+    Raises:
+        InputError: the list has none of the sources' datasets.
+    """
+    datasets = dict.fromkeys(sample.dataset for sample in annotated)
+    if datasets and not any(map(official.covers, datasets)):
+        raise InputError(
+            f"{official.path}: the official list must have a dataset of the sources, {', '.join(datasets)}, got "
+            f"{', '.join(dict.fromkeys(clip.id.dataset for clip in official.clips.values())) or 'no clip'}"
+        )
     return [
         LeftOut(
             clip=str(clip.id), rule=OFF_THE_LIST, reason="is on the list, but in no source", failed=True,
             place=f"{official.path}, row {clip.row}",
         )
-        for clip in official.missing([*places, *told])
+        for clip in official.missing(annotated)
     ]  # fmt: skip
 
 
@@ -146,8 +162,9 @@ def composite_lines(scheme: LabelScheme, samples: Collection[SampleId], left_out
     lines = []
     official = scheme.official
     if official is not None:
-        gone = [item.clip for item in left_out if official.find(_identity_of(item))]
-        lines.append(f"official list: {official.path} decides")
+        there = set(samples)
+        gone = [item.clip for item in left_out if official.find(sample := identity_of(item)) and sample not in there]
+        lines.append(f"official list: {official.path} decides over {', '.join(official.datasets)}")
         lines.append(f"official list: left out of it: {', '.join(gone)}" if gone else "official list: agrees")
     counts = Counter(sample.dataset for sample in samples)
     other = [
@@ -159,7 +176,8 @@ def composite_lines(scheme: LabelScheme, samples: Collection[SampleId], left_out
     return lines
 
 
-def _identity_of(item: LeftOut) -> SampleId:
+def identity_of(item: LeftOut) -> SampleId:
+    """Identity of the clip that is left out."""
     dataset, subject, clip = item.clip.split("/", 2)
     return SampleId(dataset=dataset, subject=subject, clip=clip)
 

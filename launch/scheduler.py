@@ -28,8 +28,6 @@ POLL_SECONDS = 0.5
 CONNECT_SECONDS = 10.0
 FOLDS_PER_PROCESS = {"gpu": 1, "cpu": 16}
 """A fresh process for every fold surely frees its GPU memory; on a CPU the imports (5 s) are worth sharing."""
-# a dead node with an open connection is noticed in half a minute instead of seven
-_KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "5000"}
 # harmless calls that a Ray answers before anything else, if it knows who asks
 _CALLS = {"head": "/ray.rpc.NodeInfoGcsService/CheckAlive", "client server": "/ray.rpc.RayletDriver/ClusterInfo"}
 _SOCKET_BYTES = 107
@@ -51,7 +49,7 @@ def ray_cluster(address: str | None, resources: ResourcesConfig) -> Iterator[Any
         StartError: Ray did not start on this machine.
     """
     session = None
-    for name, value in (*_KEEPALIVE.items(), *_QUIET.items()):
+    for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address is None:

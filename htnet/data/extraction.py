@@ -42,6 +42,8 @@ NO_LANDMARKS = "no_landmarks"
 NO_MOTION = "no_motion"
 """No frame differs from the onset, the flow is zero everywhere, or a flow picture has one colour; a failure."""
 _Read = tuple[NDArray[np.uint8], dict[str, NDArray[np.uint8]]]
+EXTRACTION_VERSION = 2
+"""Of the way from frames to a flow image; raised whenever a store that is made anew would have other bytes."""
 _GROUP = 64
 """Pairs whose flow is computed together; bounds the memory of a subject with many clips."""
 

@@ -30,21 +30,30 @@ def entries_of(folder: Path) -> Iterator[Path]:
                 yield Path(entry.path)
 
 
-def spelled(path: Path) -> Path | None:
+def spelled(path: Path) -> list[Path]:
     """Find a path as the disk spells it: datasets say spNO in one place and spNo in another.
 
-    Names are equal that differ in case, in blanks at their ends and in how an accent is composed; the exact one comes
-    first, then the first in the order of names.
+    Names are equal that differ in case, in blanks at their ends and in how an accent is composed.
+
+    Returns:
+        The path itself where it exists and is not empty, else those that are there, sorted.
     """
-    if path.exists():
-        return path
-    parent = path.parent if path.parent.exists() else (spelled(path.parent) if path.parent != path else None)
-    if parent is None or not parent.is_dir():
-        return None
-    wanted = same_name(path.name)
-    return min((entry for entry in entries_of(parent) if same_name(entry.name) == wanted), default=None)
+    try:
+        if path.exists() and not (path.is_dir() and is_empty(path)):
+            return [path]
+        parents = [path.parent] if path.parent.exists() or path.parent == path else spelled(path.parent)
+        wanted = same_name(path.name)
+        folders = [parent for parent in parents if parent.is_dir()]
+        return sorted(entry for folder in folders for entry in entries_of(folder) if same_name(entry.name) == wanted)
+    except OSError:  # a name that no disk can hold
+        return []
 
 
 def same_name(name: str) -> str:
     """Fold a name to what is compared: composed accents, small letters, no blanks at the ends."""
     return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def is_empty(folder: Path) -> bool:
+    """Tell if a folder holds nothing but the traces of other programs."""
+    return next(entries_of(folder), None) is None

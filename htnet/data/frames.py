@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from htnet.data.folders import entries_of
 from htnet.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def list_frames(folder: Path) -> dict[int, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of frames")
     frames: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(entries_of(folder)):
         match = _FRAME.search(path.name)
-        if match is None or path.name.startswith("."):
+        if match is None:
             continue
         number = int(match[1])
         if number > LARGEST_NUMBER:

@@ -67,7 +67,7 @@ class OutOfScheme:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListedClip:
+class OfficialClip:
     """A clip of a list: identity as the list writes it, label, and the row that it stands in."""
 
     id: SampleId
@@ -84,7 +84,7 @@ class OfficialList:
     """
 
     path: Path
-    clips: Mapping[SampleId, ListedClip]
+    clips: Mapping[SampleId, OfficialClip]
     """By identity in the form that is compared."""
 
     @classmethod
@@ -94,23 +94,28 @@ class OfficialList:
         Raises:
             InputError: a list that cannot be read, or that has a clip twice; names file, row and value.
         """
-        clips: dict[SampleId, ListedClip] = {}
+        clips: dict[SampleId, OfficialClip] = {}
         for number, sample, label in read_clip_rows(path):
             key = _key(sample)
             if key in clips:
                 raise InputError(f"{path}, row {number}: clip {sample} stands in row {clips[key].row} already")
-            clips[key] = ListedClip(id=sample, label=label, row=number)
+            clips[key] = OfficialClip(id=sample, label=label, row=number)
         return cls(path=path, clips=clips)
 
-    def covers(self, dataset: str) -> bool:
-        """Tell if the list has clips of a dataset; it decides nothing about others."""
-        return any(key.dataset == dataset.lower() for key in self.clips)
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Datasets of the list in small letters; it decides nothing about others."""
+        return tuple(dict.fromkeys(key.dataset for key in self.clips))
 
-    def find(self, sample: SampleId) -> ListedClip | None:
+    def covers(self, dataset: str) -> bool:
+        """Tell if the list has clips of a dataset."""
+        return dataset.lower() in self.datasets
+
+    def find(self, sample: SampleId) -> OfficialClip | None:
         """Give the list's row of a clip."""
         return self.clips.get(_key(sample))
 
-    def missing(self, samples: Iterable[SampleId]) -> list[ListedClip]:
+    def missing(self, samples: Iterable[SampleId]) -> list[OfficialClip]:
         """List the clips of these samples' datasets that are not among the samples."""
         found = {_key(sample) for sample in samples}
         datasets = {key.dataset for key in found}
@@ -142,7 +147,8 @@ class LabelScheme:
         """Give the official list the last word over ``found``, what the annotation says of the clip.
 
         Raises:
-            InputError: a label in the list that is no class; names the list and its row.
+            InputError: a label in the list that is no class, or one of other classes than the scheme's; names the list
+                and its row.
         """
         if self.official is None or not self.official.covers(sample.dataset):
             return found
@@ -156,6 +162,11 @@ class LabelScheme:
             raise InputError(
                 f"{self.official.path}, row {listed.row}: label must be in 0..{len(self.classes) - 1}, the classes of "
                 f"{self.name}, got {listed.label}"
+            )
+        if self.name != COMPOSITE_SCHEME and isinstance(found, Label):
+            raise InputError(
+                f"{self.official.path}, row {listed.row}: must have the class of {self.name}, "
+                f"{self.classes[found.number]} ({found.number}), got {listed.label}"
             )
         remark = (
             f"{LISTED_LABEL}: {self.classes[listed.label]} by {self.official.path}, row {listed.row}, where the "
@@ -227,7 +238,7 @@ SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Words]]] = {
 
 
 def load_scheme(name: str, datasets: Iterable[str], official: Path | None = None) -> LabelScheme:
-    """A built-in scheme for these datasets, or a mapping from a YAML file; ``official``: with the list of this file.
+    """Give a built-in scheme for these datasets, or a mapping from a YAML file, with the ``official`` list if named.
 
     A file holds ``classes``, a list of names, and ``words``, a mapping from dataset (``*``: any other) to a mapping
     from emotion word to class name or null.

@@ -43,7 +43,7 @@ COMPOSITE = DATASETS[:3]
 """CASME II, SAMM and SMIC: what is written where nothing else is asked for."""
 UNREADABLE = "unreadable_frames"
 """The rule by which a clip with a damaged frame is left out."""
-_FORMAT = 2
+_FORMAT = 3
 _PARAMETERS = "synth.json"
 _LIMITS = {"subjects": (1, 90), "clips": (2, 60), "seed": (0, 2**31 - 1), "image_size": (64, 1024)}
 

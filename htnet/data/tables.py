@@ -10,11 +10,13 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import xlrd
@@ -28,7 +30,7 @@ _HEADER_SEARCH = 50
 _BLANK_ROWS = 1000
 """A sheet ends after so many blank rows: formatted emptiness can go on for a million of them."""
 _SHOWN_COLUMNS = 16
-_OUTSIDE = "which leads out of the dataset's folder"
+_POINT = re.compile(r"[xyzXYZ]\W?_?[0-9]+")
 _SEPARATORS = (",", ";", "\t", "|")
 _DIRECTIVE = re.compile(r'"?sep=(.)"?(?=\r|\n|$)', re.IGNORECASE)
 """A first line by which Excel is told the separator."""
@@ -89,6 +91,8 @@ class Row:
     def parts(self, column: str) -> tuple[str, ...]:
         r"""Read a relative path, ``a/b`` or ``a\b``, as its names; :class:`InputError` if it could lead elsewhere."""
         text = self.text(column, "a path")
+        if isinstance(raw := self.cells[column], str):
+            text = visible(raw)  # a folder may be called 1.0
         path = PurePosixPath(text.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in text or not path.parts:
             raise InputError(
@@ -143,6 +147,8 @@ class Table:
     lines: Sequence[Cells]
     separator: str = ""
     """Of a text's columns; empty for a workbook."""
+    text: str = field(default="", repr=False)
+    """A text of which ``lines`` are the first ones only."""
     merged: tuple[tuple[int, int], ...] = ()
     """Upper left cells (row, column) of merged areas, from 0."""
     top: int | None = None
@@ -175,8 +181,11 @@ class Table:
                 raise InputError(f"{self.at(row + 1)}: the header cell in column {column + 1} is merged; split it")
         place = self._places(wanted)
         rows = []
+        width = len(self.header)
         for number, cells in enumerate(self.lines[self.top + 1 :], start=self.top + 2):
-            self._check_width(number, cells)
+            # a separator too many, and cells stand elsewhere
+            if self.separator and not all(map(_blank, cells[width:])):
+                raise InputError(f"{self.at(number)}: {len(cells)} values, the header has {width} columns")
             taken = {name: cells[at] if at is not None and at < len(cells) else None for name, at in place.items()}
             if not all(_blank(value) for value in taken.values()):
                 rows.append(self._row(number, taken))
@@ -186,19 +195,15 @@ class Table:
         comma = self.separator not in ("", ",")
         return Row(path=self.path, sheet=self.sheet, number=number, cells=cells, decimal_comma=comma)
 
-    def _check_width(self, number: int, cells: Cells) -> None:
-        """A text's row with more cells than its header has a separator too many, and its cells stand elsewhere."""
-        if self.separator and any(not _blank(cell) for cell in cells[len(self.header) :]):
-            raise InputError(f"{self.at(number)}: {len(cells)} values, the header has {len(self.header)} columns")
-
     def _places(self, wanted: Sequence[_Column]) -> dict[str, int | None]:
         assert self.top is not None
         place: dict[str, int | None] = {}
+        header = _Header.of(self.lines[self.top])
         for column in wanted:
-            found = column.places(self.header)
+            found = header.places(column)
             if len(found) > 1 or not (found or column.optional):
                 problem = "stands there twice" if found else "is missing"
-                there = [name for name in self.header if name]
+                there = [name for name in header.names if name]
                 shown = ", ".join([*there[:_SHOWN_COLUMNS], *(["..."] if len(there) > _SHOWN_COLUMNS else [])])
                 raise InputError(f"{self.at(self.top + 1)}: column {column.names[0]} {problem}; found {shown}")
             place[column.names[0]] = found[0] if found else None
@@ -219,9 +224,15 @@ def open_table(path: Path, columns: Sequence[str], *, sheet: str | None = None) 
         InputError: no such file, not a readable table, no such sheet.
     """
     wanted = [_Column.of(column) for column in columns]
-    tables = [_with_header(table, wanted) for table in _tables(path, sheet)]
-    best = max(tables, key=lambda table: -1 if table.top is None else _score(table.lines[table.top], wanted))
-    return replace(best, lines=_strictly(best))
+    best, score = None, -1
+    for table in _tables(path, sheet):
+        top, found = _find_header(table.lines[:_HEADER_SEARCH], wanted)
+        if found > score:
+            best, score = replace(table, top=top), found
+        if score == len(wanted):
+            break
+    assert best is not None  # a text has a separator and a workbook a sheet, or it was refused
+    return _whole(best)
 
 
 def read_rows(path: Path, columns: Sequence[str], *, sheet: str | None = None) -> tuple[Row, ...]:
@@ -245,17 +256,19 @@ def read_lines(path: Path, width: int) -> list[tuple[int, list[str]]]:
     Raises:
         InputError: as :func:`open_table`.
     """
-    tables = _tables(path, None)
+    tables = list(_tables(path, None))
     best = next((table for table in tables if any(len(line) >= width for line in table.lines)), tables[0])
-    lines = enumerate(_strictly(best), start=1)
+    lines = enumerate(_whole(best).lines, start=1)
     return [(number, [text_of(cell) for cell in line]) for number, line in lines if not all(map(_blank, line))]
 
 
-def _strictly(table: Table) -> Sequence[Cells]:
-    """Give the table's lines; a text is read once more, now that its separator is known, with strict quotation."""
+def _whole(table: Table) -> Table:
+    """Read all of a text, now that its separator is known; a quotation mark that nothing closes is an error."""
     if not table.separator:
-        return table.lines
-    return _text_table(table.path, _text_of_file(table.path)[0], table.separator, strict=True).lines
+        return table
+    with _reading(table.path, "CSV in UTF-8"):
+        lines = csv.reader(io.StringIO(table.text, newline=""), delimiter=table.separator, strict=True)
+        return replace(table, lines=_until_blank(lines), text="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,11 +280,35 @@ class _Column:
     def of(cls, text: str) -> _Column:
         return cls(names=tuple(text.removesuffix("?").split("|")), optional=text.endswith("?"))
 
-    def places(self, header: Sequence[str]) -> list[int]:
-        """Find the column: by its exact names, else by names that differ in capitals, blanks and marks."""
-        exact = [index for index, name in enumerate(header) if name in self.names]
-        loose = {simplified(name) for name in self.names}
-        return exact or [index for index, name in enumerate(header) if name and simplified(name) in loose]
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """A row as names of columns; ``exact`` and ``loose``: where each name stands."""
+
+    names: tuple[str, ...]
+    exact: Mapping[str, Sequence[int]]
+    loose: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def of(cls, cells: Cells) -> _Header:
+        names = tuple(_heading(cell) for cell in cells)
+        exact: dict[str, list[int]] = defaultdict(list)
+        loose: dict[str, list[int]] = defaultdict(list)
+        for index, name in enumerate(names):
+            exact[name].append(index)
+            # coordinates of numbered points are told apart by their capitals: OpenFace's X_0 is in space
+            if name and not _POINT.fullmatch(name):
+                loose[simplified(name)].append(index)
+        return cls(names=names, exact=exact, loose=loose)
+
+    def places(self, column: _Column) -> list[int]:
+        """Find a column: by its exact names, else by names that differ in capitals, blanks and marks."""
+        exact = [index for name in column.names for index in self.exact.get(name, ())]
+        return exact or [index for name in {*map(simplified, column.names)} for index in self.loose.get(name, ())]
+
+    def score(self, wanted: Sequence[_Column]) -> int:
+        """Count the wanted columns that are there; 0 without the first."""
+        return sum(bool(self.places(column)) for column in wanted) if self.places(wanted[0]) else 0
 
 
 def simplified(name: str) -> str:
@@ -284,33 +321,32 @@ def _heading(cell: object) -> str:
 
 
 def _blank(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not visible(value))
+    if not isinstance(value, str):
+        return value is None
+    return not value or value.isspace() or not (value.isascii() or visible(value))
 
 
-def _score(cells: Cells, wanted: Sequence[_Column]) -> int:
-    names = [_heading(cell) for cell in cells]
-    return sum(bool(column.places(names)) for column in wanted)
+def _find_header(lines: Sequence[Cells], wanted: Sequence[_Column]) -> tuple[int | None, int]:
+    """Find the row that has the first column and most of the others, the first of equals, and how many it has."""
+    top, score = None, 0
+    for row, cells in enumerate(lines):
+        found = _Header.of(cells).score(wanted)
+        if found > score:
+            top, score = row, found
+        if score == len(wanted):  # tables of others have hundreds of columns
+            break
+    return top, score
 
 
-def _with_header(table: Table, wanted: Sequence[_Column]) -> Table:
-    """Find the header among the leading rows: it has the first column, and most of the others."""
-    found = [
-        (_score(cells, wanted), -row)
-        for row, cells in enumerate(table.lines[:_HEADER_SEARCH])
-        if wanted[0].places([_heading(cell) for cell in cells])
-    ]
-    return replace(table, top=-max(found)[1] if found else None)
-
-
-def _tables(path: Path, sheet: str | None) -> list[Table]:
-    """List what the file may mean: each sheet of a workbook, or a text by each separator."""
+def _tables(path: Path, sheet: str | None) -> Iterable[Table]:
+    """Give what the file may mean: each sheet of a workbook, or a text by each separator."""
     kind = path.suffix.lower()
     if kind in _WORKBOOKS:
         with _reading(path, f"{kind} workbook"):
             pages = list(_WORKBOOKS[kind](path))
         return _chosen(path, pages, sheet)
     text, separators = _text_of_file(path)
-    return [_text_table(path, text, separator) for separator in separators]
+    return (_text_table(path, text, separator) for separator in separators)
 
 
 def _text_of_file(path: Path) -> tuple[str, Sequence[str]]:
@@ -324,11 +360,12 @@ def _text_of_file(path: Path) -> tuple[str, Sequence[str]]:
     return text, _SEPARATORS
 
 
-def _text_table(path: Path, text: str, separator: str, *, strict: bool = False) -> Table:
-    """Split a text into cells. ``strict``: a quotation mark that nothing closes is an error and not the rest's cell."""
+def _text_table(path: Path, text: str, separator: str) -> Table:
+    """Split the first lines of a text into cells."""
     with _reading(path, "CSV in UTF-8"):
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
-        return Table(path=path, sheet="", lines=_until_blank(lines), separator=separator)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        head = list(itertools.islice(lines, _HEADER_SEARCH))
+        return Table(path=path, sheet="", lines=head, separator=separator, text=text)
 
 
 def _xlsx_pages(path: Path) -> Iterator[Table]:

@@ -102,7 +102,7 @@ class VideoFrames:
         """Frames by their numbers, which must rise."""
         each = enumerate(self._each(), 1)
         for number in numbers:
-            frame = next((frame for at, frame in each if at == number), None)
+            frame, seconds = next((found for at, found in each if at == number), (None, None))
             if frame is None:
                 raise InputError(f"{self.path}: frame {number} is missing; there are frames 1 to {self.numbers[-1]}")
             if frame.interlaced_frame:
@@ -110,8 +110,8 @@ class VideoFrames:
                     f"{self.path}: frame {number} is interlaced, two moments in one picture, which reads as motion: "
                     "deinterlace the video first, for example by ffmpeg -i IN -vf bwdif -c:v ffv1 OUT.mkv"
                 )
-            if frame.time is not None:
-                self._seconds[number] = frame.time
+            if seconds is not None:
+                self._seconds[number] = seconds
             yield _upright(frame, f"{self.path}: frame {number}")
 
     def seconds(self, **numbers: int) -> dict[str, str]:
@@ -122,8 +122,8 @@ class VideoFrames:
             if number in self._seconds
         }
 
-    def _each(self) -> Iterator[Any]:
-        """Frames in the order in which they are shown, up to the first damage."""
+    def _each(self) -> Iterator[tuple[Any, float | None]]:
+        """Frames and their time stamps in the order in which they are shown, up to the first damage."""
         container, stream = self._open()
         context = stream.codec_context
         decoders = [_strict(context)]
@@ -150,7 +150,9 @@ class VideoFrames:
                 for frame in frames:
                     if frame.is_corrupt:
                         raise self._damaged(number, f"packet {place}: the decoder made up a part of the picture")
-                    yield frame
+                    # the last ones come out of the decoder without a time base
+                    known = frame.pts is not None and stream.time_base is not None
+                    yield frame, float(frame.pts * stream.time_base) if known else None
                     number += 1
                 if packet is None:
                     return

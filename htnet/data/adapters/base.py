@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from htnet.data.folders import entries_of, spelled
+from htnet.data.folders import is_empty, spelled
 from htnet.data.frames import VIDEO_SUFFIXES
 from htnet.data.labels import LabelScheme, OutOfScheme
 from htnet.data.tables import Row, read_rows
@@ -253,17 +253,20 @@ class WorkbookDataset:
 
 
 def first_there(candidates: Iterable[Path]) -> Path | str:
-    """The first candidate that exists and is not empty, as the disk spells it, or a sentence that names them all."""
+    """Find the first candidate that exists and is not empty, as the disk spells it, or say why there is none."""
     tried = []
     for path in candidates:
-        found = spelled(path)
-        empty = found is not None and found.is_dir() and is_empty(found)
-        if found is not None and not empty and (found.is_dir() or found.suffix.lower() in VIDEO_SUFFIXES):
-            return found
-        tried.append(f"{path} (empty)" if empty else str(path))
+        there = spelled(path)
+        full = [found for found in there if not (found.is_dir() and is_empty(found)) and is_place_of_frames(found)]
+        if len(full) > 1:
+            names = ", ".join(repr(str(found)) for found in full)
+            return f"several folders of frames, whose names differ in blanks or case: {names}"
+        if full:
+            return full[0]
+        tried.append(f"{path} (empty)" if any(found.is_dir() for found in there) else str(path))
     return f"no such folder of frames: {' or '.join(tried)}"
 
 
-def is_empty(folder: Path) -> bool:
-    """Tell if a folder holds nothing but the traces of other programs."""
-    return next(entries_of(folder), None) is None
+def is_place_of_frames(path: Path) -> bool:
+    """Tell by its kind and name that a path is a folder or a video."""
+    return path.is_dir() or path.suffix.strip().lower() in VIDEO_SUFFIXES

@@ -8,7 +8,7 @@ counts. The subjects of section B go on counting.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +17,9 @@ from htnet.data.adapters.casme2 import subject_of
 from htnet.data.frames import inside
 from htnet.data.tables import Row
 from htnet.data.types import SampleId
+
+SECOND_APEX = "second_apex"
+"""The row names a second apex."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class Casme(WorkbookDataset):
     workbooks: ClassVar[tuple[str, ...]] = ("CASME.xlsx", "CASME.xls", "CASME_annotation.xlsx", "CASME_annotation.xls")
     columns: ClassVar[tuple[str, ...]] = (
         *("Subject|subject", "Filename|FileName|filename", "OnsetF|Onset|OnsetFrame"),
-        *("ApexF1|ApexF|Apex|ApexFrame", "OffsetF|Offset|OffsetFrame", "Emotion|Estimated Emotion"),
+        *("ApexF1|ApexF|Apex|ApexFrame", "OffsetF|Offset|OffsetFrame", "Emotion|Estimated Emotion", "ApexF2?"),
     )
     fps: ClassVar[float | None] = 60.0
 
@@ -40,8 +43,13 @@ class Casme(WorkbookDataset):
         return row.text("Emotion"), row.place("Emotion")
 
     def interval_of(self, row: Row) -> Interval | str:
-        """Onset, first apex, offset."""
-        return read_interval(row, "OnsetF", "ApexF1", "OffsetF")
+        """Onset, first apex, offset; a second apex is not used, and said to be not."""
+        interval = read_interval(row, "OnsetF", "ApexF1", "OffsetF")
+        second = row.optional("ApexF2")
+        if isinstance(interval, str) or not second:
+            return interval
+        remark = f"{SECOND_APEX}: {second}, the first is taken ({row.place('ApexF2')})"
+        return replace(interval, remarks=(*interval.remarks, remark))
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
         """Raw frames of either section, else the crops."""

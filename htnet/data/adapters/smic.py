@@ -23,9 +23,8 @@ from htnet.data.adapters.base import (
     Entry,
     LeftOut,
     WorkbookDataset,
-    is_empty,
 )
-from htnet.data.folders import entries_of, same_name, spelled
+from htnet.data.folders import entries_of, is_empty, same_name, spelled
 from htnet.data.labels import OutOfScheme
 from htnet.data.tables import Row
 from htnet.data.types import SampleId
@@ -52,6 +51,11 @@ class Smic(WorkbookDataset):
     )
     columns: ClassVar[tuple[str, ...]] = ("Subject", "Filename", "Emotion")
     fps: ClassVar[float | None] = 100.0
+
+    def describe(self) -> dict[str, object]:
+        """What identifies the input; folders of a clip had before, where there are any, are told of as failures."""
+        doubles = [out.place for out in self._folders()[1]]
+        return {**super().describe(), **({"double_folders": len(doubles)} if doubles else {})}
 
     def rows(self) -> tuple[Row, ...]:
         """The rows that name a recording; remarks under the table do not."""
@@ -118,8 +122,8 @@ class Smic(WorkbookDataset):
             match = _SUBJECT.fullmatch(subject_folder.name.strip())
             if match is None:
                 raise InputError(f"{subject_folder}: a subject's folder must be named such as s01")
-            micro = spelled(subject_folder / "micro")
-            for folder in [clip for emotion in _subfolders(micro) for clip in _subfolders(emotion)]:
+            emotions = [emotion for micro in spelled(subject_folder / "micro") for emotion in _subfolders(micro)]
+            for folder in [clip for emotion in emotions for clip in _subfolders(emotion)]:
                 if is_empty(folder):  # a failure of the clip, as if it were not there
                     continue
                 sample = _of_folder(folder, int(match[1]))
@@ -133,9 +137,9 @@ class Smic(WorkbookDataset):
         return clips, doubles
 
 
-def _subfolders(folder: Path | None) -> list[Path]:
-    """Folders in a folder, sorted by name; none in none."""
-    return [] if folder is None else sorted(path for path in entries_of(folder) if path.is_dir())
+def _subfolders(folder: Path) -> list[Path]:
+    """Folders in a folder, sorted by name."""
+    return sorted(path for path in entries_of(folder) if path.is_dir())
 
 
 def _of_folder(folder: Path, subject: int) -> SampleId:
