@@ -54,6 +54,8 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
     if store is not None:
         remove_leftovers(out)
         return _keep(store, console, strict=strict)
+    for line in plan.remarks:
+        say(console, line)
     start = time.monotonic()
     with staging(out, plan.recipe, _made_with(config.prepare)) as stage:
         if stage.unlocked is not None:
@@ -97,6 +99,8 @@ def list_sources(config: Config, console: Console) -> int:
     """``--list``: what the sources hold and what is left out why; no picture is decoded and nothing written."""
     plan = make_plan(config.prepare, only_list=True)
     print_list(plan.scheme, plan.entries, plan.left_out, console)
+    for line in plan.remarks:
+        say(console, line)
     print_methods(plan.landmarks(), console)
     for line in composite_lines(plan.scheme, [entry.id for entry in plan.entries], plan.left_out):
         say(console, line)

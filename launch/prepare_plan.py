@@ -21,6 +21,7 @@ from htnet.data.extraction import EXTRACTION_VERSION, ExtractionSettings, check_
 from htnet.data.folders import entries_of
 from htnet.data.labels import COMPOSITE_SCHEME, COMPOSITE_SIZES, OFF_THE_LIST, LabelScheme, OfficialList, load_scheme
 from htnet.data.landmarks import UPSTREAM_SIZE, LandmarkTable, read_landmarks
+from htnet.data.manifest import file_stem
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
@@ -28,6 +29,8 @@ LANDMARKS_FILE = "landmarks.csv"
 """Landmark table of a dataset folder where none is named."""
 OFFICIAL_LISTS = ("combined_3class_gt.csv", "gt.csv")
 """Names of the MEGC2019 challenge's list in a dataset folder."""
+_LONGEST_NAME = 180
+"""Of dataset and subject in a file's name, which has 255 letters at most, those of a temporary file among them."""
 _FOLDERS_KEPT = 256
 """Listings in memory: clips of one recording, which an annotation has side by side, share a folder."""
 
@@ -41,6 +44,8 @@ class Plan:
     tables: dict[SampleId, LandmarkTable]
     left_out: tuple[LeftOut, ...]
     recipe: dict[str, Any]
+    remarks: tuple[str, ...] = ()
+    """A line for each table of a source that is not read."""
 
     @property
     def entries(self) -> list[Clip | FlowPicture]:
@@ -75,9 +80,14 @@ def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
     left_out: list[LeftOut] = []
     facts = []
     sizes: dict[int, str] = {}
+    remarks: list[str] = []
     listed = lru_cache(_FOLDERS_KEPT)(_listed)
     for source in prepare.sources:
         adapter = build_adapter(source, scheme)
+        remarks += [
+            f"{source.root}: {name} is not read; prepare.sources.N.annotations may name it"
+            for name in adapter.other_workbooks
+        ]
         described = adapter.describe()
         taken: list[Clip | FlowPicture] = []
         for entry in adapter.entries():
@@ -87,6 +97,7 @@ def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
             if entry.id in places:
                 raise InputError(f"{entry.place}: clip {entry.id} is in two sources: also {places[entry.id]}")
             places[entry.id] = entry.place
+            _check_names(entry)
             subjects[entry.id.dataset, entry.id.subject].append(entry)
             taken.append(entry)
         table = _landmarks(prepare, source, taken, only_list=only_list)
@@ -108,7 +119,18 @@ def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
         tables=tables,
         left_out=tuple(left_out),
         recipe=json.loads(json.dumps(recipe, default=str)),
+        remarks=tuple(remarks),
     )
+
+
+def _check_names(entry: Clip | FlowPicture) -> None:
+    """Refuse names that no file can have: a subject's shard and a fold's record are named by them."""
+    length = len(file_stem(entry.id.dataset)) + len(file_stem(entry.id.subject))
+    if length > _LONGEST_NAME:
+        raise InputError(
+            f"{entry.place}: dataset and subject must have at most {_LONGEST_NAME} letters as parts of a file's name, "
+            f"where letters beyond ASCII count several times, got {length}: {entry.id.subject[:40]}..."
+        )
 
 
 def find_official_list(prepare: PrepareConfig) -> Path | None:
@@ -164,7 +186,9 @@ def composite_lines(scheme: LabelScheme, samples: Collection[SampleId], left_out
     if official is not None:
         there = set(samples)
         gone = [item.clip for item in left_out if official.find(sample := identity_of(item)) and sample not in there]
-        lines.append(f"official list: {official.path} decides over {', '.join(official.datasets)}")
+        seen = {sample.dataset for sample in [*there, *map(identity_of, left_out)]}
+        over, absent = ", ".join(filter(official.covers, sorted(seen))), ", ".join(official.without(seen))
+        lines.append(f"official list: {official.path} decides over {over}{absent and f'; no source has its {absent}'}")
         lines.append(f"official list: left out of it: {', '.join(gone)}" if gone else "official list: agrees")
     counts = Counter(sample.dataset for sample in samples)
     other = [

@@ -467,7 +467,17 @@ def test_every_adapter_says_what_identifies_its_input_without_a_path(whole: Path
         assert str(whole) not in str(facts)
 
 
-TRACES = ["__MACOSX", "@eaDir", ".AppleDouble", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"]
+TRACES = [
+    "Network Trash Folder",
+    "FOUND.000",
+    "__MACOSX",
+    "@eaDir",
+    ".AppleDouble",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+]
 
 
 @names
@@ -562,3 +572,44 @@ def test_an_apex_is_never_lost_by_the_name_of_its_column(tmp_path, column: str, 
             read(root, "csv")
     else:
         assert clips(read(root, "csv"))[0].apex == apex
+
+
+@pytest.mark.parametrize(("name", "row", "cells"), [("smic", 3, (2,)), ("smic", 3, (1,)), ("mmew", 3, (2,))])
+def test_a_row_of_a_clip_without_its_name_is_an_error(tmp_path, name: str, row: int, cells: tuple[int, ...]) -> None:
+    generate(tmp_path / "raw", datasets=(name,), subjects=2, clips=2, image_size=64)
+    root = tmp_path / "raw" / name
+    (book,) = root.glob("*.xlsx")
+    edit(book, lambda sheet: [sheet.cell(row, column, "") for column in cells])
+    with pytest.raises(InputError, match=rf"row {row}, column \w+: must not be empty"):
+        read(root, name)
+
+
+def test_a_second_apex_is_named_with_its_cell(tmp_path) -> None:
+    header = ["Subject", "Filename", "OnsetF", "ApexF1", "ApexF2", "OffsetF", "Emotion"]
+    root = make(
+        tmp_path / "c", "CASME.xlsx", [header, [1, "EP01_12", 10, 20, 24, 30, "disgust"]], ["Cropped/sub01/EP01_12"]
+    )
+    (clip,) = clips(read(root, "casme"))
+    assert clip.apex == 20
+    assert re.fullmatch(r"second_apex: 24, the first is taken \(.*row 2, column ApexF2\)", clip.remarks[0])
+
+
+def test_folders_that_differ_in_blanks_or_case_are_a_failure(copy) -> None:
+    root = copy("casme2")
+    folder = root / "CASME2_RAW_selected" / "sub01"
+    shutil.copytree(folder / "EP01_01f", folder / "EP01_01f ")
+    assert clips(read(root, "casme2"))[0].frames.name == "EP01_01f"  # spelled as in the annotation
+    (folder / "EP01_01f").rename(folder / "ep01_01f")
+    (out,) = left_out(read(root, "casme2"))
+    assert (out.rule, out.failed) == ("missing_frames", True)
+    assert out.reason.startswith("several folders of frames, whose names differ in blanks or case: ")
+    shutil.rmtree(folder / "ep01_01f")
+    (folder / "ep01_01f").mkdir()  # an empty one is no rival
+    assert clips(read(root, "casme2"))[0].frames.name == "EP01_01f "
+
+
+def test_a_clip_named_twice_in_other_case_is_refused(copy) -> None:
+    root = copy("casme2")
+    edit(root / BOOKS["casme2"], lambda sheet: sheet.cell(3, 2, "ep01_01F"))
+    with pytest.raises(InputError, match=r"row 3, column Filename: clip casme2/sub01/ep01_01F is there already"):
+        read(root, "casme2")

@@ -119,7 +119,7 @@ def test_listed_clips_that_no_source_has_are_found(tmp_path):
 def test_a_list_that_is_none_is_named(tmp_path):
     path = tmp_path / "list.csv"
     path.write_text("samm,6,006_1_2,0\nsamm,6\n")
-    with pytest.raises(InputError, match=r"list\.csv, row 2: must be dataset, subject, clip, label, got 'samm,6'"):
+    with pytest.raises(InputError, match=r"list\.csv, row 2, column clip: must not be empty"):
         OfficialList.read(path)
     path.write_text("samm,6,006_1_2,0\nsamm,006,006_1_2,1\n")
     with pytest.raises(InputError, match=r"row 2: clip samm/006/006_1_2 stands in row 1 already"):
@@ -128,4 +128,49 @@ def test_a_list_that_is_none_is_named(tmp_path):
         OfficialList.read(tmp_path / "none.csv")
     path.write_text("samm,6,006_1_2,7\n")
     with pytest.raises(InputError, match=r"list\.csv, row 1: label must be in 0\.\.2, .*, got 7"):
-        load_scheme("megc2019_3class", ["samm"], path).label(sample("samm", "006", "006_1_2"), "anger", "here")
+        load_scheme("megc2019_3class", ["samm"], path)
+    for text in ("", "dataset,subject,clip,label\n", ",,,\n"):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"list\.csv: must hold at least one clip, got none"):
+            OfficialList.read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("samm,6,006_1_2,1*\n", r"row 1, column label: must be a whole number, got '1\*'"),
+        ("samm,6,006_1_2,positive\nsamm,6,006_1_3,0\n", r"row 1, column label: must be a whole number, got 'positive'"),
+        ("samm,6,006_1_2,-1\n", r"row 1, column label: must not be negative, got -1"),
+    ],
+)
+def test_a_first_row_is_no_header_without_its_words(tmp_path, text, said):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(InputError, match=said):
+        OfficialList.read(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "clip;subject;onset;label;dataset\n006_1_2;6;7;1,0;samm\n",
+        "samm;6;006_1_2;1,0\n",
+        "db\tsub\tfilename_o\tLabel\nsamm\t6\t006_1_2\t1.0\n",
+    ],
+)
+def test_a_list_is_read_by_its_header_or_by_the_order(tmp_path, text):
+    (tmp_path / "list.csv").write_text(text)
+    assert OfficialList.read(tmp_path / "list.csv").find(sample("samm", "006", "006_1_2")).label == 1
+
+
+def test_a_list_of_other_classes_does_not_relabel(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("casme2,sub01,EP01,2\n")
+    scheme = load_scheme("5class", ["casme2"], path)
+    with pytest.raises(InputError, match=r"list\.csv, row 1: must have the class of 5class, surprise \(3\), got 2"):
+        scheme.label(sample("casme2", "sub01", "EP01"), "surprise", "here")
+
+
+def test_a_word_of_a_mapping_in_two_spellings_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("classes: [a, b]\nwords: {x: {Joy: a, joy: b}}")
+    with pytest.raises(InputError, match=r"words\.x has a word twice, in other capitals or blanks: Joy, joy"):
+        load_scheme(str(tmp_path / "mine.yaml"), [])

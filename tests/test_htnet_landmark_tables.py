@@ -143,6 +143,14 @@ def test_points_of_another_scheme_are_refused_by_their_number(tmp_path, points):
         read_landmarks(path)
 
 
+def test_points_in_space_are_not_taken_for_pixels(tmp_path):
+    """OpenFace's X_0 is in millimetres; 2-D points may not be there."""
+    header = tuple(name.upper() if name[:2] in ("x_", "y_") else name for name in OPENFACE)
+    folder = openface(tmp_path, openface_row(1, FACE), header=header)
+    with pytest.raises(InputError, match=r"row 1: column x_0 is missing; found frame, face_id"):
+        read_landmarks(folder, [clip(tmp_path, ["1.jpg"])])
+
+
 def test_a_table_with_semicolons_decimal_commas_and_empty_rows(tmp_path):
     path = table68(tmp_path, [*vars(SAMPLE).values(), *row68()])
     text = path.read_text().replace(",", ";").replace(".", ",")

@@ -590,6 +590,51 @@ def test_a_listed_clip_that_no_source_has_is_a_failure(raw, tmp_path, capsys, st
     assert f"official list: left out of it: {gone}" in capsys.readouterr().out
 
 
+def test_an_official_list_of_other_datasets_is_refused(raw, tmp_path, capsys):
+    path = tmp_path / "list.csv"
+    path.write_text("CASME_II,sub01,EP01_01f,0\n")
+    assert run(configured(tmp_path, raw, official_list=str(path)), "--list") == 2
+    said = "the official list must have a dataset of the sources, casme2, samm, got CASME_II"
+    assert capsys.readouterr().err == f"htnet prepare: {path}: {said}\n"
+
+
+def test_a_file_taken_for_the_official_list_says_why(raw, tmp_path, capsys):
+    root = shutil.copytree(raw / "casme2", tmp_path / "casme2")
+    (root / "gt.csv").write_text("file,x,y\na,1,2\n")
+    config = configured(tmp_path, raw, sources=[{"adapter": "casme2", "root": str(root)}])
+    assert run(config, "--list") == 2
+    assert "it is taken for the official list because it lies in a source's folder" in capsys.readouterr().err
+
+
+def test_a_second_annotation_that_is_not_read_is_named(raw, tmp_path, capsys):
+    root = shutil.copytree(raw / "casme2", tmp_path / "casme2")
+    shutil.copy(root / "CASME2-coding-20140508.xlsx", root / "CASME2-coding-20190701.xlsx")
+    config = configured(tmp_path, raw, sources=[{"adapter": "casme2", "root": str(root)}])
+    assert run(config, "--list") == 0
+    assert f"{root}: CASME2-coding-20190701.xlsx is not read; prepare.sources" in capsys.readouterr().out
+
+
+def test_a_subject_too_long_for_a_file_is_refused_first(tmp_path, capsys):
+    header = ["dataset", "subject", "clip", "onset", "apex", "offset", "emotion", "frames"]
+    root = make(tmp_path / "own", "samples.csv", [header, ["own", "人" * 30, "a", 1, 2, 3, "anger", "a"]], ["a"])
+    config = configured(tmp_path, root, sources=[{"adapter": "csv", "root": str(root)}])
+    assert run(config, "--list") == 2
+    assert "samples.csv, row 2, column clip: dataset and subject must have at most 180" in capsys.readouterr().err
+
+
+def test_a_doubled_folder_that_is_removed_is_told_of_no_more(tmp_path, capsys, started_ray):
+    generate(tmp_path / "raw", datasets=("smic",), subjects=2, clips=2, image_size=96)
+    (folder,) = (tmp_path / "raw" / "smic" / "HS").glob("s*1/micro/negative/s*1_ne_01")
+    double = shutil.copytree(folder, folder.with_name(f"{folder.name} "))
+    config = configured(tmp_path, tmp_path, sources=[{"adapter": "smic", "root": str(tmp_path / "raw" / "smic")}])
+    store = tmp_path / "doubled"
+    assert run(config, "--out", str(store)) == 1
+    assert "double_folder" in capsys.readouterr().out
+    shutil.rmtree(double)
+    assert run(config, "--out", str(store)) == 2
+    assert "holds a store made from other input" in capsys.readouterr().err
+
+
 def test_sources_whose_flow_images_differ_in_size_are_refused_with_both_named(raw, tmp_path, capsys):
     release = make_release(tmp_path / "release", clips=[("smic", "s01", "s1_ne_01", 0)])
     both = [*sources(raw), {"adapter": "htnet_release", "root": str(release)}]

@@ -159,7 +159,7 @@ def test_every_option_decides_what_is_written(tmp_path, capsys):
     assert synth(out, "--datasets", "csv,casme", *options, "--video", "--xls") == 0
     assert "casme 12 clips, csv 10 clips" in capsys.readouterr().out
     assert json.loads((out / "synth.json").read_text()) == {
-        "format": 2, "datasets": ["casme", "csv"], "seed": 3, "image_size": 64, "subjects": 2, "clips": 2,
+        "format": 3, "datasets": ["casme", "csv"], "seed": 3, "image_size": 64, "subjects": 2, "clips": 2,
         "difficulty": "realistic", "traps": True, "damaged": 0.1, "xls": True, "video": True,
     }  # fmt: skip
     assert (out / "casme" / "CASME.xls").is_file()
@@ -247,7 +247,7 @@ def test_datasets_of_a_list_can_be_chosen(tmp_path, capsys):
         (
             [SMALL_LIST[0], ("samm", "6", "006_1_2")],
             (),
-            "row 2: must be dataset, subject, clip, label, got 'samm,6,006_1_2'",
+            "row 2, column label: must not be empty",
         ),
         (SMALL_LIST, ("--subjects", "2"), "subjects must not be given with like, whose list decides it, got 2"),
         (SMALL_LIST, ("--clips", "2"), "clips must not be given with like"),

@@ -18,7 +18,9 @@ NOT_A_NUMBER = frozenset({"", "nan", "na", "n/a", "none", "null", "<na>"})
 _NOT_MARKED = NOT_A_NUMBER | {"-", "/", "false", "no", "n"}
 _MARKED = frozenset({"true", "yes", "y", "x"})
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-_WHOLE_FLOAT = re.compile(r"([+-]?[0-9]+)([.,])0+")
+_WHOLE_FLOAT = re.compile(r"([+-]?[0-9]+)([.,])(0+)")
+_THOUSANDS = 3
+"""Zeros behind a comma or point that may be thousands where both may be decimal: 3,000 is three, or three thousand."""
 _BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]+\s*")
 _BLANKS = re.compile(r"[^\S ]")
 _QUOTED = re.compile(r'="([^"]*)"')
@@ -42,7 +44,9 @@ def text_of(value: object, *, decimal_comma: bool = False) -> str:
     if quoted := _QUOTED.fullmatch(text):
         return visible(quoted[1])
     whole = _WHOLE_FLOAT.fullmatch(text)
-    return whole[1] if whole and (whole[2] == "." or decimal_comma) else text
+    if whole and (whole[2] == "." or decimal_comma) and not (decimal_comma and len(whole[3]) == _THOUSANDS):
+        return whole[1]
+    return text
 
 
 def visible(text: str) -> str:
@@ -50,7 +54,7 @@ def visible(text: str) -> str:
     if not text.isascii():
         # byte-order marks, zero-width blanks, soft hyphens, marks of direction
         text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
-    text = _BLANKS.sub(" ", _BREAKS.sub(" ", text.strip()))
+    text = _BLANKS.sub(" ", _BREAKS.sub(" ", text.replace("_x000D_", "\n").strip()))
     return "".join(letter for letter in text if letter.isprintable() or not letter.isascii()).strip()
 
 
@@ -66,7 +70,12 @@ def number_of(text: str, *, decimal_comma: bool = False) -> Decimal | None:
 
 
 def whole_of(text: str, *, decimal_comma: bool = False) -> int | None:
-    """Read a whole number such as ``59``, ``59.0`` or ``5.9e1``; None where the text is none."""
+    """Read a whole number such as ``59``, ``59.0`` or ``5.9e1``; None where the text is none.
+
+    ``decimal_comma``: as of :func:`number_of`; of 3,000 and 3.000 nobody knows then which number is meant.
+    """
+    if decimal_comma and (found := _WHOLE_FLOAT.fullmatch(text)) and len(found[3]) == _THOUSANDS:
+        return None
     value = number_of(text, decimal_comma=decimal_comma)
     # the exponent has three digits at most, so that the integer stays small
     return int(value) if value is not None and value == value.to_integral_value() else None

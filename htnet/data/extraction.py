@@ -218,8 +218,8 @@ class _Extractor:
                 f"{entry.picture}: a picture of {image.shape[0]} pixels, but the landmarks in {table.path} "
                 f"are in pixels of a picture of {table.flow_size}"
             )
-        if not np.ptp(image, axis=(0, 1)).any():
-            raise NoMotionError(f"{entry.picture}: a flow picture of one colour, so nothing moves in it")
+        if not np.ptp(image[..., :2], axis=(0, 1)).any():
+            raise NoMotionError(f"{entry.picture}: flow_u and flow_v are the same everywhere, so nothing moves in it")
         face = self._find_face(entry, image, siblings)
         sample = Sample(
             id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=face.points, flow_size=image.shape[0]

@@ -118,7 +118,7 @@ def _misfit(entry: Clip | FlowPicture, points: Landmarks, picture: NDArray[Any])
             face_crop(points, picture.shape)
         else:
             check_inside(points, picture.shape)
-            check_face(points)
+            check_face(points, least=picture.shape[0] / 10)
     except InputError as error:
         return str(error)
     return None

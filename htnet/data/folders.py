@@ -11,8 +11,10 @@ from pathlib import Path
 _TRACES = re.compile(
     r"\..*|__MACOSX|__pycache__|lost\+found"  # hidden ones, archives packed on a Mac, Python, checks of a disk
     r"|@.*|#recycle|#snapshot|~snapshot"  # boxes of Synology, QNAP and NetApp
-    r"|\$RECYCLE\.BIN|RECYCLER|System Volume Information|Thumbs\.db|ehthumbs.*\.db|desktop\.ini"  # Windows
-    r"|~\$.*|.*~|.*\.(?:swp|tmp|bak|part|crdownload)|Icon\r",  # editors, office programs, downloads
+    r"|Network Trash Folder|Temporary Items|TheVolumeSettingsFolder|TheFindByContentFolder|Icon\r"  # servers of Macs
+    r"|\$RECYCLE\.BIN|RECYCLE[RD]|FOUND\.\d{3}|System Volume Information"  # Windows
+    r"|Thumbs\.db|ehthumbs.*\.db|desktop\.ini"
+    r"|~.*|.*~|.*\.(?:swp|tmp|bak|part|crdownload)",  # editors, office programs, downloads
     re.IGNORECASE,
 )
 

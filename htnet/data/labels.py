@@ -14,13 +14,12 @@ misspelled class would otherwise vanish from the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from htnet.config_io import parse_yaml
-from htnet.data.cells import number_of, whole_of
-from htnet.data.tables import read_lines
+from htnet.data.tables import open_table, read_plain
 from htnet.data.types import SampleId
 from htnet.errors import InputError
 
@@ -41,6 +40,7 @@ OFF_THE_LIST = "official_list"
 """Rule: the official list does not name the clip; or names it, and no source has it."""
 LISTED_LABEL = "official_label"
 """Rule: the clip has the official list's class, where its emotion has another or none. The clip stays."""
+_LIST_COLUMNS = ("dataset|database|db", "subject|sub", "clip|filename|filename_o", "label|class|gt")
 COMPOSITE_SCHEME = "megc2019_3class"
 COMPOSITE_SIZES = {"casme2": 145, "samm": 133, "smic": 164}
 """Clips of the MEGC2019 composite by dataset."""
@@ -115,6 +115,11 @@ class OfficialList:
         """Give the list's row of a clip."""
         return self.clips.get(_key(sample))
 
+    def without(self, datasets: Collection[str]) -> list[str]:
+        """List the datasets of the list that are none of these."""
+        there = {name.lower() for name in datasets}
+        return [name for name in self.datasets if name not in there]
+
     def missing(self, samples: Iterable[SampleId]) -> list[OfficialClip]:
         """List the clips of these samples' datasets that are not among the samples."""
         found = {_key(sample) for sample in samples}
@@ -147,8 +152,7 @@ class LabelScheme:
         """Give the official list the last word over ``found``, what the annotation says of the clip.
 
         Raises:
-            InputError: a label in the list that is no class, or one of other classes than the scheme's; names the list
-                and its row.
+            InputError: a label of other classes than the scheme's; names the list and its row.
         """
         if self.official is None or not self.official.covers(sample.dataset):
             return found
@@ -158,11 +162,6 @@ class LabelScheme:
             return absent if isinstance(found, Label) else found
         if isinstance(found, Label) and found.number == listed.label:
             return found
-        if listed.label >= len(self.classes):
-            raise InputError(
-                f"{self.official.path}, row {listed.row}: label must be in 0..{len(self.classes) - 1}, the classes of "
-                f"{self.name}, got {listed.label}"
-            )
         if self.name != COMPOSITE_SCHEME and isinstance(found, Label):
             raise InputError(
                 f"{self.official.path}, row {listed.row}: must have the class of {self.name}, "
@@ -248,7 +247,16 @@ def load_scheme(name: str, datasets: Iterable[str], official: Path | None = None
             not such a mapping; names the file and the key.
     """
     scheme = _built_in(name, datasets) if name in SCHEMES else _read_scheme(Path(name))
-    return scheme if official is None else replace(scheme, official=OfficialList.read(official))
+    if official is None:
+        return scheme
+    listed = OfficialList.read(official)
+    for clip in listed.clips.values():
+        if clip.label >= len(scheme.classes):
+            raise InputError(
+                f"{official}, row {clip.row}: label must be in 0..{len(scheme.classes) - 1}, the classes of {name}, "
+                f"got {clip.label}"
+            )
+    return replace(scheme, official=listed)
 
 
 def _built_in(name: str, datasets: Iterable[str]) -> LabelScheme:
@@ -308,27 +316,32 @@ def _read_words(path: Path, dataset: str, given: object, classes: Sequence[str])
             raise InputError(
                 f"{path}: words.{dataset}.{word} must be one of {', '.join(classes)} or null, got {name!r}"
             )
-    return {word.strip().lower(): name for word, name in given.items()}
+    words = {word.strip().lower(): name for word, name in given.items()}
+    if len(words) < len(given):
+        raise InputError(f"{path}: words.{dataset} has a word twice, in other capitals or blanks: {', '.join(given)}")
+    return words
 
 
 def read_clip_rows(path: Path) -> list[tuple[int, SampleId, int]]:
-    """Read the rows of a list of clips: dataset, subject, clip, label; header or none.
+    """Read the rows of a list of clips by its header; of a list without one dataset, subject, clip, label in turn.
 
     Returns:
         Row number from 1, the clip as the list writes it, and its label.
 
     Raises:
-        InputError: a list that cannot be read; names file, row and value.
+        InputError: a list that cannot be read, or holds no clip; names file, row and value.
     """
+    table = open_table(path, _LIST_COLUMNS)
+    headed = table.top is not None
+    names = [column.split("|")[0] for column in _LIST_COLUMNS]
     rows = []
-    for position, (number, cells) in enumerate(read_lines(path, width=4)):
-        cells = [cell for cell in cells[:4] if cell]
-        label = whole_of(cells[3]) if len(cells) == 4 else None
-        if label is None and position == 0 and len(cells) == 4 and number_of(cells[3]) is None:
-            continue  # a header
-        if label is None or label < 0:
-            raise InputError(f"{path}, row {number}: must be dataset, subject, clip, label, got {','.join(cells)!r}")
-        rows.append((number, SampleId(dataset=cells[0], subject=cells[1], clip=cells[2]), label))
+    for row in table.rows(_LIST_COLUMNS) if headed else read_plain(path, names):
+        dataset, subject, clip = (row.text(name) for name in names[:3])
+        if (label := row.integer("label")) < 0:
+            raise InputError(f"{row.place('label')}: must not be negative, got {label}")
+        rows.append((row.number, SampleId(dataset=dataset, subject=subject, clip=clip), label))
+    if not rows:
+        raise InputError(f"{path}: must hold at least one clip, got none")
     return rows
 
 

@@ -29,7 +29,7 @@ from htnet.errors import InputError
 _HEADER_SEARCH = 50
 _BLANK_ROWS = 1000
 """A sheet ends after so many blank rows: formatted emptiness can go on for a million of them."""
-_SHOWN_COLUMNS = 16
+_SHOWN_COLUMNS, _SHOWN_LETTERS = 16, 60
 _POINT = re.compile(r"[xyzXYZ]\W?_?[0-9]+")
 _SEPARATORS = (",", ";", "\t", "|")
 _DIRECTIVE = re.compile(r'"?sep=(.)"?(?=\r|\n|$)', re.IGNORECASE)
@@ -147,10 +147,12 @@ class Table:
     lines: Sequence[Cells]
     separator: str = ""
     """Of a text's columns; empty for a workbook."""
+    hidden: bool = False
+    """True for a sheet that a spreadsheet program does not show."""
     text: str = field(default="", repr=False)
     """A text of which ``lines`` are the first ones only."""
-    merged: tuple[tuple[int, int], ...] = ()
-    """Upper left cells (row, column) of merged areas, from 0."""
+    merged: tuple[tuple[int, int, int, int], ...] = ()
+    """Merged areas: first and last row, first and last column, from 0."""
     top: int | None = None
 
     @property
@@ -172,14 +174,14 @@ class Table:
         wanted = [_Column.of(column) for column in columns]
         if self.top is None:
             where = f"{self.path}, sheet {self.sheet!r}" if self.sheet else str(self.path)
+            first = next((line for line in self.lines if not all(map(_blank, line))), ())
+            seen = " ".join(text_of(cell) for cell in first)[:_SHOWN_LETTERS]
             raise InputError(
                 f"{where}: column {wanted[0].names[0]} is missing, none of the first {_HEADER_SEARCH} rows is a "
-                "header with it"
+                f"header with it; the first that is not blank is {seen!r}"
             )
-        for row, column in self.merged:
-            if row == self.top:
-                raise InputError(f"{self.at(row + 1)}: the header cell in column {column + 1} is merged; split it")
         place = self._places(wanted)
+        self._refuse_merged({index: name for name, index in place.items() if index is not None})
         rows = []
         width = len(self.header)
         for number, cells in enumerate(self.lines[self.top + 1 :], start=self.top + 2):
@@ -188,12 +190,27 @@ class Table:
                 raise InputError(f"{self.at(number)}: {len(cells)} values, the header has {width} columns")
             taken = {name: cells[at] if at is not None and at < len(cells) else None for name, at in place.items()}
             if not all(_blank(value) for value in taken.values()):
-                rows.append(self._row(number, taken))
+                rows.append(self.row(number, taken))
         return tuple(rows)
 
-    def _row(self, number: int, cells: Mapping[str, object]) -> Row:
+    def row(self, number: int, cells: Mapping[str, object]) -> Row:
+        """Give a row of these cells by column."""
         comma = self.separator not in ("", ",")
         return Row(path=self.path, sheet=self.sheet, number=number, cells=cells, decimal_comma=comma)
+
+    def _refuse_merged(self, columns: Mapping[int, str]) -> None:
+        """Refuse merged cells in the header, and those that stand for several rows of a column that is read.
+
+        An area of several columns is a remark.
+        """
+        for first, last, left, right in self.merged:
+            if first == self.top:
+                raise InputError(f"{self.at(first + 1)}: the header cell in column {left + 1} is merged; split it")
+            if self.top is not None and first > self.top and last > first and left == right and left in columns:
+                raise InputError(
+                    f"{self.at(first + 1)}, column {columns[left]}: the cells of rows {first + 1} to {last + 1} are "
+                    "merged; split them"
+                )
 
     def _places(self, wanted: Sequence[_Column]) -> dict[str, int | None]:
         assert self.top is not None
@@ -221,18 +238,17 @@ def open_table(path: Path, columns: Sequence[str], *, sheet: str | None = None) 
         sheet: name of the sheet, any case; None: found by its header, sheets that are shown before hidden ones.
 
     Raises:
-        InputError: no such file, not a readable table, no such sheet.
+        InputError: no such file, not a readable table, no such sheet, several sheets that would do.
     """
     wanted = [_Column.of(column) for column in columns]
-    best, score = None, -1
+    found = []
     for table in _tables(path, sheet):
-        top, found = _find_header(table.lines[:_HEADER_SEARCH], wanted)
-        if found > score:
-            best, score = replace(table, top=top), found
-        if score == len(wanted):
+        top, score = _find_header(table.lines[:_HEADER_SEARCH], wanted)
+        found.append((score, replace(table, top=top)))
+        if score == len(wanted) and table.separator:
             break
-    assert best is not None  # a text has a separator and a workbook a sheet, or it was refused
-    return _whole(best)
+    most = max(score for score, _ in found)
+    return _whole(_only([table for score, table in found if score == most], "the columns" if most else None))
 
 
 def read_rows(path: Path, columns: Sequence[str], *, sheet: str | None = None) -> tuple[Row, ...]:
@@ -248,27 +264,43 @@ def read_rows(path: Path, columns: Sequence[str], *, sheet: str | None = None) -
     return open_table(path, columns, sheet=sheet).rows(columns)
 
 
-def read_lines(path: Path, width: int) -> list[tuple[int, list[str]]]:
-    """Read a table without a header: numbers and texts of the rows that are not blank.
+def read_plain(path: Path, columns: Sequence[str]) -> tuple[Row, ...]:
+    """Read a table without a header, whose first cells are those of ``columns``; blank rows are passed over.
 
-    The separator or sheet is the first under which a row has ``width`` cells.
+    The separator or sheet is the first under which a row has as many cells.
 
     Raises:
         InputError: as :func:`open_table`.
     """
     tables = list(_tables(path, None))
-    best = next((table for table in tables if any(len(line) >= width for line in table.lines)), tables[0])
-    lines = enumerate(_whole(best).lines, start=1)
-    return [(number, [text_of(cell) for cell in line]) for number, line in lines if not all(map(_blank, line))]
+    fitting = [table for table in tables if any(len(line) >= len(columns) for line in table.lines)]
+    table = _whole(_only(fitting, "rows") if fitting else tables[0])
+    return tuple(
+        table.row(number, dict(itertools.zip_longest(columns, line[: len(columns)])))
+        for number, line in enumerate(table.lines, start=1)
+        if not all(map(_blank, line))
+    )
+
+
+def _only(tables: Sequence[Table], content: str | None) -> Table:
+    """Give the first of the tables; of a workbook one sheet that is shown may have the ``content``."""
+    shown = [repr(table.sheet) for table in tables if table.sheet and not table.hidden]
+    if content and len(shown) > 1:
+        raise InputError(
+            f"{tables[0].path}: sheets {' and '.join(shown)} have {content}; one of them is read: hide the rest"
+        )
+    return tables[0]
 
 
 def _whole(table: Table) -> Table:
     """Read all of a text, now that its separator is known; a quotation mark that nothing closes is an error."""
     if not table.separator:
         return table
-    with _reading(table.path, "CSV in UTF-8"):
-        lines = csv.reader(io.StringIO(table.text, newline=""), delimiter=table.separator, strict=True)
-        return replace(table, lines=_until_blank(lines), text="")
+    reader = csv.reader(io.StringIO(table.text, newline=""), delimiter=table.separator, strict=True)
+    try:
+        return replace(table, lines=list(reader), text="")
+    except csv.Error as error:
+        raise InputError(f"{table.path}, line {reader.line_num}: not a readable CSV in UTF-8 ({error})") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,18 +404,35 @@ def _xlsx_pages(path: Path) -> Iterator[Table]:
     # formulas as they stand: what a spreadsheet program last made of them may be out of date or missing
     book = load_workbook(path, data_only=False)
     for page in sorted(book.worksheets, key=lambda page: page.sheet_state != "visible"):
-        merged = tuple((area.min_row - 1, area.min_col - 1) for area in page.merged_cells.ranges)
+        areas = page.merged_cells.ranges
+        merged = tuple((area.min_row - 1, area.max_row - 1, area.min_col - 1, area.max_col - 1) for area in areas)
         lines = _until_blank(page.iter_rows(values_only=True))
-        yield Table(path=path, sheet=page.title, lines=lines, merged=merged)
+        if len(lines) < page.max_row:
+            _refuse_more_rows(path, page.title, len(lines))
+        hidden = page.sheet_state != "visible"
+        yield Table(path=path, sheet=page.title, lines=lines, merged=merged, hidden=hidden)
 
 
 def _xls_pages(path: Path) -> Iterator[Table]:
     # what it warns of would stand on stdout, in the middle of what is printed for the user
     book = xlrd.open_workbook(path, logfile=io.StringIO(), formatting_info=True)
     for page in sorted(book.sheets(), key=lambda page: page.visibility):
-        merged = tuple((area[0], area[2]) for area in page.merged_cells)
-        lines = _until_blank([_xls_value(cell, book.datemode) for cell in page.row(row)] for row in range(page.nrows))
-        yield Table(path=path, sheet=page.name, lines=lines, merged=merged)
+        merged = tuple((top, below - 1, left, right - 1) for top, below, left, right in page.merged_cells)
+        lines = [[_xls_value(cell, book.datemode) for cell in page.row(row)] for row in range(page.nrows)]
+        yield Table(path=path, sheet=page.name, lines=lines, merged=merged, hidden=page.visibility != 0)
+
+
+def _refuse_more_rows(path: Path, sheet: str, read: int) -> None:
+    """Refuse what stands below the blank rows at which reading ended; the rows are gone through one at a time."""
+    book = load_workbook(path, read_only=True)
+    try:
+        for number, row in enumerate(book[sheet].iter_rows(min_row=read + 1, values_only=True), start=read + 1):
+            if not all(map(_blank, row)):
+                raise InputError(
+                    f"{path}, sheet {sheet!r}, row {number}: stands below {_BLANK_ROWS} blank rows; remove them"
+                )
+    finally:
+        book.close()
 
 
 def _xls_value(cell: xlrd.sheet.Cell, datemode: int) -> object:
@@ -406,8 +455,13 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
     """Turn what a library dies of while it reads the file into one line."""
     try:
         yield
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such table") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {line}: not a readable {kind} ({error})") from None
     except Exception as error:  # of a damaged file they raise far more than errors of their own: KeyError, struct.error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: not a readable {kind} ({reason})") from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from htnet.data.folders import is_empty, spelled
+from htnet.data.folders import is_empty, same_name, spelled
 from htnet.data.frames import VIDEO_SUFFIXES
 from htnet.data.labels import LabelScheme, OutOfScheme
 from htnet.data.tables import Row, read_rows
@@ -101,6 +101,11 @@ class Adapter(Protocol):
     @property
     def root(self) -> Path: ...
 
+    @property
+    def other_workbooks(self) -> list[str]:
+        """Further annotation tables in the root, which are not read where none is chosen."""
+        ...
+
     def describe(self) -> dict[str, object]:
         """What identifies the input, for ``store.json``: adapter, annotation file and its checksum."""
         ...
@@ -160,13 +165,14 @@ class DuplicateGuard:
     """Refuses a clip that an annotation names twice."""
 
     def __init__(self) -> None:
-        self._seen: dict[SampleId, str] = {}
+        self._seen: dict[str, str] = {}
 
     def add(self, sample: SampleId, place: str) -> None:
-        """Take note of a clip and where it stands; :class:`InputError` if it stood elsewhere before."""
-        if sample in self._seen:
-            raise InputError(f"{place}: clip {sample} is there already, {self._seen[sample]}")
-        self._seen[sample] = place
+        """Take note of a clip and where it stands; :class:`InputError` if it stood elsewhere before, in any case."""
+        name = same_name(str(sample))
+        if name in self._seen:
+            raise InputError(f"{place}: clip {sample} is there already, {self._seen[name]}")
+        self._seen[name] = place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +190,12 @@ class WorkbookDataset:
     """Columns to read, as :func:`htnet.data.tables.read_rows` takes them."""
     sheet: ClassVar[str | None] = None
     fps: ClassVar[float | None] = None
+
+    @property
+    def other_workbooks(self) -> list[str]:
+        """Further annotation tables in the root, which are not read where none is chosen."""
+        there = [name for name in self.workbooks if (self.root / name).is_file()]
+        return there[1:] if self.annotations is None else []
 
     @property
     def workbook(self) -> Path:

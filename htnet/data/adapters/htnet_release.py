@@ -38,6 +38,11 @@ class HTNetRelease:
     annotations: Path | None = None
 
     @property
+    def other_workbooks(self) -> list[str]:
+        """A release has one list of labels."""
+        return []
+
+    @property
     def labels(self) -> Path:
         """The label list."""
         return self.root / (self.annotations or LABELS)

@@ -39,8 +39,9 @@ class Mmew(WorkbookDataset):
         return SampleId(dataset="mmew", subject=f"S{int(match[1]):02d}", clip=name.upper())
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows that name a clip; a remark under the table does not."""
-        return tuple(row for row in super().rows() if row.optional("Filename"))
+        """The rows that are of a clip; a remark under the table has neither a name nor numbers."""
+        numbers = ("OnsetFrame", "ApexFrame", "OffsetFrame")
+        return tuple(row for row in super().rows() if row.optional("Filename") or any(map(row.optional, numbers)))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
         """The estimated emotion."""

@@ -58,8 +58,8 @@ class Smic(WorkbookDataset):
         return {**super().describe(), **({"double_folders": len(doubles)} if doubles else {})}
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows that name a recording; remarks under the table do not."""
-        return tuple(row for row in super().rows() if row.optional("Subject") and row.optional("Filename"))
+        """The rows that are of a recording; a remark under the table has one cell, whatever its column."""
+        return tuple(row for row in super().rows() if sum(bool(row.optional(name)) for name in self.columns) > 1)
 
     def entries(self) -> Iterator[Entry]:
         """Every row in the table's order, then the folders that are further micro-expressions of a recording."""

@@ -100,8 +100,10 @@ def check_inside(landmarks: Landmarks, image_shape: tuple[int, ...]) -> None:
             raise InputError(f"landmark {name} at ({x:g}, {y:g}) must lie in the picture of {width} x {height} pixels")
 
 
-def check_face(landmarks: Landmarks) -> None:
+def check_face(landmarks: Landmarks, least: float = 0.0) -> None:
     """Refuse five points that are not those of an upright face, each in its place.
+
+    ``least``: pixels that are at least between the eyes' and the mouth's middle; points as shares of a side have fewer.
 
     Lengths are in units of the eye-mouth distance, along and across the line from the eyes' to the mouth's middle, so
     that a head may be tilted. The bounds are wide: a face turned by 75 degrees has an eye distance of 0.25; of 442
@@ -115,6 +117,8 @@ def check_face(landmarks: Landmarks) -> None:
     eyes, mouth = points[:2].mean(0), points[3:].mean(0)
     down = mouth - eyes
     length = float(np.hypot(*down))
+    if length < least:
+        raise _no_face(f"eyes and mouth must be {least:g} pixels apart or more", landmarks)
     if length == 0 or down[1] < length / 2:
         raise _no_face("the mouth must be below the eyes, at most 60 degrees aside", landmarks)
     turned = np.array([[down[1], -down[0]], [down[0], down[1]]]) / length**2

@@ -92,6 +92,8 @@ def _frame_of_onset(path: Path, frames: Sequence[int], clip: Clip) -> int | str:
         InputError: rows counted from 0 or 1 that are more than the clip's folder has pictures.
     """
     first = min(frames)
+    if first < 0:
+        raise InputError(f"{path}, column {FRAME}: must not be negative, got {first}")
     if not clip.frames.is_dir():
         onset = 1 if clip.onset is None else clip.onset
         return onset - 1 if first == 0 else onset
