@@ -31,7 +31,7 @@ ChannelOrder = Literal["ours", "upstream"]
 
 _CHANNELS: Final = 3
 _WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
-"""Where training scripts put the state dict when they store an epoch or an optimizer beside it."""
+"""Keys of the state dict in files that hold an epoch or an optimizer beside it."""
 _PREFIXES: Final = ("module.", "_orig_mod.")
 """Of ``DataParallel`` and of ``torch.compile``."""
 _LAYER_KEYS: Final = (  # upstream's name in a transformer layer, ours, kind of weight
@@ -133,7 +133,7 @@ def to_upstream(state_dict: Mapping[str, Tensor], *, channel_order: ChannelOrder
 
 
 def _read(path: Path) -> Any:
-    """What ``torch.save`` wrote: tensors and plain values.
+    """Read the tensors and plain values that ``torch.save`` wrote.
 
     Raises:
         InputError: the file is none, is damaged, or holds what only running code restores.

@@ -164,7 +164,7 @@ def refusal(path) -> str:
 
 
 class RunsCode:
-    """What a hostile file holds: reading it by pickle would make a folder."""
+    """Content of a hostile file: reading it by pickle would make a folder."""
 
     def __init__(self, folder):
         self.folder = folder

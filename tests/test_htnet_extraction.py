@@ -203,7 +203,7 @@ def test_a_clip_in_which_nothing_moves_is_left_out(whole, tmp_path, method, apex
         extract([still], table, replace(settings, strict=True))
 
 
-def test_a_flow_image_of_zeros_is_left_out_and_the_others_keep_their_place(whole, monkeypatch):
+def test_a_flow_image_of_zeros_is_left_out_alone(whole, monkeypatch):
     entries, table = entries_and_table(whole / "casme2", "casme2")
 
     def second_is_zero(onsets, apexes, **options):
@@ -242,7 +242,7 @@ def test_a_damaged_video_leaves_out_its_clip_and_no_other(tmp_path, place):
     assert "the video is damaged: it cannot be decoded from frame" in out.reason
 
 
-def test_a_video_damaged_after_its_last_needed_frame_stays_with_its_time_stamps(tmp_path):
+def test_damage_after_the_last_needed_frame_does_no_harm(tmp_path):
     generate(tmp_path, datasets=("csv",), subjects=1, clips=2, seed=4, image_size=128, video=True)
     entries, table = entries_and_table(tmp_path / "csv", "csv")
     clip, quick = entries[0], ExtractionSettings(flow_method="dis", working_size=64)

@@ -186,7 +186,7 @@ def test_a_store_without_such_frames_is_one_that_earlier_versions_read(tmp_path)
     assert json.loads(content(wider.path)["store.json"])["format"] == 2
 
 
-def test_the_recipe_names_the_heads_motion_only_where_it_is_taken_out():
+def test_the_recipe_names_head_motion_that_is_taken_out():
     assert "head_motion" not in ExtractionSettings().recipe()["flow"]
     assert ExtractionSettings(head_motion="median").recipe()["flow"]["head_motion"] == "median"
 

@@ -79,7 +79,7 @@ def probe(folder: Path, *steps: str, **environment: str) -> dict:
 
 
 def left(folder: Path, copy: Path) -> Path:
-    """What a killed process might leave: an index without its code, code without its index, parts under other names."""
+    """Copy what a kill might leave: an index without its code, code without its index, parts under other names."""
     shutil.copytree(folder, copy)
     for pattern in ("tvl1.refine*.nbi", "adam.update*.nbc"):
         [path] = copy.rglob(pattern)
@@ -90,7 +90,7 @@ def left(folder: Path, copy: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, dict]:
-    """What processes computed by what they found; together, for to compile takes ten seconds of a core."""
+    """Digests of processes by what they found; computed together, for to compile takes ten seconds of a core."""
     folder, elsewhere = tmp_path_factory.mktemp("kept"), tmp_path_factory.mktemp("elsewhere")
     plain = {"NUMBA_OPT": "0", "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     with ThreadPoolExecutor(2) as pool:
@@ -133,7 +133,7 @@ def test_other_code_lies_in_another_folder(monkeypatch, tmp_path):
     assert {folder.parent for folder in folders} == {tmp_path}
 
 
-def test_without_a_home_loops_are_compiled_all_the_same_and_the_log_says_so(monkeypatch, caplog):
+def test_without_a_home_loops_are_compiled_and_logged(monkeypatch, caplog):
     monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
     for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)

@@ -127,7 +127,7 @@ def test_apexes_are_found_by_both_ways_and_recorded(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_every_way_to_take_out_the_heads_motion_is_scored_on_the_same_clips(tmp_path, capsys):
+def test_every_head_motion_is_scored_on_the_same_clips(tmp_path, capsys):
     out, config = tmp_path / "head_motion.csv", load_config(ROOT / "configs" / "demo.yaml")
     config = replace(
         config,

@@ -50,7 +50,7 @@ _LIMITS = {"subjects": (1, 90), "clips": (2, 60), "seed": (0, 2**31 - 1), "image
 
 @dataclass(frozen=True, kw_only=True)
 class SynthSummary:
-    """What :func:`generate` left on disk. ``created`` is False where the same data lay there already.
+    """Data that :func:`generate` left on disk. ``created`` is False where the same data lay there already.
 
     ``table``: name of the annotation that the data were built to.
     """

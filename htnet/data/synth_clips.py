@@ -89,7 +89,7 @@ class SynthClip:
 
 @dataclass(frozen=True, kw_only=True)
 class _Slot:
-    """What is fixed about a clip before anything is drawn.
+    """A clip of which nothing is drawn yet.
 
     ``name``, subject and clip, and ``frames`` are None where the layout decides.
     """

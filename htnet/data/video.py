@@ -56,7 +56,7 @@ def _complaints() -> Iterator[None]:
 
 
 def jpeg_damage(data: bytes) -> str | None:
-    """What a strict decoder reports of a damaged JPEG; OpenCV's fills up what is missing. None: nothing.
+    """Report what a strict decoder says of a damaged JPEG, where OpenCV's fills up what is missing. None: nothing.
 
     A few changed bytes can be another valid JPEG, of which no decoder has anything to report.
     """
@@ -197,7 +197,7 @@ def _strict(context: Any) -> Any:
 
 
 def _index(container: InputContainer, stream: VideoStream) -> list[int]:
-    """Where an AVI's index says that there are frames: one whose head is damaged is passed over without a word."""
+    """Give the places of frames in an AVI's index: one whose head is damaged is passed over without a word."""
     return sorted(entry.pos + 8 for entry in stream.index_entries) if container.format.name == "avi" else []
 
 

@@ -1,4 +1,4 @@
-"""How the loops of this folder are compiled: by Numba for the processor at hand, without Python's lock.
+"""Compilation of the loops of this folder, by Numba, for the processor at hand and without Python's lock.
 
 Arithmetic is that of IEEE 754, each operation as written. A compiler that may fuse or reorder operations does so by
 what it has inlined, and that differs from one process to the next. As it may not, results have the same bits whatever

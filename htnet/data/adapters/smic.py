@@ -53,7 +53,7 @@ class Smic(WorkbookDataset):
     fps: ClassVar[float | None] = 100.0
 
     def describe(self) -> dict[str, object]:
-        """What identifies the input; folders of a clip had before, where there are any, are told of as failures."""
+        """Name what identifies the input; folders of a clip had before count, where there are any."""
         doubles = [out.place for out in self._folders()[1]]
         return {**super().describe(), **({"double_folders": len(doubles)} if doubles else {})}
 
