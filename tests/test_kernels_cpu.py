@@ -133,6 +133,18 @@ def test_other_code_lies_in_another_folder(monkeypatch, tmp_path):
     assert {folder.parent for folder in folders} == {tmp_path}
 
 
+def test_without_a_place_loops_are_compiled_and_logged(monkeypatch, caplog, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+
+    @compiled
+    def tripled(value):
+        return 3 * value
+
+    assert tripled(14) == 42
+    assert "tripled is compiled anew in every process" in caplog.text
+
+
 def test_without_a_home_loops_are_compiled_and_logged(monkeypatch, caplog):
     monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
     for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):

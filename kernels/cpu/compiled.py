@@ -35,7 +35,11 @@ def compiled(function: Function) -> Function:
     types always: Numba numbers the files of a function by its types, and two processes may give a number to two.
     """
     try:
-        with _numba_caches_in(cache_folder(inspect.getsource(sys.modules[function.__module__]))):
+        folder = cache_folder(inspect.getsource(sys.modules[function.__module__]))
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):  # Numba would take the folder of the source without a word
+            raise PermissionError(f"{folder} cannot be written to")
+        with _numba_caches_in(folder):
             return numba.njit(cache=True, **SETTINGS)(function)
     except (RuntimeError, OSError) as error:  # no home, no folder that can be written, or no source
         _log.warning("%s is compiled anew in every process: %s", function.__name__, error)
