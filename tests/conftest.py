@@ -21,6 +21,7 @@ from htnet.data.store import Store, write_store
 from htnet.data.types import Sample, SampleId
 
 ROOT = Path(__file__).resolve().parents[1]
+LONG_FILES = ("test_kernels_compile.py", "test_launch_prepare.py", "test_launch_sweep.py")
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +89,11 @@ def pytest_configure(config) -> None:
             importlib.import_module("kernels.attention_block.kernels")
             # imported by Triton at the first launch, and insists on the variable then
             importlib.import_module("triton.experimental.gluon")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Put the files that take minutes first: begun last, they leave the other process without work."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
 @pytest.fixture(scope="session")
