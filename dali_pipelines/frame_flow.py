@@ -107,7 +107,7 @@ class FrameFlow:
         return [output.clone() for output in outputs]
 
     def _pictures_ahead(self) -> list[Picture]:
-        """What DALI may be reading while this step is asked for."""
+        """Pictures that DALI may be reading while this step is asked for."""
         pairs = (self._choice.pictures(step) for step in range(self._step, self._step + self._ahead + 1))
         return [picture for pair in pairs for part in pair for picture in part]
 
@@ -147,7 +147,7 @@ class FrameFlow:
 
 
 def for_dali(pixels: torch.Tensor) -> Any:
-    """What DALI takes from the tensor's device; of a CPU tensor it would ask for a CUDA stream."""
+    """Give what DALI takes from the tensor's device; of a CPU tensor it would ask for a CUDA stream."""
     return pixels if pixels.is_cuda else pixels.numpy()
 
 
@@ -171,6 +171,6 @@ def flow_from_frames(
 
 
 def changes_frames(augment: AugmentConfig) -> bool:
-    """Whether a sample's pictures differ from step to step, and with them its flow."""
+    """Tell if a sample's pictures differ from step to step, and with them its flow."""
     plain = AugmentConfig()
     return (augment.time_jitter, augment.photometric) != (plain.time_jitter, plain.photometric)

@@ -267,6 +267,6 @@ def _layer(prefixes: tuple[str, str], dim: int, inner: int, hidden: int) -> Iter
 
 
 def _count(state_dict: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered children there are under ``prefix``: one more than the largest number, at least one."""
+    """Count the numbered children under ``prefix``: one more than the largest number, at least one."""
     numbers = [key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)]
     return max((int(number) for number in numbers if number.isdecimal()), default=0) + 1

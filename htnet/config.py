@@ -313,7 +313,7 @@ def _check_share(name: str, value: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a fold reads from the store and how a mosaic is made of it."""
+    """A fold's input: what it reads from the store, and the way from there to a mosaic."""
 
     store: str = "stores/composite"
     """Folder that ``htnet prepare`` wrote."""
@@ -425,7 +425,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What runs the optimizer steps."""
+    """The engine that runs the optimizer steps."""
 
     name: Literal["deepspeed", "torch"] = "deepspeed"
     """deepspeed, or the plain PyTorch engine behind the same interface."""
@@ -466,7 +466,7 @@ class ScoreConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesConfig:
-    """Where folds run. Nothing here changes a prediction, except that gpus_per_fold decides between CPU and GPU."""
+    """Places in which folds run. Nothing here changes a prediction, but gpus_per_fold decides between CPU and GPU."""
 
     cpus_per_fold: float = 1.0
     """CPUs that Ray reserves for a fold; at least engine.threads is sensible."""

@@ -108,7 +108,7 @@ def list_sources(config: Config, console: Console) -> int:
 
 
 def dry_run(config: Config, out: Path) -> list[str]:
-    """What :func:`prepare` would do, a line per source and one for the store; no picture is decoded."""
+    """Say what :func:`prepare` would do, a line per source and one for the store; no picture is decoded."""
     plan = make_plan(config.prepare)
     store = _made_before(out, plan.recipe)
     sources = [
@@ -162,7 +162,7 @@ def _tell_failed(failed: Sequence[tuple[SubjectTask, SubjectOutcome]], console: 
 
 
 def _made_with(prepare: PrepareConfig) -> dict[str, object]:
-    """What may change the last bits of a flow image: parts of a store are not mixed of two."""
+    """Name what may change the last bits of a flow image: parts of a store are not mixed of two."""
     versions = {name: package_version(name) for name in ("htnet", "torch", "numpy", "av")}
     device = extraction_settings(prepare, strict=False).device
     return {**versions, "opencv": cv2.__version__, "device": device, "threads": prepare.threads}

@@ -1,4 +1,4 @@
-"""What ``htnet prepare`` is to do: the sources' clips by subject, and the recipe that identifies them."""
+"""The work of ``htnet prepare``: the sources' clips by subject, and the recipe that identifies them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FOLDERS_KEPT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the sources hold, before any picture is decoded."""
+    """Content of the sources, before any picture is decoded."""
 
     scheme: LabelScheme
     subjects: dict[tuple[str, str], list[Clip | FlowPicture]]
@@ -53,7 +53,7 @@ class Plan:
         return [entry for entries in self.subjects.values() for entry in entries]
 
     def landmarks(self) -> dict[str, Counter[str]]:
-        """How many clips of each dataset have landmarks in which table; ``not given`` where they are in none."""
+        """Count the clips of each dataset by the table of their landmarks; ``not given`` where they are in none."""
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for sample, table in self.tables.items():
             counts[sample.dataset][f"table {table.name_of(sample)}" if sample in table.points else "not given"] += 1
@@ -225,7 +225,7 @@ def _check_size(
 
 
 def _identity(entries: Sequence[Clip | FlowPicture], listed: Callable[[Path], bytes]) -> str:
-    """What tells that clips are read otherwise, or frames were added or exchanged: names and sizes.
+    """Digest what tells that clips are read otherwise, or frames were added or exchanged: names, sizes.
 
     To read all frames would be the work itself.
     """

@@ -1,4 +1,4 @@
-"""What ``htnet prepare`` shows: progress, counts, what is left out and why, what took how long."""
+"""The output of ``htnet prepare``: progress, counts, clips that are left out and why, times."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _counts(
 
 
 def print_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
-    """How many clips each rule left out, and every one of them with its reason."""
+    """Print how many clips each rule left out, and every one of them with its reason."""
     for rule, count in sorted(Counter(item.rule for item in left_out).items()):
         say(console, f"left out by rule: {rule}: {count} clips")
     for item in left_out:
@@ -142,7 +142,7 @@ def print_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
 
 
 def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], *, seconds: float) -> Path:
-    """What took how long and on what, beside the store, which holds nothing that differs from run to run.
+    """Write the times of the work and its machine beside the store, which holds nothing that differs from run to run.
 
     Seconds of subjects and stages are those of their tasks, which run side by side, and count what interrupted runs
     did as well; ``run`` is the last one alone, up to the moment when the store is put together. Slowest subjects come
@@ -186,7 +186,7 @@ def _by_rule(parts: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, li
 
 
 def _landmarks(parts: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
-    """How many clips of each dataset have landmarks by which method, and of which clips there are none."""
+    """Count the clips of each dataset by the method of their landmarks, and list those without any."""
     methods: dict[str, Counter[str]] = defaultdict(Counter)
     mean_shape: dict[str, str] = {}
     for (dataset, _), part in parts.items():
@@ -210,7 +210,7 @@ def print_rules(path: Path, console: Console) -> None:
 
 
 def print_landmarks(path: Path, console: Console) -> None:
-    """How landmarks were found, by a report of :func:`write_report`, and every clip that has the mean of others."""
+    """Print the methods of landmarks in a report of :func:`write_report`, and each clip that has the mean of others."""
     landmarks = json.loads(path.read_text(encoding="utf-8"))["landmarks"]
     print_methods(landmarks["clips_by_method"], console)
     for clip, reason in landmarks[MEAN_SHAPE].items():

@@ -40,7 +40,7 @@ class SubjectTask:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectOutcome:
-    """What became of a subject. ``refused``: bad content of the sources, which ends the run.
+    """The end of a subject's task. ``refused``: bad content of the sources, which ends the run.
 
     ``unfit``: this node cannot do the work as it is set up, which ends the run; what others have done stays.
     ``failed``: the machine (a full disk, a dead worker) or a defect, then with a ``traceback``; the subject is not

@@ -119,7 +119,7 @@ def _approach(address: str) -> None:
 
 
 def _known_token() -> tuple[str, str | None]:
-    """Where Ray looks for its token, and the token: variable, named file, own file; None where there is none."""
+    """Find where Ray looks for its token, and the token: variable, named file, own file; None where there is none."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN", token
     home = os.path.expanduser("~")  # noqa: PTH111 # Path.home() raises for a user without one
@@ -131,7 +131,7 @@ def _known_token() -> tuple[str, str | None]:
 
 
 def _turns_away(where: str, call: str, token: str | None) -> bool:
-    """Whether the Ray at ``where`` refuses a call with this token, or without any, as not authenticated."""
+    """Tell if the Ray at ``where`` refuses a call with this token, or without any, as not authenticated."""
     import grpc  # type: ignore[import-untyped] # published without type information
 
     shown = [] if token is None else [("authorization", f"Bearer {token}")]
@@ -353,7 +353,7 @@ class Progress:
 
 
 def read_progress(spec: FoldSpec) -> Progress | None:
-    """How far the spec's submission is; None while it has not started."""
+    """Read how far the spec's submission is; None while it has not started."""
     try:
         state = json.loads(spec.progress_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

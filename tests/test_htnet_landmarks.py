@@ -123,7 +123,10 @@ def test_landmarks_outside_the_frame_or_on_one_spot_are_refused() -> None:
 @st.composite
 def faces(draw) -> tuple[tuple[float, float], ...]:
     """Five points of a head in space, turned, nodding, tilted and seen on a picture of 400 pixels, found with noise."""
-    share = lambda low, high: draw(st.floats(low, high))  # noqa: E731 # six numbers
+
+    def share(low: float, high: float) -> float:
+        return draw(st.floats(low, high))
+
     eye, lip, tip = share(0.8, 1.2) / 2, share(0.5, 0.9) / 2, share(0.3, 0.5)
     head = np.array([[-eye, -0.5, 0], [eye, -0.5, 0], [0, 0.1, tip], [-lip, 0.5, 0.1], [lip, 0.5, 0.1]])
     yaw, nod, tilt = np.radians([share(-60, 60), share(-25, 25), share(-45, 45)])

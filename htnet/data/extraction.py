@@ -50,7 +50,7 @@ _GROUP = 64
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionSettings:
-    """How samples are made; fields as in :class:`htnet.config.PrepareConfig`."""
+    """Settings by which samples are made; fields as in :class:`htnet.config.PrepareConfig`."""
 
     flow_method: FlowMethod = "tvl1"
     flow_size: int = 28
@@ -68,7 +68,7 @@ class ExtractionSettings:
     """Whether the first clip that cannot be used is an error."""
 
     def recipe(self) -> dict[str, object]:
-        """What decides the content of a sample, for ``store.json``."""
+        """Name what decides the content of a sample, for ``store.json``."""
         return {
             "flow": {
                 **flow_parameters(self.flow_method),
@@ -102,7 +102,7 @@ class ExtractionSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """What became of a subject's clips, in their order. ``seconds`` by stage.
+    """A subject's samples and left-out clips, in their order. ``seconds`` by stage.
 
     ``methods``: how the landmarks of each sample were found, by clip. ``mean_shape``: for clips that have the mean of
     the others', why they have none of their own. ``by_rule``: samples that their frames, not yet the annotation, say to
@@ -352,7 +352,7 @@ def check_landmarks(table: LandmarkTable, entries: Sequence[Clip | FlowPicture])
 
 
 def subject_table(tables: Mapping[SampleId, LandmarkTable]) -> LandmarkTable:
-    """What a subject's task needs of the tables of its clips, which may come from two sources."""
+    """Give the part of its clips' tables that a subject's task needs; they may come from two sources."""
     return replace(
         next(iter(tables.values())),
         points={sample: table.points[sample] for sample, table in tables.items() if sample in table.points},

@@ -1,4 +1,4 @@
-"""Where the face of a clip is: by its landmark table, else by a detector, else by the policy for failures."""
+"""The place of a clip's face: by its landmark table, else by a detector, else by the policy for failures."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class FaceFinder:
 
 
 def _read(entry: Clip | FlowPicture) -> NDArray[Any]:
-    """What landmarks are pixels of: the onset frame, or the flow picture."""
+    """Read what landmarks are pixels of: the onset frame, or the flow picture."""
     if isinstance(entry, FlowPicture):
         return read_flow_picture(entry.picture)
     frames = open_frames(entry.frames)
@@ -112,7 +112,7 @@ def _read(entry: Clip | FlowPicture) -> NDArray[Any]:
 
 
 def _misfit(entry: Clip | FlowPicture, points: Landmarks, picture: NDArray[Any]) -> str | None:
-    """Why the points cannot be landmarks in the picture; None where they can."""
+    """Say why the points cannot be landmarks in the picture; None where they can."""
     try:
         if isinstance(entry, Clip):
             face_crop(points, picture.shape)

@@ -34,7 +34,7 @@ _DIS: Mapping[str, Any] = MappingProxyType(
 
 
 def flow_parameters(method: str) -> dict[str, object]:
-    """How flow of a method is made, for ``store.json``: the method and its parameters."""
+    """Name what makes the flow of a method, for ``store.json``: the method and its parameters."""
     values = {"tvl1": asdict(_TVL1), "dis": _DIS, "farneback": _FARNEBACK}[method]
     return {"method": method, **values}
 

@@ -108,7 +108,7 @@ def read_frame(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether the bytes are a JPEG, PNG or BMP whose end is there."""
+    """Tell if the bytes are a JPEG, PNG or BMP whose end is there."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return _is_whole_png(data)
     if data[:3] == b"\xff\xd8\xff":
@@ -121,7 +121,7 @@ def is_whole(data: bytes) -> bool:
 
 
 def _is_whole_png(data: bytes) -> bool:
-    """Whether every chunk up to the end mark is there and undamaged."""
+    """Tell if every chunk up to the end mark is there and undamaged."""
     position = 8
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)

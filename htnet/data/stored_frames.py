@@ -59,7 +59,7 @@ def nearest_member(members: Container[str], part: Part, offset: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class FramesRecipe:
-    """How a store's flow images were made of frames, which flow computed anew follows."""
+    """The way from a store's frames to its flow images, which flow computed anew follows."""
 
     size: int
     """Side of the flow images."""

@@ -146,7 +146,7 @@ def _or_defaults(counts: Mapping[str, int | None]) -> dict[str, int]:
 
 
 def planted(clips: Sequence[SynthClip]) -> list[dict[str, object]]:
-    """What is wrong with clips on purpose, and what a right reader must conclude.
+    """List what is wrong with clips on purpose, and what a right reader must conclude.
 
     Returns:
         For every clip with a trap or a damaged frame: its identity, ``kind``, ``expected`` (kept or left_out), ``rule``

@@ -35,7 +35,7 @@ Difficulty = Literal["easy", "realistic"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Motion:
-    """How strongly people move. ``amplitude`` and ``sway`` in pixels of a 160-pixel frame, ``strength`` as of Style."""
+    """Strength of motion. ``amplitude`` and ``sway`` in pixels of a 160-pixel frame, ``strength`` as of Style."""
 
     amplitude: tuple[float, float]
     sway: float

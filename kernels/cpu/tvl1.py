@@ -102,7 +102,7 @@ def _repeat_border(flat, stride, height):
 
 @inner
 def _data_term(constant, inverse, gradient_x, gradient_y, u, v, force, bound):
-    """How far each pixel goes along the gradient of the picture (IPOL eq. 13)."""
+    """Compute how far each pixel goes along the gradient of the picture (IPOL eq. 13)."""
     for i in range(force.shape[0]):
         residual = (constant[i] + gradient_x[i] * u[i] + gradient_y[i] * v[i]) * inverse[i]
         force[i] = min(max(residual, -bound), bound)

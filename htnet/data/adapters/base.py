@@ -1,4 +1,4 @@
-"""What every adapter does: read a dataset's annotations and say, for each clip, what it is or why it is left out.
+"""The task of every adapter: read a dataset's annotations and say of each clip what it is, or why it is left out.
 
 An adapter decodes no picture. What it yields is small and can be sent to another process; landmarks, flow and the
 sample are made of it there (:mod:`htnet.data.extraction`).
@@ -107,7 +107,7 @@ class Adapter(Protocol):
         ...
 
     def describe(self) -> dict[str, object]:
-        """What identifies the input, for ``store.json``: adapter, annotation file and its checksum."""
+        """Name what identifies the input, for ``store.json``: adapter, annotation file and its checksum."""
         ...
 
     def entries(self) -> Iterator[Entry]:
@@ -203,7 +203,7 @@ class WorkbookDataset:
         return _find_annotation(self.root, self.workbooks, self.annotations)
 
     def describe(self) -> dict[str, object]:
-        """What identifies the input."""
+        """Name what identifies the input."""
         path = self.workbook
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
         return {"adapter": self.adapter, "annotation": path.name, "annotation_sha256": checksum}
@@ -225,7 +225,7 @@ class WorkbookDataset:
         return self.columns[1].split("|")[0]
 
     def entry(self, row: Row, sample: SampleId) -> Entry:
-        """What a row becomes."""
+        """Turn a row into a clip, or into the reason why there is none."""
         emotion, place = self.emotion_of(row)
         label = self.scheme.label(sample, emotion, place)
         where = row.place(self._key)
@@ -260,7 +260,7 @@ class WorkbookDataset:
         return self.fps
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
-        """Where the clip's frames may lie, the preferred place first; folders or videos, in any case of letters."""
+        """Name the places of the clip's frames, the preferred one first; folders or videos, in any case of letters."""
         raise NotImplementedError
 
 
@@ -281,4 +281,4 @@ def first_there(candidates: Iterable[Path]) -> Path | str:
 
 def is_place_of_frames(path: Path) -> bool:
     """Tell by its kind and name that a path is a folder or a video."""
-    return path.is_dir() or path.suffix.strip().lower() in VIDEO_SUFFIXES
+    return path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES

@@ -49,7 +49,7 @@ class Casme(WorkbookDataset):
         if isinstance(interval, str) or not second:
             return interval
         remark = f"{SECOND_APEX}: {second}, the first is taken ({row.place('ApexF2')})"
-        return replace(interval, remarks=(*interval.remarks, remark))
+        return replace(interval, notes=(*interval.notes, SECOND_APEX), remarks=(*interval.remarks, remark))
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
         """Raw frames of either section, else the crops."""

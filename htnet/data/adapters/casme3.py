@@ -40,7 +40,7 @@ class Casme3A(WorkbookDataset):
     fps: ClassVar[float | None] = 30.0
 
     def entry(self, row: Row, sample: SampleId) -> Entry:
-        """What a row becomes; the file of macro- and micro-expressions gives its micro-expressions."""
+        """Turn a row into a clip or a reason; the file of macro- and micro-expressions gives its micro-expressions."""
         kind = row.optional("Expression type")
         if kind and "micro" not in kind.lower():
             place = row.place("Expression type")

@@ -48,7 +48,7 @@ class HTNetRelease:
         return self.root / (self.annotations or LABELS)
 
     def describe(self) -> dict[str, object]:
-        """What identifies the input: checksums of labels and pictures, and how the flow was made."""
+        """Name what identifies the input: checksums of labels and pictures, and how the flow was made."""
         pictures = hashlib.sha256()
         for path in self._pictures().values():
             pictures.update(_read(path))

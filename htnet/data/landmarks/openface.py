@@ -86,7 +86,7 @@ def _onset_points(path: Path, table: Table, clip: Clip) -> Landmarks | str:
 
 
 def _frame_of_onset(path: Path, frames: Sequence[int], clip: Clip) -> int | str:
-    """What ``frame`` is in the row of the onset, or why there can be none: the onset's picture is not there.
+    """Find ``frame`` of the onset's row, or say why there can be none: the onset's picture is not there.
 
     Raises:
         InputError: rows counted from 0 or 1 that are more than the clip's folder has pictures.

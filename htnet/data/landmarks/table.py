@@ -47,7 +47,7 @@ class LandmarkTable:
         return self.origin(sample).path.name
 
     def missing(self, sample: SampleId) -> str:
-        """Why there are no landmarks of the clip."""
+        """Say why there are no landmarks of the clip."""
         return self.not_found.get(sample, f"{self.path}: no landmarks for clip {sample}")
 
 

@@ -1,4 +1,4 @@
-"""What the layouts share: a clip to write, the traps that an annotation may hold, and a layout's interface."""
+"""The common part of the layouts: a clip to write, the traps that an annotation may hold, and a layout's interface."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ODD_NAMES = "odd_names"
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """What the annotation says of a clip, right or wrong: cells as they are written."""
+    """An annotation of a clip, right or wrong: cells as they are written."""
 
     onset: object
     apex: object
@@ -48,7 +48,7 @@ class Damage:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFiles:
-    """What a layout needs to know of a clip.
+    """A clip as a layout needs to know it.
 
     ``dataset``, ``subject`` and ``clip`` are its identity as an adapter should give it. ``numbers`` are those of the
     frames on disk, rising; ``onset``, ``apex`` and ``offset`` are the truth. ``render`` draws a frame by its number,
@@ -147,7 +147,7 @@ LOST_FRAMES = Trap(
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How the files are written: ``xls``: the older workbook where the dataset has one; ``video``: clips as videos."""
+    """Form of the files: ``xls``: the older workbook where the dataset has one; ``video``: clips as videos."""
 
     xls: bool = False
     video: bool = False

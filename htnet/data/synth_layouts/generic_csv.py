@@ -25,7 +25,7 @@ _LABEL_NUMBER = "label_as_number"
 
 
 def _no_numbers(clip: ClipFiles) -> ClipFiles:
-    """What stays is what the numbers would have cut out."""
+    """Keep the frames that the numbers would have cut out."""
     marks = Marks(onset="", apex="", offset="", emotion=clip.marks.emotion)
     return replace(clip, numbers=tuple(range(clip.onset, clip.offset + 1)), marks=marks)
 
