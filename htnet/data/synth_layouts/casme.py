@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from htnet.data.adapters.casme import SECOND_APEX
 from htnet.data.synth_layouts.base import (
     APEX_AFTER_OFFSET,
     APEX_IS_ONSET,
@@ -38,7 +39,7 @@ class CasmeLayout(Layout):
         Emotion.SURPRISE: ("surprise",),
     }
     traps: ClassVar[tuple[Trap, ...]] = (
-        Trap(kind=_TWO_APEXES),
+        Trap(kind=_TWO_APEXES, rule=SECOND_APEX),
         apex_not_coded(None),
         APEX_IS_ONSET,
         APEX_AFTER_OFFSET,
