@@ -2,11 +2,11 @@
 
 from nvidia.dali import __version__ as DALI_VERSION
 
-from dali_pipelines.batch import Batch
 from dali_pipelines.frame_flow import flow_from_frames
 from dali_pipelines.graph import FlowTransform
 from dali_pipelines.sampler import EpochSampler, balance_groups
 from dali_pipelines.stream import FlowStream, fit_transform, load_set, self_test
+from htnet.training.batch import Batch
 
 __all__ = [
     "DALI_VERSION",

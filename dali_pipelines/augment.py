@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from htnet.config import AugmentConfig
 from htnet.data.regions import CropRule, region_starts
-from htnet.data.types import Sample
+from htnet.data.samples import Sample
 
 _DRAWS = {"flip": 1, "rotate": 1, "shift": 8, "scale": 1, "magnify": 1, "drop": 4}
 """Random numbers of a sample by name; new ones go to the end, so that old seeds keep their meaning."""

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 
+from dali_pipelines.callbacks import Reader
 from dali_pipelines.frames import (
     PairChoice,
     PairSource,
@@ -29,11 +30,10 @@ from dali_pipelines.frames import (
 from dali_pipelines.hardware_flow import check_engine, engine_vectors, finest_grid, flow_of_vectors, no_engine
 from dali_pipelines.photometric import FIELDS, PhotometricSource, change_light, needed, photometric_nodes
 from dali_pipelines.sampler import EpochSampler, in_order
-from dali_pipelines.source import Reader
 from htnet.config import AugmentConfig, FramesFlow
-from htnet.data.flow import flow_image_tensor, flow_tensor, landmark_tensor
-from htnet.data.store import Store
-from htnet.data.stored_frames import check_frames
+from htnet.data.flow.image import flow_image_tensor, flow_tensor, landmark_tensor
+from htnet.data.store.frames import check_frames
+from htnet.data.store.writer import Store
 
 _BATCH = 32
 

@@ -18,8 +18,8 @@ from torch.utils.dlpack import from_dlpack
 
 from dali_pipelines.sampler import EpochSampler
 from htnet.data.frames import is_whole
-from htnet.data.store import Store
-from htnet.data.stored_frames import PARTS, nearest_member
+from htnet.data.store.frames import PARTS, nearest_member
+from htnet.data.store.writer import Store
 from htnet.errors import InputError
 
 Picture = tuple[int, str]

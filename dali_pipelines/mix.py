@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dali_pipelines.batch import Batch, sent
 from htnet.config import MixConfig
+from htnet.training.batch import Batch, sent
 
 _SALT = 0x6D6978
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dali_pipelines.augment import Changes
-from dali_pipelines.batch import sent
 from dali_pipelines.graph import FlowTransform
+from htnet.training.batch import sent
 
 
 def changed_mosaics(images: Tensor, changes: Changes, transform: FlowTransform) -> Tensor:

@@ -20,16 +20,16 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from dali_pipelines.augment import Places, draw, plan_changes
-from dali_pipelines.batch import Batch, sent
+from dali_pipelines.callbacks import ImageSource, Reader, RegionSource, RowSource, decoded_bytes, stored_bytes
 from dali_pipelines.frame_flow import FrameFlow, changes_frames
 from dali_pipelines.graph import FlowTransform, decode, image_to_input, to_device
 from dali_pipelines.mix import mix_batch
 from dali_pipelines.resample import changed_mosaics
 from dali_pipelines.sampler import EpochSampler, in_order
-from dali_pipelines.source import ImageSource, Reader, RegionSource, RowSource, decoded_bytes, stored_bytes
 from htnet.config import AugmentConfig, DataConfig, MixConfig
-from htnet.data.store import Store
+from htnet.data.store.writer import Store
 from htnet.errors import InputError
+from htnet.training.batch import Batch, sent
 
 AHEAD = 2
 """Batches that DALI makes ready ahead of their use."""

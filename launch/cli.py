@@ -17,9 +17,9 @@ from rich.console import Console
 
 from htnet import __version__
 from htnet.config import Config, HTNetConfig
-from htnet.config_io import dump_config, load_config
+from htnet.config.load import dump_config, load_config
 from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PARTIAL, InputError, StartError
-from launch.profile import add_arguments, profile
+from launch.commands.profiling import add_arguments, profile
 
 Command = Callable[[argparse.Namespace, Console], int]
 
@@ -120,7 +120,7 @@ def _add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _synth(options: argparse.Namespace, console: Console) -> int:
-    from htnet.data.synth import generate
+    from htnet.data.synth.generate import generate
 
     names = ("subjects", "clips", "like", "seed", "image_size", "difficulty", "traps", "damaged", "video", "xls")
     chosen = None if options.datasets is None else [name.strip() for name in options.datasets.split(",")]
@@ -145,7 +145,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     if options.print_config:
         print(dump_config(config), end="")
         return EXIT_DONE
-    from launch.prepare import dry_run, list_sources, prepare
+    from launch.commands.prepare import dry_run, list_sources, prepare
 
     if options.list:
         return list_sources(config, console)
@@ -166,7 +166,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
-    from launch.inspect import inspect_store
+    from launch.commands.inspect_store import inspect_store
 
     return inspect_store(options.store, options.out, console, samples=options.samples, seed=options.seed)
 
@@ -184,7 +184,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
     if options.print_config:
         print(dump_config(config), end="")
         return EXIT_DONE
-    from launch.sweep import plan, sweep
+    from launch.commands.sweep import plan, sweep
 
     if options.dry_run:
         for line in plan(config, options.out):
@@ -208,7 +208,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    from launch.sweep import rescore
+    from launch.commands.sweep import rescore
 
     rescore(options.run, console)
     return EXIT_DONE
@@ -220,7 +220,7 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _doctor(options: argparse.Namespace, console: Console) -> int:
-    from launch.doctor import doctor
+    from launch.commands.doctor import doctor
 
     return doctor(console)
 

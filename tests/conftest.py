@@ -17,8 +17,8 @@ import pytest
 
 from htnet.config import Config, DataConfig, HTNetConfig, ScoreConfig, TrainConfig
 from htnet.data.prepared import PreparedSample
-from htnet.data.store import Store, write_store
-from htnet.data.types import Sample, SampleId
+from htnet.data.samples import Sample, SampleId
+from htnet.data.store.writer import Store, write_store
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG_FILES = ("test_kernels_compile.py", "test_launch_prepare.py", "test_launch_sweep.py")

@@ -24,7 +24,6 @@ from dali_pipelines.augment import (
     turned_points,
     vector_matrices,
 )
-from dali_pipelines.batch import Batch
 from dali_pipelines.mix import mix_batch
 from htnet.config import (
     AugmentConfig,
@@ -37,12 +36,13 @@ from htnet.config import (
     MixConfig,
     RotateConfig,
 )
+from htnet.data.flow.strain import optical_strain
 from htnet.data.prepared import PreparedSample
 from htnet.data.regions import mosaic, region_starts, scale_minmax
-from htnet.data.store import Store, write_store
-from htnet.data.strain import optical_strain
+from htnet.data.store.writer import Store, write_store
 from htnet.errors import InputError
-from launch.sweep import check_folds
+from htnet.training.batch import Batch
+from launch.commands.sweep import check_folds
 
 RAW = FlowTransform(mosaic_size=28, minmax=False)
 STORED = DataConfig(scaling="stored", standardise=False)

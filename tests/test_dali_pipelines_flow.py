@@ -26,14 +26,14 @@ from rich.console import Console
 
 from dali_pipelines import Batch, EpochSampler, FlowStream, FlowTransform, fit_transform, load_set
 from htnet.config import Config, DataConfig, EngineConfig, PrepareConfig, SourceConfig
-from htnet.data.adapters.htnet_release import HTNetRelease
-from htnet.data.labels import load_scheme
+from htnet.data.datasets.htnet_release import HTNetRelease
+from htnet.data.datasets.labels import load_scheme
 from htnet.data.loso import loso_folds
 from htnet.data.regions import mosaic, scale_minmax
-from htnet.data.store import Store, open_store, write_store
-from htnet.engine import resolve_device
+from htnet.data.store.writer import Store, open_store, write_store
 from htnet.errors import InputError
-from launch.prepare import prepare
+from htnet.training.engine import resolve_device
+from launch.commands.prepare import prepare
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)]

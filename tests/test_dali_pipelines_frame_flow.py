@@ -18,10 +18,10 @@ from dali_pipelines import Batch, EpochSampler, FlowStream, FlowTransform, flow_
 from dali_pipelines.frame_flow import FrameFlow
 from dali_pipelines.frames import PairChoice, decode_frames, draw_offsets
 from htnet.config import AugmentConfig, DataConfig, FlipConfig, JitterConfig, TimeJitterConfig
-from htnet.data.flow import flow_images
+from htnet.data.flow.image import flow_images
 from htnet.data.regions import mosaic
-from htnet.data.store import Store, write_store
-from htnet.data.stored_frames import frame_member
+from htnet.data.store.frames import frame_member
+from htnet.data.store.writer import Store, write_store
 from htnet.errors import InputError
 
 CPU = torch.device("cpu")

@@ -19,10 +19,10 @@ from dali_pipelines import EpochSampler, FlowStream, FlowTransform, fit_transfor
 from dali_pipelines.frames import decode_frames
 from htnet.config import AugmentConfig, Config, DataConfig, PhotometricConfig, PrepareConfig, SourceConfig
 from htnet.data.extraction import extract
-from htnet.data.store import Store, write_store
-from htnet.data.synth import generate
+from htnet.data.store.writer import Store, write_store
+from htnet.data.synth.generate import generate
 from htnet.errors import InputError
-from launch.prepare import extraction_settings, make_plan
+from launch.commands.prepare import extraction_settings, make_plan
 
 CPU = torch.device("cpu")
 RECIPE = {"flow": {"method": "dis", "size": 28, "working_size": 64, "strain": "central"}}

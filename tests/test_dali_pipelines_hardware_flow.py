@@ -18,10 +18,10 @@ from test_htnet_flow import texture
 from dali_pipelines import flow_from_frames
 from dali_pipelines.hardware_flow import engine_vectors, flow_of_vectors, no_engine, pair_of
 from htnet.config import Config, DataConfig
-from htnet.data.flow import flow_image_tensor
-from htnet.data.store import write_store
+from htnet.data.flow.image import flow_image_tensor
+from htnet.data.store.writer import write_store
 from htnet.errors import InputError
-from launch.sweep import check_folds
+from launch.commands.sweep import check_folds
 
 __all__ = ["frames_store"]  # the fixture
 

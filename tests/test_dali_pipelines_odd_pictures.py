@@ -16,12 +16,12 @@ from test_dali_pipelines_frames import decoded, face, jpeg, store_of
 from test_htnet_adapters import clips, read
 
 from dali_pipelines import flow_from_frames
-from htnet.data.adapters.base import Clip
+from htnet.data.datasets.base import Clip
 from htnet.data.extraction import Extraction, ExtractionSettings, extract
+from htnet.data.faces.landmarks import LandmarkTable, read_landmarks
 from htnet.data.frames import list_frames, read_frame, to_gray
-from htnet.data.landmarks import LandmarkTable, read_landmarks
-from htnet.data.store import Store, write_store
-from htnet.data.synth import generate
+from htnet.data.store.writer import Store, write_store
+from htnet.data.synth.generate import generate
 
 SETTINGS = ExtractionSettings(keep_frames=True, working_size=96)
 RAW_SIDE = 128

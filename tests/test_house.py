@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from htnet import config_io
+from htnet.config import load as config_io
 from kernels.benchmarks.gpu_check import FOLD_NEEDS, INPUT_NEEDS
 from launch.cli import build_parser
 
@@ -25,7 +25,7 @@ def test_rooms_import_only_to_the_right():
 
 
 def test_the_configuration_reference_is_current():
-    command = [sys.executable, "-m", "htnet.config_io"]
+    command = [sys.executable, "-m", "htnet.config.load"]
     generated = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert (ROOT / "configs" / "README.md").read_text(encoding="utf-8") == generated
 

@@ -14,10 +14,10 @@ import xlwt
 from openpyxl import Workbook, load_workbook
 
 from htnet.config import SourceConfig
-from htnet.data.adapters import ADAPTERS, DATASETS, build_adapter
-from htnet.data.adapters.base import Clip, Entry, LeftOut
-from htnet.data.labels import load_scheme
-from htnet.data.synth import generate, plan_clips
+from htnet.data.datasets import ADAPTERS, DATASETS, build_adapter
+from htnet.data.datasets.base import Clip, Entry, LeftOut
+from htnet.data.datasets.labels import load_scheme
+from htnet.data.synth.generate import generate, plan_clips
 from htnet.errors import InputError
 
 BOOKS = {

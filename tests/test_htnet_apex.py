@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from htnet.data.apex import find_apex
-from htnet.data.landmarks import face_crop
-from htnet.data.synth import plan_clips, render_frame
+from htnet.data.faces.landmarks import face_crop
+from htnet.data.flow.apex import find_apex
+from htnet.data.synth.generate import plan_clips, render_frame
 from htnet.errors import InputError
 
 

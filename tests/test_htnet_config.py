@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from htnet import config as config_module
 from htnet.config import Config, DataConfig, HTNetConfig, SourceConfig, TrainConfig
-from htnet.config_io import (
+from htnet.config import run as config_module
+from htnet.config.load import (
     changed_keys,
     config_hash,
     dump_config,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from skimage import data
 
-from htnet.data.detectors import DETECTORS, Detector, Face, build_detector, choose_face, mtcnn, yunet
-from htnet.data.detectors.mtcnn import suppress
+from htnet.data.faces.detectors import DETECTORS, Detector, Face, build_detector, choose_face
+from htnet.data.faces.finder import mtcnn, yunet
+from htnet.data.faces.mtcnn import suppress
 from htnet.errors import InputError
 
 SEEN = [(203.4, 100.6), (246.6, 103.4), (225.6, 128.1), (204.4, 141.2), (244.0, 141.9)]

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from htnet.config import EngineConfig, HTNetConfig, TrainConfig
-from htnet.engine import (
+from htnet.errors import InputError
+from htnet.model import HTNet
+from htnet.training.engine import (
     Engine,
     build_optimizer,
     class_weights,
@@ -29,9 +31,7 @@ from htnet.engine import (
     learning_rate,
     resolve_device,
 )
-from htnet.errors import InputError
-from htnet.model import HTNet
-from htnet.optimizer import MasterAdam
+from htnet.training.master_adam import MasterAdam
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ENGINES = ["deepspeed", "torch"]
@@ -462,7 +462,7 @@ def test_the_compiled_step_of_adam_is_the_one_of_torchs_operations(decoupled, cl
             clip_norm=clip_norm,
         )
         if not compiled:
-            monkeypatch.setattr("htnet.optimizer._takes_loop", lambda parameter: False)
+            monkeypatch.setattr("htnet.training.master_adam._takes_loop", lambda parameter: False)
         optimizer.narrow(torch.bfloat16)
         assert bool(optimizer._kept) == compiled
         for _ in range(4):

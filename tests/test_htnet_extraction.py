@@ -15,16 +15,16 @@ from test_htnet_adapters import clips, read
 from test_htnet_release import make_release
 from test_htnet_video import overwrite
 
-from htnet.data.adapters.base import Clip
-from htnet.data.adapters.htnet_release import LANDMARKS, HTNetRelease
+from htnet.data.datasets.base import Clip
+from htnet.data.datasets.htnet_release import LANDMARKS, HTNetRelease
+from htnet.data.datasets.labels import load_scheme
 from htnet.data.extraction import ExtractionSettings, check_landmarks, extract, subject_table
-from htnet.data.flow import flow_images
+from htnet.data.faces.landmarks import LandmarkTable, read_landmarks
+from htnet.data.flow.image import flow_images
 from htnet.data.frames import list_frames
-from htnet.data.labels import load_scheme
-from htnet.data.landmarks import LandmarkTable, read_landmarks
-from htnet.data.store import write_store
-from htnet.data.synth import generate, plan_clips, true_flow
-from htnet.data.types import Emotion
+from htnet.data.samples import Emotion
+from htnet.data.store.writer import write_store
+from htnet.data.synth.generate import generate, plan_clips, true_flow
 from htnet.errors import InputError
 
 PLAN = {"subjects": 2, "clips": 3, "seed": 4, "image_size": 160}

@@ -14,13 +14,13 @@ import pytest
 from test_htnet_adapters import clips, read
 
 from htnet.config import PrepareConfig
-from htnet.data.adapters.base import Clip
-from htnet.data.detectors import DETECTORS, build_detector
+from htnet.data.datasets.base import Clip
 from htnet.data.extraction import Extraction, ExtractionSettings, extract
+from htnet.data.faces.detectors import DETECTORS, build_detector
+from htnet.data.faces.landmarks import LandmarkTable, face_crop, read_landmarks
 from htnet.data.frames import open_frames
-from htnet.data.landmarks import LandmarkTable, face_crop, read_landmarks
-from htnet.data.synth import generate
-from htnet.data.types import Landmarks
+from htnet.data.samples import Landmarks
+from htnet.data.synth.generate import generate
 from htnet.errors import InputError
 
 Picture = np.ndarray

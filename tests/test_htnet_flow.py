@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from htnet.data.flow import area_averaged, flow_images, flow_parameters, optical_flow
-from htnet.data.landmarks import face_crop
-from htnet.data.synth import plan_clips, render_frame, true_flow
-from htnet.data.tvl1 import TVL1
+from htnet.data.faces.landmarks import face_crop
+from htnet.data.flow.image import area_averaged, flow_images, flow_parameters, optical_flow
+from htnet.data.flow.tvl1 import TVL1
+from htnet.data.synth.generate import plan_clips, render_frame, true_flow
 
 METHODS = ("farneback", "dis")
 EVERY_METHOD = ("tvl1", *METHODS)

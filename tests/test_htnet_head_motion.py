@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from test_dali_pipelines_flow import DEVICES
 from torch import Tensor
 
-from htnet.data.flow import flow_image_tensor, landmark_tensor
-from htnet.data.head_motion import without_head_motion
-from htnet.data.landmarks import face_crop
-from htnet.data.synth_clips import SynthClip, plan_clips, render_frame, true_flow
-from htnet.data.tvl1 import tvl1
+from htnet.data.faces.landmarks import face_crop
+from htnet.data.flow.head_motion import without_head_motion
+from htnet.data.flow.image import flow_image_tensor, landmark_tensor
+from htnet.data.flow.tvl1 import tvl1
+from htnet.data.synth.clips import SynthClip, plan_clips, render_frame, true_flow
 
 SIDE = 64
 KINDS = pytest.mark.parametrize("kind", ["median", "landmarks"])

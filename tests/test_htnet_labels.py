@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from htnet.data.labels import SCHEMES, Label, OfficialList, OutOfScheme, load_scheme
-from htnet.data.types import SampleId
+from htnet.data.datasets.labels import SCHEMES, Label, OfficialList, OutOfScheme, load_scheme
+from htnet.data.samples import SampleId
 from htnet.errors import InputError
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from htnet.data.adapters.base import Clip
-from htnet.data.landmarks import COLUMNS68, LandmarkTable, read_landmarks
-from htnet.data.types import Landmarks, SampleId
+from htnet.data.datasets.base import Clip
+from htnet.data.faces.landmarks import COLUMNS68, LandmarkTable, read_landmarks
+from htnet.data.samples import Landmarks, SampleId
 from htnet.errors import InputError
 
 FACE = ((60.0, 70.0), (100.0, 70.0), (80.0, 92.0), (65.0, 112.0), (95.0, 112.0))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from htnet.data.landmarks import SOURCE_COLUMNS, UPSTREAM_COLUMNS, FaceCrop, check_face, face_crop, read_landmarks
-from htnet.data.synth_faces import draw_look, look_landmarks
-from htnet.data.types import SampleId
+from htnet.data.faces.landmarks import SOURCE_COLUMNS, UPSTREAM_COLUMNS, FaceCrop, check_face, face_crop, read_landmarks
+from htnet.data.samples import SampleId
+from htnet.data.synth.faces import draw_look, look_landmarks
 from htnet.errors import InputError
 
 FACE = ((60.0, 70.0), (100.0, 70.0), (80.0, 92.0), (65.0, 112.0), (95.0, 112.0))

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htnet.data.loso import loso_folds, validation_subjects
-from htnet.data.manifest import ManifestRow
-from htnet.data.store import Store
-from htnet.data.types import Sample, SampleId
+from htnet.data.samples import Sample, SampleId
+from htnet.data.store.manifest import ManifestRow
+from htnet.data.store.writer import Store
 from htnet.errors import InputError
 
 

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
-from htnet.data.adapters.htnet_release import LABELS, LANDMARKS, PICTURES, HTNetRelease, read_flow_picture
+from htnet.data.datasets.htnet_release import LABELS, LANDMARKS, PICTURES, HTNetRelease, read_flow_picture
+from htnet.data.datasets.labels import OfficialList, load_scheme
 from htnet.data.extraction import ExtractionSettings, check_landmarks, extract
-from htnet.data.labels import OfficialList, load_scheme
-from htnet.data.landmarks import SOURCE_COLUMNS, UPSTREAM_COLUMNS, read_landmarks
+from htnet.data.faces.landmarks import SOURCE_COLUMNS, UPSTREAM_COLUMNS, read_landmarks
 from htnet.data.prepared import PreparedSample
 from htnet.errors import InputError
 

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, recall_score
 
-from htnet import results
-from htnet.data.types import Sample, SampleId
+from htnet.data.samples import Sample, SampleId
 from htnet.errors import InputError
-from htnet.results import FoldRecord, RecordedSample, Validation
+from htnet.scoring import record as results
+from htnet.scoring.record import FoldRecord, RecordedSample, Validation
 
 FEW = {"num_classes": 3, "bootstrap": 50, "chance_trials": 20, "seed": 0}
 
@@ -135,7 +135,7 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(tmp_path):
     program = f"""
         import os, signal
         from pathlib import Path
-        from htnet import results
+        from htnet.scoring import record as results
         os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
         results.write_json_atomic(Path({str(path)!r}), {{"new": list(range(100000))}})
     """

@@ -23,11 +23,19 @@ from conftest import random_samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from htnet.data import store as store_module
-from htnet.data.manifest import SCHEMA, file_stem, manifest_digest, read_manifest, write_manifest
 from htnet.data.prepared import PreparedSample
-from htnet.data.store import FORMAT_VERSION, Store, open_store, remove_leftovers, staging, write_part, write_store
-from htnet.data.types import Sample, SampleId
+from htnet.data.samples import Sample, SampleId
+from htnet.data.store.manifest import SCHEMA, file_stem, manifest_digest, read_manifest, write_manifest
+from htnet.data.store.writer import (
+    FORMAT_VERSION,
+    Store,
+    open_store,
+    remove_leftovers,
+    staging,
+    write_part,
+    write_store,
+)
+from htnet.data.store.writer import writer as store_module
 from htnet.errors import InputError
 
 RECIPE = {"sources": [{"adapter": "made up"}]}
@@ -370,7 +378,7 @@ def write_slowly(path: Path, seconds: float, begun) -> None:
 def processes():
     context = multiprocessing.get_context("forkserver")
     # what this module imports, once instead of in every writer
-    context.set_forkserver_preload(["pytest", "hypothesis", "htnet.data.store"])
+    context.set_forkserver_preload(["pytest", "hypothesis", "htnet.data.store.writer"])
     return context
 
 

@@ -19,13 +19,13 @@ from test_htnet_adapters import clips, read
 from test_htnet_store import content
 
 from htnet.config import PrepareConfig, SourceConfig
-from htnet.data.adapters.base import Clip
+from htnet.data.datasets.base import Clip
 from htnet.data.extraction import ExtractionSettings, extract
+from htnet.data.faces.landmarks import LandmarkTable, face_crop, read_landmarks
 from htnet.data.frames import list_frames, read_frame
-from htnet.data.landmarks import LandmarkTable, face_crop, read_landmarks
-from htnet.data.store import Store, open_store, write_store
-from htnet.data.stored_frames import frame_member, nearest_member, neighbours
-from htnet.data.synth import generate
+from htnet.data.store.frames import frame_member, nearest_member, neighbours
+from htnet.data.store.writer import Store, open_store, write_store
+from htnet.data.synth.generate import generate
 from htnet.data.video import VideoFrames
 from htnet.errors import InputError
 

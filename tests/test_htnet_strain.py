@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from htnet.data.strain import optical_strain
+from htnet.data.flow.strain import optical_strain
 
 KINDS = ("central", "forward", "backward", "sobel")
 

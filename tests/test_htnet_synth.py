@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from htnet.data.landmarks import face_crop
-from htnet.data.synth import (
+from htnet.data.faces.landmarks import face_crop
+from htnet.data.samples import Emotion
+from htnet.data.synth.generate import (
     COMPOSITE,
     DATASETS,
     UNREADABLE,
@@ -22,9 +23,8 @@ from htnet.data.synth import (
     render_frame,
     true_flow,
 )
-from htnet.data.synth_like import read_clip_list
-from htnet.data.synth_motion import backward_field, expression, forward_flow
-from htnet.data.types import Emotion
+from htnet.data.synth.like import read_clip_list
+from htnet.data.synth.motion import backward_field, expression, forward_flow
 from htnet.errors import InputError
 
 SMALL = {"subjects": 2, "clips": 3, "image_size": 96}
@@ -90,7 +90,7 @@ def test_an_interrupted_generation_leaves_nothing_behind(tmp_path: Path, monkeyp
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("htnet.data.synth.render_frame", fail)
+    monkeypatch.setattr("htnet.data.synth.generate.render_frame", fail)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "raw", **SMALL)
     assert list(tmp_path.iterdir()) == []

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from openpyxl import Workbook
 from test_htnet_adapters import make
 
-from htnet.data.cells import mark_of, number_of, text_of, whole_of
-from htnet.data.tables import read_plain, read_rows
+from htnet.data.datasets.cells import mark_of, number_of, text_of, whole_of
+from htnet.data.datasets.tables import read_plain, read_rows
 from htnet.errors import InputError
 
 ROWS = [["a title"], [], ["Subject", "Onset", None, "Emotion"], [1.0, "7", None, " happy "], [], ["x", None, None, ""]]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from skimage.registration import optical_flow_tvl1
 from test_htnet_flow import texture
 
-from htnet.data.synth_pairs import synth_pairs
-from htnet.data.tvl1 import TVL1, blurred, median_filtered, tvl1, warped
+from htnet.data.flow.tvl1 import TVL1, blurred, median_filtered, tvl1, warped
+from htnet.data.synth.pairs import synth_pairs
 
 
 def flow_of(onset: np.ndarray, apex: np.ndarray, parameters: TVL1 | None = None) -> np.ndarray:

@@ -25,7 +25,7 @@ from kernels.benchmarks.runner import Plan, measure
 from kernels.benchmarks.static import kernel_rows
 from kernels.reference import local_attention_reference
 from kernels.testing import BLOCK_TOLERANCES
-from launch.profile import add_arguments
+from launch.commands.profiling import add_arguments
 
 CPU = torch.device("cpu")
 TINY = {"tokens": "2x3", "head_dim": "5", "heads": "2", "blocks_per_side": "2"}
@@ -162,7 +162,7 @@ def kernels_and_cases(monkeypatch, cases, card="h200") -> tuple[list[tuple[str, 
         seen.append(dim)
         return SimpleNamespace(kernel="fused", arch=arch, **figures)
 
-    monkeypatch.setattr("kernels.compile.compile_case", fake_core)
+    monkeypatch.setattr("kernels.local_attention.compile.compile_case", fake_core)
     monkeypatch.setattr("kernels.attention_block.compile.compile_block", fake_block)
     rows = list(kernel_rows(cases, CARDS[card]))
     assert {row.arch for row in rows} <= {CARDS[card].arch}
@@ -436,13 +436,13 @@ def test_steps_after_the_total_time_are_left_out(tmp_path):
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_steps_know_the_options_of_the_programs_they_call(tmp_path, quick, monkeypatch):
     # not at the top: this file's GPU tests run where DALI is absent
-    profile_input = pytest.importorskip("launch.profile_input")
+    profile_input = pytest.importorskip("launch.benchmarks.input")
     monkeypatch.setattr(gpu_check, "_installed", lambda name: name not in ("ray", "deepspeed"))
     steps = gpu_check.make_steps(tmp_path, quick=quick)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     for step in steps:
-        if "launch.profile" in step.arguments:
+        if "launch.commands.profiling" in step.arguments:
             options = parser.parse_args(step.arguments[2:])
             assert options.out == tmp_path
             pairs = dict(part.split("=") for text in options.overrides for part in text.split())

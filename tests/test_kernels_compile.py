@@ -24,7 +24,7 @@ SCRIPT = """
 import json, multiprocessing, sys
 from dataclasses import asdict
 from kernels.attention_block.compile import compile_block
-from kernels.compile import Case, compile_case
+from kernels.local_attention.compile import Case, compile_case
 
 def rows(task):
     case, channels, arch = task
@@ -51,7 +51,7 @@ def run_without_interpreter(command, text=""):
 
 def compile_all(wanted):
     """Rows of (case, channels, architecture) triples; what no test has asked for yet is compiled."""
-    from kernels.compile import Resources
+    from kernels.local_attention.compile import Resources
 
     missing = [task for task in dict.fromkeys(wanted) if task not in KNOWN]
     # the longest first, so that no core ends with one: without matrix units every product is unrolled
@@ -65,7 +65,7 @@ def compile_all(wanted):
 
 
 def core(cases):
-    from kernels.compile import ARCHITECTURES
+    from kernels.local_attention.compile import ARCHITECTURES
 
     return [(case, None, arch) for case in cases for arch in ARCHITECTURES]
 
@@ -76,13 +76,13 @@ def blocks(shapes):
 
 def in_use():
     """Rows of the shapes that the model is run with, and of one whose rows are aligned."""
-    from kernels.compile import IN_USE, Case
+    from kernels.local_attention.compile import IN_USE, Case
 
     return compile_all([*core(IN_USE), (Case(block_h=4, block_w=4, head_dim=80), None, "sm_90")])
 
 
 def assert_it_fits(rows):
-    from kernels.compile import ARCHITECTURES, SHARED_LIMIT
+    from kernels.local_attention.compile import ARCHITECTURES, SHARED_LIMIT
 
     for row in rows:
         # what ptxas makes of it differs from version to version; Triton 3.9 spills in two backwards
@@ -102,7 +102,7 @@ def every_tile():
 
     But for float32 with more than 32 tokens: 85, and none of over 96, which spills (kernels/README.md).
     """
-    from kernels.compile import Case
+    from kernels.local_attention.compile import Case
 
     shapes = [(block, width, "bf16") for block in ((2, 4), (4, 4), (4, 8), (8, 8), (16, 16)) for width in (96, 128)]
     shapes += [(block, width, "fp32") for block in ((2, 4), (4, 4)) for width in (48, 128)]
@@ -166,7 +166,7 @@ def test_products_of_16_bit_run_on_matrix_units_and_aligned_rows_load_16_bytes_a
 @pytest.mark.slow
 def test_the_fused_block_in_use_neither_spills_nor_exceeds_the_shared_memory_of_a_card():
     from kernels.attention_block.compile import IN_USE
-    from kernels.compile import SHARED_LIMIT
+    from kernels.local_attention.compile import SHARED_LIMIT
 
     for row in compile_all(blocks(IN_USE)):
         assert not PINNED or (row.spilled == 0 and row.stack == 0), row
@@ -177,17 +177,19 @@ def test_the_fused_block_in_use_neither_spills_nor_exceeds_the_shared_memory_of_
 @pytest.mark.slow
 def test_the_command_prints_the_table_of_a_shape():
     shape = ["--tokens", "16", "--head-dim", "85", "--arch", "sm_90"]
-    lines = run_without_interpreter(["-m", "kernels.compile", *shape]).splitlines()
+    lines = run_without_interpreter(["-m", "kernels.local_attention.compile", *shape]).splitlines()
     assert [line.split()[0] for line in lines] == ["kernel", "packed_forward", "packed_backward"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PINNED, reason="the tables are of the Triton that torch pins")
-@pytest.mark.parametrize("fused", [False, True], ids=["kernels.compile", "kernels.attention_block.compile"])
+@pytest.mark.parametrize(
+    "fused", [False, True], ids=["kernels.local_attention.compile", "kernels.attention_block.compile"]
+)
 def test_the_tables_of_the_readme_are_what_the_command_prints(fused, monkeypatch, capsys):
     """The command itself, with the rows that are known already: of compiling them anew only the time would differ."""
-    from kernels import compile as core_command
     from kernels.attention_block import compile as block_command
+    from kernels.local_attention import compile as core_command
 
     command = block_command if fused else core_command
     shown = blocks((*block_command.IN_USE, *block_command._SHOWN)) if fused else core(core_command.IN_USE)
@@ -204,7 +206,7 @@ def test_the_tables_of_the_readme_are_what_the_command_prints(fused, monkeypatch
 
 @pytest.mark.parametrize("arguments", [["--readme", "--dtype", "fp32"], ["--readme", "--tokens", "4"], []])
 def test_the_table_of_the_readme_and_a_shape_of_ones_own_are_not_mixed(arguments, capsys):
-    from kernels.compile import main
+    from kernels.local_attention.compile import main
 
     with pytest.raises(SystemExit) as done:
         main(arguments)

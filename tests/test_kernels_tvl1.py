@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_htnet_flow import texture
 
-from htnet.data.tvl1 import TVL1, _flow_of_chunk, _refined, _refined_by_loops, tvl1
+from htnet.data.flow.tvl1 import TVL1, _flow_of_chunk, _refined, _refined_by_loops, tvl1
 
 
 def both(onsets: torch.Tensor, apexes: torch.Tensor, parameters: TVL1) -> list[torch.Tensor]:

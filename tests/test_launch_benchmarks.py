@@ -13,7 +13,7 @@ import torch
 from test_htnet_model import CASES, golden_config, load_golden, relative_error
 
 from htnet import HTNet, HTNetConfig
-from htnet.config_io import dump_config, load_config
+from htnet.config.load import dump_config, load_config
 from kernels.benchmarks.record import check_columns
 from launch.benchmarks import apex, end_to_end, flow, head_motion
 from launch.benchmarks.end_to_end import (
@@ -82,7 +82,7 @@ def test_results_are_appended_under_one_header(tmp_path):
 
 
 def test_the_results_that_are_kept_have_the_columns_that_are_written():
-    from launch import profile_input
+    from launch.benchmarks import input as profile_input
 
     kept = ROOT / "docs" / "benchmarks" / "results"
     check_columns(kept / end_to_end.RESULTS, end_to_end.COLUMNS)

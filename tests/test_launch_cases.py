@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-import launch.prepare
+import launch.commands.prepare
 from htnet.config import ResourcesConfig
-from htnet.data.store import open_store
+from htnet.data.store.writer import open_store
 from launch import cli
-from launch.scheduler import ray_cluster
+from launch.pool import ray_cluster
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def case(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def one_ray():
     """One Ray for the cases whose frames matter."""
     with ray_cluster(None, ResourcesConfig()) as ray, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray))
+        patch.setattr(launch.commands.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray))
         yield
 
 

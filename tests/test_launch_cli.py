@@ -17,11 +17,12 @@ from test_htnet_release import CLIPS, PICTURES, make_release, write_labels
 
 from htnet import __version__
 from htnet.config import Config
-from htnet.config_io import config_hash, load_config, parse_yaml, validate_config
-from htnet.data.adapters.htnet_release import LABELS, LANDMARKS
-from htnet.data.store import FORMAT_VERSION, open_store
-from launch import cli, doctor, prepare
-from launch.run_folder import open_run
+from htnet.config.load import config_hash, load_config, parse_yaml, validate_config
+from htnet.data.datasets.htnet_release import LABELS, LANDMARKS
+from htnet.data.store.writer import FORMAT_VERSION, open_store
+from launch import cli
+from launch.commands import doctor, prepare
+from launch.run.folder import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("synth", "prepare", "sweep", "report", "doctor")

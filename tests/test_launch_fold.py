@@ -18,13 +18,13 @@ from conftest import ROOT, random_samples
 from test_dali_pipelines_frame_flow import write_frames
 
 from htnet.config import AugmentConfig, Config, TimeJitterConfig
-from htnet.config_io import config_hash, dump_config
+from htnet.config.load import config_hash, dump_config
 from htnet.data.loso import loso_folds, validation_subjects
-from htnet.data.store import open_store, write_store
-from htnet.results import FoldRecord
-from launch import fold_task
-from launch.fold_task import FoldSpec, FoldTraining, fold_seed, run_fold, tidy_up
-from launch.scheduler import Progress, read_progress
+from htnet.data.store.writer import open_store, write_store
+from htnet.scoring.record import FoldRecord
+from launch.pool import Progress, read_progress
+from launch.tasks import fold as fold_task
+from launch.tasks.fold import FoldSpec, FoldTraining, fold_seed, run_fold, tidy_up
 
 KILLED = 137
 
@@ -205,8 +205,8 @@ def test_without_checkpoints_an_interrupted_fold_starts_again(make_spec, die_in_
 _DIES = """
 import os, pickle, sys
 from pathlib import Path
-import launch.fold_task as fold_task
-from launch.fold_task import FoldTraining, run_fold
+import launch.tasks.fold as fold_task
+from launch.tasks.fold import FoldTraining, run_fold
 
 spec = pickle.loads(Path(sys.argv[1]).read_bytes())
 steps, last = [0], int(sys.argv[2])
@@ -313,7 +313,7 @@ def store_with_nan(folder: Path, number: int):
 
 @pytest.mark.parametrize("standardise", [False, True])
 def test_a_flow_image_that_holds_nan_is_no_training(make_spec, tmp_path, standardise, monkeypatch):
-    monkeypatch.setattr("htnet.data.store._check_image", lambda item: None)  # as a store from elsewhere may be
+    monkeypatch.setattr("htnet.data.store.writer._check_image", lambda item: None)  # as a store from elsewhere may be
     store = store_with_nan(tmp_path / "store", 0)
     outcome = run_fold(make_spec(1, store=store, data={"standardise": standardise}))
     assert outcome.reason.startswith("fold casme2/sub01: the training loss became nan in epoch 1 of 5, step ")

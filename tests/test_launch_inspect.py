@@ -14,9 +14,10 @@ from conftest import random_samples
 from matplotlib.image import imread
 
 from htnet.config import MagnifyConfig, RotateConfig
-from htnet.data.store import Store, write_store
-from launch import cli, inspect
-from launch.inspect import STRETCHED, _sheet, _views, flow_colours, pick_rows
+from htnet.data.store.writer import Store, write_store
+from launch import cli
+from launch.commands import inspect_store as inspect
+from launch.commands.inspect_store import STRETCHED, _sheet, _views, flow_colours, pick_rows
 
 RED, CYAN = (1.0, 0.0, 0.0), (0.0, 1.0, 1.0)
 

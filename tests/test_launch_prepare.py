@@ -31,21 +31,22 @@ from test_htnet_landmark_tables import openface, openface_row
 from test_htnet_release import CLIPS, make_release
 from test_launch_sweep import free_port, ray_head, served
 
-import launch.prepare
-import launch.prepare_plan
+import launch.commands.prepare
+import launch.plan
 from htnet.config import PrepareConfig, ResourcesConfig, SourceConfig
-from htnet.config_io import load_config
-from htnet.data.detectors import build_detector, mtcnn
+from htnet.config.load import load_config
 from htnet.data.extraction import ExtractionSettings
+from htnet.data.faces.detectors import build_detector
+from htnet.data.faces.finder import mtcnn
+from htnet.data.faces.landmarks import SOURCE_COLUMNS, LandmarkTable, read_landmarks
 from htnet.data.frames import list_frames
-from htnet.data.landmarks import SOURCE_COLUMNS, LandmarkTable, read_landmarks
-from htnet.data.store import Staging, open_store, staging
-from htnet.data.synth import generate
+from htnet.data.store.writer import Staging, open_store, staging
+from htnet.data.synth.generate import generate
 from launch import cli
-from launch.prepare_plan import make_plan
-from launch.prepare_report import Progress
-from launch.prepare_task import SubjectOutcome, SubjectTask, prepare_subject
-from launch.scheduler import ray_cluster
+from launch.plan import make_plan
+from launch.pool import ray_cluster
+from launch.report.store import Progress
+from launch.tasks.subject import SubjectOutcome, SubjectTask, prepare_subject
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ("casme2", "samm")
@@ -70,7 +71,9 @@ def ray_of_all(tmp_path_factory):
 @pytest.fixture
 def started_ray(ray_of_all, monkeypatch):
     """One Ray for many tests, because to start it takes longer than all of them."""
-    monkeypatch.setattr(launch.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all))
+    monkeypatch.setattr(
+        launch.commands.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all)
+    )
 
 
 def sources(raw: Path) -> list[dict[str, str]]:
@@ -108,7 +111,9 @@ def times_of_shards(folder: Path) -> dict[str, int]:
 def undisturbed(raw, ray_of_all, tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all))
+        patch.setattr(
+            launch.commands.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all)
+        )
         assert run(configured(folder, raw)) == 0
     return content(folder / "store")
 
@@ -253,17 +258,19 @@ def test_what_is_done_stays_when_the_machines_cannot_be_used(
     (partial / "parts" / "casme2" / "sub01.json").unlink()
     before = times_of_shards(partial)
     capsys.readouterr()
-    monkeypatch.setattr(launch.prepare, "ray_cluster", ray_cluster)
+    monkeypatch.setattr(launch.commands.prepare, "ray_cluster", ray_cluster)
     port = free_port()
     assert run(interrupted, "--address", f"127.0.0.1:{port}") == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"htnet prepare: --address 127.0.0.1:{port}: no Ray cluster answers there: ")
-    monkeypatch.setattr(launch.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all))
+    monkeypatch.setattr(
+        launch.commands.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all)
+    )
     assert run(interrupted, "--set", "prepare.gpus_per_task=64", "--set", "prepare.device=cpu") == 2
     assert "no node has as many CPUs and GPUs" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         unseen = "node x: the sources: not there"
-        patch.setattr(launch.prepare, "prepare_subject", lambda task: SubjectOutcome(clips=2, unfit=unseen))
+        patch.setattr(launch.commands.prepare, "prepare_subject", lambda task: SubjectOutcome(clips=2, unfit=unseen))
         assert run(interrupted) == 2
         assert capsys.readouterr().err == f"htnet prepare: {unseen}\n"
     assert times_of_shards(partial) == before
@@ -275,7 +282,7 @@ def test_what_is_done_stays_when_the_machines_cannot_be_used(
 
 
 def test_a_store_of_which_everything_was_done_needs_no_cluster(interrupted, tmp_path, undisturbed, monkeypatch):
-    monkeypatch.setattr(launch.prepare, "ray_cluster", None)
+    monkeypatch.setattr(launch.commands.prepare, "ray_cluster", None)
     assert run(interrupted) == 0
     assert content(tmp_path / "store") == undisturbed
 
@@ -289,7 +296,7 @@ def test_what_was_made_in_another_way_is_removed_and_that_is_said(interrupted, t
 
 
 def test_parts_of_other_versions_are_not_mixed_with_those_of_this_one(interrupted, monkeypatch, capsys):
-    monkeypatch.setattr(launch.prepare, "package_version", lambda name: "0.1")
+    monkeypatch.setattr(launch.commands.prepare, "package_version", lambda name: "0.1")
     assert run(interrupted) == 0
     assert "was made from other input, settings or versions: removed" in capsys.readouterr().out
 
@@ -309,7 +316,7 @@ def test_a_subject_that_the_machine_failed_stops_no_other_and_can_be_mended(
         return prepare_subject(task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(launch.prepare, "prepare_subject", unlucky)
+        patch.setattr(launch.commands.prepare, "prepare_subject", unlucky)
         assert run(config) == 1
     out = capsys.readouterr().out
     assert "casme2/sub01: not done: node x: No space left on device" in out
@@ -337,7 +344,7 @@ def test_a_task_tells_what_the_machine_refused_in_a_line_and_a_defect_with_its_t
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("htnet.data.store.write_part", fail)
+    monkeypatch.setattr("htnet.data.store.writer.write_part", fail)
     done = prepare_subject(task_of(raw, tmp_path))
     assert outcome[0] in done.failed
     assert (done.traceback is not None) == outcome[1]
@@ -375,7 +382,7 @@ def test_a_subject_whose_record_the_driver_does_not_see_is_an_error_not_a_gap(
     def elsewhere(task: SubjectTask) -> SubjectOutcome:
         return SubjectOutcome(clips=2) if task.subject == "007" else prepare_subject(task)
 
-    monkeypatch.setattr(launch.prepare, "prepare_subject", elsewhere)
+    monkeypatch.setattr(launch.commands.prepare, "prepare_subject", elsewhere)
     assert run(configured(tmp_path, raw)) == 2
     assert "samm/007 is done, says its worker, but is not there; the store must lie on" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
@@ -475,7 +482,7 @@ def test_a_task_that_fits_nowhere_is_refused_by_the_keys_of_prepare(raw, tmp_pat
 
 
 def test_a_gpu_that_no_task_is_given_is_refused_before_any_work(raw, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(launch.prepare, "ray_cluster", None)
+    monkeypatch.setattr(launch.commands.prepare, "ray_cluster", None)
     config = configured(tmp_path, raw, device="cuda")
     for options in ((), ("--dry-run",)):
         assert run(config, *options) == 2
@@ -558,8 +565,8 @@ def test_the_frames_of_a_recording_are_looked_at_once_for_all_its_clips(tmp_path
     root = make(tmp_path / "own", "samples.csv", numbers, ["film"])
     (root / "landmarks.csv").write_text(",".join(["dataset", "subject", "clip", *SOURCE_COLUMNS]) + "\n")
     looked_at = []
-    size = launch.prepare_plan._size
-    monkeypatch.setattr(launch.prepare_plan, "_size", lambda file: looked_at.append(file.name) or size(file))
+    size = launch.plan._size
+    monkeypatch.setattr(launch.plan, "_size", lambda file: looked_at.append(file.name) or size(file))
     prepare = PrepareConfig(sources=(SourceConfig(adapter="csv", root=str(root)),))
     before = make_plan(prepare).recipe
     assert looked_at == ["1.jpg"]
@@ -838,7 +845,7 @@ def test_a_kill_when_the_store_has_just_got_its_name_costs_no_report(interrupted
 
 def test_the_line_counts_what_this_run_did_and_reckons_the_rest_from_it(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("launch.prepare_report.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("launch.report.store.time.monotonic", lambda: now[0])
     text = io.StringIO()
     with Progress(Console(file=text, width=200), clips=40, subjects=6, before=[10, 10]) as progress:
         now[0] = 110.0

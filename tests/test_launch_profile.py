@@ -16,8 +16,9 @@ from test_kernels_benchmarks import measured
 
 from kernels.benchmarks.providers import PROVIDERS, select_providers
 from kernels.benchmarks.record import read_rows
-from launch import cli, profile
+from launch import cli
 from launch.benchmarks import end_to_end
+from launch.commands import profiling as profile
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--set", "tokens=4 head_dim=5 heads=2", "--set", "blocks_per_side=2", "--rounds", "2")
@@ -209,7 +210,7 @@ def test_goals_are_ratios_to_the_quickest_rival_of_the_same_case_and_mode():
 def test_it_runs_where_the_packages_for_data_and_clusters_are_absent():
     script = (
         f"import sys; [sys.modules.__setitem__(name, None) for name in {ABSENT}]; "
-        "from launch.profile import main; sys.exit(main(sys.argv[1:]))"
+        "from launch.commands.profiling import main; sys.exit(main(sys.argv[1:]))"
     )
     for arguments in (["--dry-run"], ["--training", "--set", "tiny=1", "--rounds", "1"]):
         command = [sys.executable, "-c", script, *arguments]

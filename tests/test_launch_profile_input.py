@@ -11,10 +11,11 @@ import torch
 
 from dali_pipelines import EpochSampler, FlowStream, fit_transform
 from htnet.config import HTNetConfig
-from launch import cli, profile_input
+from launch import cli
+from launch.benchmarks import input as profile_input
 from launch.benchmarks import input_rivals
+from launch.benchmarks.input import CASES, DIFFERENCE, OURS, PROVIDERS, Plan, Result, check_equal
 from launch.benchmarks.input_rivals import PlainBatches, make_frame_store, make_store
-from launch.profile_input import CASES, DIFFERENCE, OURS, PROVIDERS, Plan, Result, check_equal
 
 CPU = torch.device("cpu")
 TINY = ("--input", "--set", "samples=12 batch=8 steps=1", "--rounds", "2")

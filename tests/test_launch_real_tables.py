@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from htnet.data.adapters import ADAPTERS
-from htnet.data.labels import load_scheme
+from htnet.data.datasets import ADAPTERS
+from htnet.data.datasets.labels import load_scheme
 from launch import cli
 
 OFFICIAL = "megc2019/combined_3class_gt.csv"

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from htnet import results
 from htnet.errors import InputError
-from htnet.results import FoldRecord, RecordedSample, Validation
+from htnet.scoring import record as results
+from htnet.scoring.record import FoldRecord, RecordedSample, Validation
 from launch import cli
 from launch.report import summary_table, write_report
 

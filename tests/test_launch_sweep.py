@@ -25,19 +25,17 @@ import ray as installed_ray
 from conftest import ROOT
 from rich.console import Console
 
-import launch.scheduler
-import launch.sweep
+import launch.commands.sweep
+import launch.pool
 from htnet.config import Config, ResourcesConfig
-from htnet.config_io import dump_config
-from htnet.data.store import open_store
-from htnet.data.types import Fold
+from htnet.config.load import dump_config
+from htnet.data.samples import Fold
+from htnet.data.store.writer import open_store
 from htnet.errors import InputError, StartError
-from htnet.results import FoldRecord
+from htnet.scoring.record import FoldRecord
 from launch.cli import main
-from launch.fold_task import FoldOutcome, FoldSpec
-from launch.live import LiveBoard
-from launch.run_folder import checkout, open_run
-from launch.scheduler import (
+from launch.commands.sweep import finish_run, rescore, sweep
+from launch.pool import (
     LONGEST_FOLDER,
     Flight,
     Scheduler,
@@ -46,7 +44,9 @@ from launch.scheduler import (
     _session_folder,
     usable_cpus,
 )
-from launch.sweep import finish_run, rescore, sweep
+from launch.run.folder import checkout, open_run
+from launch.screen import LiveBoard
+from launch.tasks.fold import FoldOutcome, FoldSpec
 
 ALL = [f"{dataset}/sub{person:02d}" for dataset in ("casme2", "samm", "smic") for person in range(3)]
 RESULTS = ("predictions.csv", "summary.json")
@@ -231,7 +231,7 @@ _INTERRUPTED = """
 import os, sys, time
 from pathlib import Path
 from htnet.config import ResourcesConfig
-from launch.scheduler import Scheduler, ray_cluster
+from launch.pool import Scheduler, ray_cluster
 from test_launch_sweep import make_specs
 
 folder = Path(sys.argv[1])
@@ -271,7 +271,7 @@ def no_tmpdir(monkeypatch, tmp_path):
     for name in ("RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
-        monkeypatch.setattr(launch.scheduler, "_LAST_RESORT", folder)
+        monkeypatch.setattr(launch.pool, "_LAST_RESORT", folder)
         yield Path(folder)
 
 
@@ -308,7 +308,7 @@ def test_a_folder_that_ray_cannot_use_is_named(no_tmpdir, monkeypatch, caplog, n
     [record] = caplog.records
     assert record.getMessage().startswith(f"{name}={no_tmpdir}/{below}: {rule}")
     assert record.getMessage().endswith(f"; Ray's sockets and logs are in {no_tmpdir}/ray instead")
-    monkeypatch.setattr(launch.scheduler, "_LAST_RESORT", "/proc")
+    monkeypatch.setattr(launch.pool, "_LAST_RESORT", "/proc")
     with pytest.raises(StartError) as caught:
         _session_folder()
     assert f"{name}={no_tmpdir}/{below}: {rule}" in str(caught.value)
@@ -391,7 +391,7 @@ def run_sweep(ray):
     def run(config: Config, out: Path) -> Swept:
         text = io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(launch.sweep, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray))
+            patch.setattr(launch.commands.sweep, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray))
             code = sweep(config, out, None, Console(file=text, width=80))
         return Swept(code, text.getvalue())
 
@@ -466,7 +466,7 @@ def test_two_folds_at_a_time_predict_the_same(reference, run_sweep, sweep_config
 
 
 def test_a_fold_whose_record_the_driver_does_not_find_has_failed(sweep_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch.sweep, "ray_cluster", lambda address, resources: contextlib.nullcontext())
+    monkeypatch.setattr(launch.commands.sweep, "ray_cluster", lambda address, resources: contextlib.nullcontext())
     done = [FoldOutcome(fold=fold, seconds=1.0) for fold in ALL]
     monkeypatch.setattr(Scheduler, "run", lambda self, specs: [self.on_finish(outcome) for outcome in done])
     assert sweep(sweep_config, tmp_path / "run", None, Console(file=io.StringIO())) == 1
@@ -627,8 +627,8 @@ def test_where_files_cannot_be_locked_the_run_goes_on_and_says_so(sweep_config, 
     def refuse(file, operation):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("launch.run_folder.fcntl.flock", refuse)
-    monkeypatch.setattr(launch.sweep, "_run_folds", lambda *_: ({}, False))
+    monkeypatch.setattr("launch.run.folder.fcntl.flock", refuse)
+    monkeypatch.setattr(launch.commands.sweep, "_run_folds", lambda *_: ({}, False))
     text = io.StringIO()
     sweep(sweep_config, tmp_path / "run", None, Console(file=text))
     assert f"{tmp_path / 'run'}: no lock there ({os.strerror(code)}): nothing keeps a second driver" in text.getvalue()
@@ -667,7 +667,7 @@ def test_the_environment_names_the_commit_where_the_code_is_a_checkout(tmp_path,
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
         return subprocess.run(["git", *identity, *command], cwd=tmp_path, check=True, capture_output=True, text=True)
 
-    monkeypatch.setattr("launch.run_folder.__file__", str(tmp_path / "launch" / "run_folder.py"))
+    monkeypatch.setattr("launch.run.folder.__file__", str(tmp_path / "launch" / "run" / "folder.py"))
     assert checkout() == {}
     git("init")
     (tmp_path / "file").write_text("1")
@@ -690,7 +690,7 @@ def test_the_signal_of_a_batch_system_is_an_interrupt_though_ray_takes_it_for_it
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
         yield None
 
-    monkeypatch.setattr(launch.sweep, "ray_cluster", like_rays)
+    monkeypatch.setattr(launch.commands.sweep, "ray_cluster", like_rays)
     monkeypatch.setattr(Scheduler, "run", lambda self, specs: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     text = io.StringIO()
@@ -964,7 +964,7 @@ def test_the_board_counts_what_is_done_in_flight_and_left(tmp_path, reference):
 
 def test_time_left_is_reckoned_from_what_was_trained_not_from_what_checkpoints_held(tmp_path, reference, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("launch.live.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("launch.screen.time.monotonic", lambda: now[0])
     records = [FoldRecord.read(path) for path in sorted((reference / "folds").iterdir())[:2]]
     specs = make_specs(tmp_path, 2)
     board = LiveBoard(Console(file=io.StringIO()), total=4, done=records[:1], epochs=100, num_classes=3)

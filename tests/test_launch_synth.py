@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import yaml
 
-import launch.prepare
+import launch.commands.prepare
 from htnet.config import PrepareConfig, ResourcesConfig, SourceConfig
-from htnet.data.adapters import ADAPTERS
-from htnet.data.adapters.base import APEX_NOT_CODED, MISSING_FRAMES
+from htnet.data.datasets import ADAPTERS
+from htnet.data.datasets.base import APEX_NOT_CODED, MISSING_FRAMES
 from htnet.data.extraction import Extraction, ExtractionSettings, extract
-from htnet.data.store import open_store
-from htnet.data.synth import DATASETS, plan_clips, true_flow
-from htnet.data.synth_layouts.files import write_table
-from htnet.data.synth_like import TABLES, read_like
+from htnet.data.store.writer import open_store
+from htnet.data.synth.generate import DATASETS, plan_clips, true_flow
+from htnet.data.synth.layouts.files import write_table
+from htnet.data.synth.like import TABLES, read_like
 from launch import cli
-from launch.prepare_plan import Plan, make_plan
-from launch.scheduler import ray_cluster
+from launch.plan import Plan, make_plan
+from launch.pool import ray_cluster
 
 NO_APEX = ("smic", "casme3_c")
 """Their annotations have none, so that every clip's is found."""
@@ -390,7 +390,9 @@ def test_the_owners_own_annotations_run_to_a_store(
 ):
     if not (shared_data / file).is_file():
         pytest.skip(f"{shared_data / file} not found")
-    monkeypatch.setattr(launch.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(one_ray))
+    monkeypatch.setattr(
+        launch.commands.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(one_ray)
+    )
     assert cli.main(["synth", str(tmp_path / "raw"), "--like", str(shared_data / file), *options]) == 0
     # what is printed is a whole configuration
     written, told = capsys.readouterr().out.splitlines()

@@ -20,19 +20,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from htnet.data.adapters.base import APEX_AT_ONSET, APEX_EQUALS_ONSET, Clip, FlowPicture, LeftOut
-from htnet.data.adapters.htnet_release import read_flow_picture
-from htnet.data.apex import APEX_FOUND, find_apex, spotting_recipe
-from htnet.data.detectors import Detector, build_detector
-from htnet.data.faces import FaceFinder, LandmarkPolicy, Located, NoFaceError, onset_of
-from htnet.data.flow import FlowMethod, flow_images, flow_parameters
+from htnet.data.datasets.base import APEX_AT_ONSET, APEX_EQUALS_ONSET, Clip, FlowPicture, LeftOut
+from htnet.data.datasets.htnet_release import read_flow_picture
+from htnet.data.faces.detectors import Detector, build_detector
+from htnet.data.faces.finder import FaceFinder, LandmarkPolicy, Located, NoFaceError, onset_of
+from htnet.data.faces.landmarks import CROP_RATIO, FaceCrop, LandmarkTable, face_crop
+from htnet.data.flow.apex import APEX_FOUND, find_apex, spotting_recipe
+from htnet.data.flow.head_motion import HeadMotion
+from htnet.data.flow.image import FlowMethod, flow_images, flow_parameters
+from htnet.data.flow.strain import StrainKind
 from htnet.data.frames import FolderFrames, Frames, open_frames, resized, to_gray
-from htnet.data.head_motion import HeadMotion
-from htnet.data.landmarks import CROP_RATIO, FaceCrop, LandmarkTable, face_crop
 from htnet.data.prepared import PreparedSample
-from htnet.data.stored_frames import frame_member, neighbours
-from htnet.data.strain import StrainKind
-from htnet.data.types import Landmarks, Sample, SampleId
+from htnet.data.samples import Landmarks, Sample, SampleId
+from htnet.data.store.frames import frame_member, neighbours
 from htnet.errors import InputError
 
 UNREADABLE = "unreadable_frames"

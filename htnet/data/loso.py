@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from htnet.data.store import Store
-from htnet.data.types import Fold, check_dataset_name
+from htnet.data.samples import Fold, check_dataset_name
+from htnet.data.store.writer import Store
 from htnet.errors import InputError
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.types import LANDMARK_NAMES, Landmarks
+from htnet.data.samples import LANDMARK_NAMES, Landmarks
 
 CropRule = Literal["upstream", "anatomical"]
 

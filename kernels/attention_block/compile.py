@@ -1,4 +1,4 @@
-"""What the fused kernel of a shape needs of a GPU, without one: the sister of :mod:`kernels.compile`.
+"""What the fused kernel of a shape needs of a GPU, without one: the sister of :mod:`kernels.local_attention.compile`.
 
     python -m kernels.attention_block.compile --block 4 --heads 3 --head-dim 85 --channels 256 --arch sm_90
     python -m kernels.attention_block.compile --readme
@@ -16,8 +16,8 @@ from typing import Final
 
 import torch
 
-from kernels import compile as core
 from kernels.attention_block import host
+from kernels.local_attention import compile as core
 from kernels.local_attention.host import column_parts
 
 __all__ = ["ARCHITECTURES", "IN_USE", "compile_block"]

@@ -119,7 +119,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def make_steps(out: Path, *, quick: bool) -> list[Step]:
     """The steps in order of worth: a run that is cut short has lost the least."""
     measured = str(out)
-    profile = ("-m", "launch.profile", "--out", measured)
+    profile = ("-m", "launch.commands.profiling", "--out", measured)
 
     def kernels(name: str, limit: int, *arguments: str) -> Step:
         # what has begun at the limit may still be compiled and timed

@@ -68,6 +68,6 @@ def kernel_rows(cases: Sequence[Case], card: Card) -> Iterator[KernelRow]:
 
 
 def _row(cases: Sequence[str], found: Any) -> KernelRow:
-    """``found`` is a ``kernels.compile.Resources``."""
+    """``found`` is a ``kernels.local_attention.compile.Resources``."""
     wanted = {field.name for field in fields(KernelRow)} - {"cases"}
     return KernelRow(cases=tuple(cases), **{name: getattr(found, name) for name in wanted})

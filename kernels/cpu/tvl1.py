@@ -1,6 +1,6 @@
 """The scheme of TV-L1 for one pair of pictures at one level of the pyramid (IPOL 3, 2013, algorithm 1).
 
-What :mod:`htnet.data.tvl1` computes plane by plane for a batch, here in whole passes over planes that stay in the
+What :mod:`htnet.data.flow.tvl1` computes plane by plane for a batch, here in whole passes over planes that stay in the
 second-level cache: a step of the scheme reads and writes some thirty planes where single operations take a hundred, and
 threads do not wait for Python. Both give the same flow but for rounding.
 
@@ -36,7 +36,7 @@ def refine(onset, apex, flow, warps, iterations, check_every, tolerance, tau, at
     Args:
         onset, apex: (H, W) float32 grey values; H and W at least 2.
         flow: (2, H, W) float32, u and v in pixels; the start, then the result.
-        warps, iterations, check_every, median: int, as in :class:`htnet.data.tvl1.TVL1`.
+        warps, iterations, check_every, median: int, as in :class:`htnet.data.flow.tvl1.TVL1`.
         tolerance, tau, attachment, tightness: float32, likewise.
     """
     height, width = onset.shape

@@ -1,7 +1,7 @@
 """From tensors to launches: which kernel, which tile, which grid; and the two functions that run them.
 
 A :class:`Launch` is all that a kernel is called with. The same object is run on a device and, made from meta tensors,
-compiled ahead of time by :mod:`kernels.compile`, so that what is inspected is what runs.
+compiled ahead of time by :mod:`kernels.local_attention.compile`, so that what is inspected is what runs.
 """
 
 from __future__ import annotations

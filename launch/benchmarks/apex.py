@@ -1,6 +1,6 @@
 """Finding apexes, by flow and by grey differences: ``python -m launch.benchmarks.apex --out FILE.csv``.
 
-Synthetic clips of every layout that has frames, whose apexes are known (:mod:`htnet.data.synth_clips`), rendered
+Synthetic clips of every layout that has frames, whose apexes are known (:mod:`htnet.data.synth.clips`), rendered
 before anything is timed. Reported per provider and difficulty: clips, exact hits, the mean and largest distance from
 the true apex in frames, and seconds of CPU time per clip on one thread: median, minimum, maximum.
 """
@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from htnet.data.apex import find_apex
+from htnet.data.faces.landmarks import FaceCrop, face_crop
+from htnet.data.flow.apex import find_apex
 from htnet.data.frames import Frames, to_gray
-from htnet.data.landmarks import FaceCrop, face_crop
-from htnet.data.synth_clips import Difficulty, SynthClip, plan_clips, render_frame
-from htnet.data.synth_layouts import LAYOUTS
-from htnet.data.types import Landmarks
+from htnet.data.samples import Landmarks
+from htnet.data.synth.clips import Difficulty, SynthClip, plan_clips, render_frame
+from htnet.data.synth.layouts import LAYOUTS
 from htnet.errors import InputError
 from kernels.benchmarks.record import append_lines
 from launch.benchmarks.end_to_end import environment
@@ -102,7 +102,7 @@ class Found:
 
 
 def measure(difficulty: Difficulty, *, subjects: int, clips: int, image_size: int, seed: int) -> tuple[Found, ...]:
-    """Find the apexes of all layouts' clips by each provider in turn; sizes as of :func:`htnet.data.synth.generate`."""
+    """Find the apexes of all layouts' clips by each provider in turn; sizes as of ``synth.generate``."""
     errors: dict[str, list[int]] = {name: [] for name in PROVIDERS}
     seconds: dict[str, list[float]] = {name: [] for name in PROVIDERS}
     sizes: dict[str, Any] = {"subjects": subjects, "clips": clips, "image_size": image_size, "seed": seed}

@@ -44,13 +44,13 @@ from torch import Tensor, nn
 from htnet.checkpoint import to_upstream
 from htnet.config import EngineConfig, HTNetConfig, TrainConfig
 from htnet.cpu import configure_cpu
-from htnet.engine import create_engine
 from htnet.errors import InputError
 from htnet.model import HTNet
+from htnet.training.engine import create_engine
 from kernels.benchmarks.record import append_lines
 from launch.benchmarks.results import results_file
 from launch.benchmarks.upstream import UpstreamHTNet
-from launch.run_folder import checkout, cpu_facts, cpu_name
+from launch.run.folder import checkout, cpu_facts, cpu_name
 
 __all__ = [
     "COLUMNS",

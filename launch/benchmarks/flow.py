@@ -1,6 +1,6 @@
 """TV-L1 flow of face crops, ours against others': ``python -m launch.benchmarks.flow --out FILE.csv``.
 
-64 pairs of synthetic face crops of 128 pixels, whose true flow is known (:mod:`htnet.data.synth_pairs`). Accuracy
+64 pairs of synthetic face crops of 128 pixels, whose true flow is known (:mod:`htnet.data.synth.pairs`). Accuracy
 first: the mean end-point error of ours may be at most 5 % above each rival's, or nothing is timed. Then rounds: each
 provider computes its pairs, in turn, so that what else the machine does hits all alike; the rivals, which take a pair
 at a time, compute eight. Reported per pair: median, n, minimum, maximum, and the ratio to ours.
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from htnet.data.synth_pairs import synth_pairs
-from htnet.data.tvl1 import tvl1
+from htnet.data.flow.tvl1 import tvl1
+from htnet.data.synth.pairs import synth_pairs
 from htnet.errors import InputError
 from kernels.benchmarks.record import append_lines
 from launch.benchmarks.end_to_end import environment

@@ -1,6 +1,6 @@
 """Scores with and without the head's motion in the flow: ``python -m launch.benchmarks.head_motion --out FILE.csv``.
 
-The demo's realistic clips (:mod:`htnet.data.synth`), of other faces and other weights with each seed, prepared with
+The demo's realistic clips (``htnet synth``), of other faces and other weights with each seed, prepared with
 each ``prepare.head_motion`` and trained as ``configs/demo.yaml`` says, with both ``data.scaling``. Their heads only
 sway: to each seed belong the same clips with all frames but the onset turned and scaled, too. Stores and folds are
 made by the functions that ``htnet prepare`` and ``htnet sweep`` call, one after the other in this process.
@@ -25,22 +25,22 @@ from rich.console import Console
 from rich.table import Table
 
 from htnet.config import Config, DataConfig
-from htnet.config_io import load_config
-from htnet.data.adapters.base import Clip
+from htnet.config.load import load_config
+from htnet.data.datasets.base import Clip
 from htnet.data.extraction import extract, subject_table
+from htnet.data.flow.head_motion import HeadMotion
 from htnet.data.frames import list_frames, read_frame
-from htnet.data.head_motion import HeadMotion
-from htnet.data.store import Store, write_store
-from htnet.data.synth import generate
+from htnet.data.store.writer import Store, write_store
+from htnet.data.synth.generate import generate
 from htnet.errors import InputError
-from htnet.results import read_records, summarise
+from htnet.scoring.record import read_records, summarise
 from kernels.benchmarks.record import append_lines
 from launch.benchmarks.end_to_end import environment
 from launch.benchmarks.results import results_file
-from launch.fold_task import FoldSpec, run_fold
-from launch.prepare_plan import extraction_settings, make_plan
-from launch.run_folder import open_run
-from launch.sweep import check_folds
+from launch.commands.sweep import check_folds
+from launch.plan import extraction_settings, make_plan
+from launch.run.folder import open_run
+from launch.tasks.fold import FoldSpec, run_fold
 
 Motion = Literal["sway", "turn"]
 """As the generator has it: shifts alone; or shifts, turns and changes of scale."""
@@ -66,7 +66,7 @@ class Scored:
 
 
 def measure(config: Config, work: Path, *, seed: int, subjects: int, clips: int, image_size: int) -> Iterator[Scored]:
-    """Make the seed's clips in ``work`` and score every case of them; sizes as of :func:`htnet.data.synth.generate`."""
+    """Make the seed's clips in ``work`` and score every case of them; sizes as of ``synth.generate``."""
     for motion in get_args(Motion):
         raw = work / f"raw {motion}"
         generate(raw, subjects=subjects, clips=clips, seed=seed, image_size=image_size, difficulty="realistic")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.report.html import write_report
+from launch.report.page import write_report
 from launch.report.terminal import summary_table
 
 __all__ = ["summary_table", "write_report"]

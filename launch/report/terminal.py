@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from htnet.data.types import COMPOSITE
+from htnet.data.samples import COMPOSITE
 
 EXPLAINED = {
     "final": "last epoch, no choice made",
@@ -31,7 +31,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     """UF1 / UAR of the composite and of each dataset under each selection, with the chance level; 80 columns wide.
 
     Args:
-        summary: content of ``summary.json``, as :func:`htnet.results.summarise` returns it.
+        summary: content of ``summary.json``, as :func:`htnet.scoring.record.summarise` returns it.
 
     Returns:
         A table to print; without rows of scores while no fold is done.

@@ -1,0 +1,60 @@
+"""DALI's callbacks: what the graph is fed with at a step. They hold no position: the step comes from DALI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dali_pipelines.augment import Places
+from dali_pipelines.sampler import EpochSampler
+from htnet.data.regions import CropRule, region_starts
+from htnet.data.store.writer import Store
+
+Reader = Callable[[int], NDArray[Any]]
+
+
+class RegionSource:
+    """Where the regions of a step's samples are (starts, sides), and the manifest's rows."""
+
+    def __init__(self, store: Store, sampler: EpochSampler, *, crop: CropRule, first_step: int) -> None:
+        self._sampler, self._first = sampler, first_step
+        places = Places.of(store.samples)
+        self._starts = region_starts(places.points, places.sizes, crop)
+        self._sides = np.repeat(places.sizes // 4 * 2, 2).reshape(-1, 2).astype(np.int32)
+
+    def __call__(self, info: Any) -> tuple[NDArray[Any], ...]:
+        rows = self._sampler.batch(self._first + info.iteration)
+        return self._starts[rows], self._sides[rows], rows[:, None]
+
+
+class RowSource:
+    """The manifest's rows of a step alone."""
+
+    def __init__(self, sampler: EpochSampler, first_step: int) -> None:
+        self._sampler, self._first = sampler, first_step
+
+    def __call__(self, info: Any) -> NDArray[np.int64]:
+        return self._sampler.batch(self._first + info.iteration)[:, None]
+
+
+class ImageSource:
+    """The encoded or decoded flow images of a step's samples."""
+
+    def __init__(self, sampler: EpochSampler, read: Reader, first_step: int) -> None:
+        self._sampler, self._read, self._first = sampler, read, first_step
+
+    def __call__(self, info: Any) -> list[NDArray[Any]]:
+        return [self._read(row) for row in self._sampler.batch(self._first + info.iteration).tolist()]
+
+
+def stored_bytes(store: Store) -> Reader:
+    """Reads ``flow.npy`` as it lies in the shard, checked against its checksum."""
+    return lambda row: np.frombuffer(store.read_member(row, "flow.npy"), np.uint8)
+
+
+def decoded_bytes(store: Store, rows: Sequence[int]) -> int:
+    """Memory that the decoded flow images of the rows take: float16, three channels."""
+    return sum(store.rows[row].sample.flow_size ** 2 * 6 for row in set(rows))

@@ -1,0 +1,284 @@
+"""The task of every adapter: read a dataset's annotations and say of each clip what it is, or why it is left out.
+
+An adapter decodes no picture. What it yields is small and can be sent to another process; landmarks, flow and the
+sample are made of it there (:mod:`htnet.data.extraction`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from htnet.data.datasets.folders import is_empty, same_name, spelled
+from htnet.data.datasets.labels import LabelScheme, OutOfScheme
+from htnet.data.datasets.tables import Row, read_rows
+from htnet.data.frames import VIDEO_SUFFIXES
+from htnet.data.samples import SampleId
+from htnet.errors import InputError
+
+# Rules by which an annotation is read otherwise than it stands (notes of a clip that stays) ...
+APEX_NOT_CODED = "apex_not_coded"
+"""The apex is blank or no number (CASME II writes "/"), or there is no column for it: it is found."""
+APEX_AT_ONSET = "apex_at_onset"
+"""The apex is the onset, so nothing would have moved (55 rows of CAS(ME)^3 part A): it is found."""
+APEX_OUTSIDE = "apex_outside_interval"
+"""The apex lies before the onset or after the offset (SAMM 028_4_1, 032_3_1): it is found in the interval."""
+APEX_EQUALS_ONSET = "apex_equals_onset"
+"""The apex's picture shows the same face as the onset's, a frame that was recorded twice: it is found."""
+OFFSET_UNUSABLE = "offset_before_onset"
+"""The offset is not after the onset, but the apex is: the offset is left open."""
+# ... and rules by which a clip is left out, beside those of :mod:`htnet.data.datasets.labels`.
+NEGATIVE_DURATION = "negative_duration"
+"""Neither the apex nor the offset is after the onset."""
+MISSING_FRAMES = "missing_frames"
+"""The folder or video of the clip is not there, or empty; a failure."""
+MACRO = "macro_expression"
+"""The row is no micro-expression."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One annotated clip. Frame numbers are those of the files, or count from 1 in a video.
+
+    ``onset`` and ``offset`` None: the first and last frame there is. ``apex`` None: to be found.
+    """
+
+    id: SampleId
+    frames: Path
+    """Folder of pictures, or a video file."""
+    label: int
+    emotion: str
+    """The annotation's word."""
+    place: str
+    """Where the clip stands, for messages: file, sheet, row."""
+    fps: float | None = None
+    onset: int | None = None
+    apex: int | None = None
+    offset: int | None = None
+    notes: tuple[str, ...] = ()
+    """Rules by which the annotation was read otherwise than it stands."""
+    remarks: tuple[str, ...] = ()
+    """A sentence for each annotated value that is not used: the value, the rule, file, sheet, row and column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowPicture:
+    """A clip that comes as a flow picture, channels (flow_u, flow_v, strain) scaled to 0..255, without frames."""
+
+    id: SampleId
+    picture: Path
+    label: int
+    emotion: str
+    place: str
+    remarks: tuple[str, ...] = ()
+    """As in :class:`Clip`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A clip that does not become a sample, and why.
+
+    ``failed``: something is wrong with the files (a damaged frame, no face found), so that the work is not complete;
+    otherwise it is a choice (the label scheme) or a rule about the annotation.
+    """
+
+    clip: str
+    rule: str
+    reason: str
+    place: str
+    failed: bool = False
+
+
+Entry = Clip | FlowPicture | LeftOut
+
+
+class Adapter(Protocol):
+    """A dataset as its owners ship it. Built from ``root``, ``annotations`` (None: by the usual names), ``scheme``."""
+
+    @property
+    def root(self) -> Path: ...
+
+    @property
+    def other_workbooks(self) -> list[str]:
+        """Further annotation tables in the root, which are not read where none is chosen."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """Name what identifies the input, for ``store.json``: adapter, annotation file and its checksum."""
+        ...
+
+    def entries(self) -> Iterator[Entry]:
+        """Every annotated clip once, in a fixed order.
+
+        Raises:
+            htnet.errors.InputError: an annotation that cannot be read; names file, sheet, row, column, value, rule.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Onset, apex and offset as far as they can be used, and what of the annotation cannot, by rule and in words."""
+
+    onset: int | None = None
+    apex: int | None = None
+    offset: int | None = None
+    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def read_interval(row: Row, onset: str, apex: str | None, offset: str) -> Interval | str:
+    """Read the interval in the named columns of a row, or say why there is none."""
+    first, last = row.integer(onset), row.integer(offset)
+    peak = None if apex is None else row.whole(apex)
+    if last <= first:
+        if peak is None or peak <= first:
+            return f"neither apex nor offset is after the onset: onset {first}, apex {peak}, offset {last}"
+        remark = f"{OFFSET_UNUSABLE}: offset {last} is not after onset {first} ({row.place(offset)})"
+        return Interval(onset=first, apex=peak, notes=(OFFSET_UNUSABLE,), remarks=(remark,))
+    if peak is not None and first < peak <= last:
+        return Interval(onset=first, apex=peak, offset=last)
+    rule = APEX_NOT_CODED if peak is None else APEX_AT_ONSET if peak == first else APEX_OUTSIDE
+    text = "" if apex is None else row.optional(apex)
+    remark = f"{rule}: apex {text!r}, onset {first}, offset {last} ({row.place(apex or '')})"
+    return Interval(onset=first, offset=last, notes=(rule,), remarks=(remark,) if text else ())
+
+
+def _find_annotation(root: Path, names: Sequence[str], chosen: Path | None) -> Path:
+    """Find the annotation file: ``chosen`` (relative to ``root``) if given, else the first of ``names`` in ``root``."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such dataset folder")
+    if chosen is not None:
+        if not (root / chosen).is_file():
+            raise InputError(f"{root / chosen}: no such annotation file")
+        return root / chosen
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise InputError(f"{root}: the annotation workbook is missing, expected {' or '.join(names)}")
+
+
+class DuplicateGuard:
+    """Refuses a clip that an annotation names twice."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, str] = {}
+
+    def add(self, sample: SampleId, place: str) -> None:
+        """Take note of a clip and where it stands; :class:`InputError` if it stood elsewhere before, in any case."""
+        name = same_name(str(sample))
+        if name in self._seen:
+            raise InputError(f"{place}: clip {sample} is there already, {self._seen[name]}")
+        self._seen[name] = place
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkbookDataset:
+    """A dataset with one annotation table, a row per clip. A subclass says what a row means."""
+
+    root: Path
+    scheme: LabelScheme
+    annotations: Path | None = None
+
+    adapter: ClassVar[str]
+    workbooks: ClassVar[tuple[str, ...]]
+    """Names under which the owners ship the table, the preferred one first."""
+    columns: ClassVar[tuple[str, ...]]
+    """Columns to read, as :func:`htnet.data.datasets.tables.read_rows` takes them."""
+    sheet: ClassVar[str | None] = None
+    fps: ClassVar[float | None] = None
+
+    @property
+    def other_workbooks(self) -> list[str]:
+        """Further annotation tables in the root, which are not read where none is chosen."""
+        there = [name for name in self.workbooks if (self.root / name).is_file()]
+        return there[1:] if self.annotations is None else []
+
+    @property
+    def workbook(self) -> Path:
+        """The annotation table; :class:`InputError` where there is none."""
+        return _find_annotation(self.root, self.workbooks, self.annotations)
+
+    def describe(self) -> dict[str, object]:
+        """Name what identifies the input."""
+        path = self.workbook
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        return {"adapter": self.adapter, "annotation": path.name, "annotation_sha256": checksum}
+
+    def entries(self) -> Iterator[Entry]:
+        """Every row in the table's order; :class:`InputError` on a table that cannot be read."""
+        guard = DuplicateGuard()
+        for row in self.rows():
+            sample = self.sample_of(row)
+            guard.add(sample, row.place(self._key))
+            yield self.entry(row, sample)
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of the annotation table."""
+        return read_rows(self.workbook, self.columns, sheet=self.sheet)
+
+    @property
+    def _key(self) -> str:
+        return self.columns[1].split("|")[0]
+
+    def entry(self, row: Row, sample: SampleId) -> Entry:
+        """Turn a row into a clip, or into the reason why there is none."""
+        emotion, place = self.emotion_of(row)
+        label = self.scheme.label(sample, emotion, place)
+        where = row.place(self._key)
+        if isinstance(label, OutOfScheme):
+            return LeftOut(clip=str(sample), rule=label.rule, reason=label.reason, place=where)
+        interval = self.interval_of(row)
+        if isinstance(interval, str):
+            return LeftOut(clip=str(sample), rule=NEGATIVE_DURATION, reason=interval, place=where)
+        frames = first_there(self.frames_of(row, sample))
+        if isinstance(frames, str):
+            return LeftOut(clip=str(sample), rule=MISSING_FRAMES, reason=frames, place=where, failed=True)
+        return Clip(
+            id=sample, frames=frames, label=label.number, emotion=emotion, place=where, fps=self.fps_of(row),
+            notes=(*label.notes, *interval.notes), remarks=(*label.remarks, *interval.remarks),
+            onset=interval.onset, apex=interval.apex, offset=interval.offset,
+        )  # fmt: skip
+
+    def sample_of(self, row: Row) -> SampleId:
+        """Identity of the row's clip."""
+        raise NotImplementedError
+
+    def emotion_of(self, row: Row) -> tuple[str, str]:
+        """The row's emotion, and where it stands."""
+        raise NotImplementedError
+
+    def interval_of(self, row: Row) -> Interval | str:
+        """The row's interval, or why it has none."""
+        raise NotImplementedError
+
+    def fps_of(self, row: Row) -> float | None:
+        """Frames a second, of the dataset or of the row."""
+        return self.fps
+
+    def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
+        """Name the places of the clip's frames, the preferred one first; folders or videos, in any case of letters."""
+        raise NotImplementedError
+
+
+def first_there(candidates: Iterable[Path]) -> Path | str:
+    """Find the first candidate that exists and is not empty, as the disk spells it, or say why there is none."""
+    tried = []
+    for path in candidates:
+        there = spelled(path)
+        full = [found for found in there if not (found.is_dir() and is_empty(found)) and is_place_of_frames(found)]
+        if len(full) > 1:
+            names = ", ".join(repr(str(found)) for found in full)
+            return f"several folders of frames, whose names differ in blanks or case: {names}"
+        if full:
+            return full[0]
+        tried.append(f"{path} (empty)" if any(found.is_dir() for found in there) else str(path))
+    return f"no such folder of frames: {' or '.join(tried)}"
+
+
+def is_place_of_frames(path: Path) -> bool:
+    """Tell by its kind and name that a path is a folder or a video."""
+    return path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES

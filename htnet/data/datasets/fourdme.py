@@ -1,0 +1,56 @@
+"""4DME (Li et al., IEEE TAC 2022), the grey micro-expression clips.
+
+``gray_micro/<sub_ID>/<fold_name>/``. The classes are columns of zeros and ones; a clip may have several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from htnet.data.datasets.base import Entry, Interval, LeftOut, WorkbookDataset, read_interval
+from htnet.data.datasets.tables import Row
+from htnet.data.frames import inside
+from htnet.data.samples import SampleId
+
+CLASSES = ("Positive", "Negative", "Surprise", "Repression", "Others")
+SEVERAL_CLASSES = "several_classes"
+"""The clip belongs to several classes at once, or to none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FourDME(WorkbookDataset):
+    """Adapter of a 4DME folder."""
+
+    adapter: ClassVar[str] = "4dme"
+    workbooks: ClassVar[tuple[str, ...]] = ("4DME_Labelling_Micro_release v1.xlsx",)
+    columns: ClassVar[tuple[str, ...]] = ("sub_ID", "fold_name", "Onset", "Apex", "Offset", *CLASSES)
+
+    def entry(self, row: Row, sample: SampleId) -> Entry:
+        """A row with exactly one class; others are left out by :data:`SEVERAL_CLASSES`."""
+        marked = self._marked(row)
+        if len(marked) != 1:
+            reason = f"belongs to {' and '.join(marked) or 'no class'}, one is needed"
+            return LeftOut(clip=str(sample), rule=SEVERAL_CLASSES, reason=reason, place=row.place("fold_name"))
+        return super().entry(row, sample)
+
+    def _marked(self, row: Row) -> list[str]:
+        return [name for name in CLASSES if row.mark(name)]
+
+    def sample_of(self, row: Row) -> SampleId:
+        """``4dme/<sub_ID>/<fold_name>``."""
+        return SampleId(dataset="4dme", subject=row.name("sub_ID"), clip=row.name("fold_name"))
+
+    def emotion_of(self, row: Row) -> tuple[str, str]:
+        """The class whose column is marked; several, or none, are no emotion that a scheme knows."""
+        return " and ".join(self._marked(row)).lower(), row.place("fold_name")
+
+    def interval_of(self, row: Row) -> Interval | str:
+        """Onset, apex, offset."""
+        return read_interval(row, "Onset", "Apex", "Offset")
+
+    def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
+        """The clip's folder."""
+        yield inside(self.root / "gray_micro", sample.subject, sample.clip)

@@ -1,0 +1,56 @@
+"""MMEW (Ben et al., IEEE TPAMI 2022): 90 frames a second, colour, apex annotated.
+
+``Micro_Expression/<emotion>/S01-07-001/1.jpg``; the subject is the first part of the file name. About 16 rows of the
+workbook have an apex or an offset that cannot be; the rules of :mod:`htnet.data.datasets.base` deal with them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from htnet.data.datasets.base import Interval, WorkbookDataset, read_interval
+from htnet.data.datasets.tables import Row
+from htnet.data.frames import inside
+from htnet.data.samples import SampleId
+from htnet.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mmew(WorkbookDataset):
+    """Adapter of an MMEW folder."""
+
+    adapter: ClassVar[str] = "mmew"
+    workbooks: ClassVar[tuple[str, ...]] = ("MMEW_Micro_Exp.xlsx",)
+    columns: ClassVar[tuple[str, ...]] = (
+        *("Subject?", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion"),
+    )
+    fps: ClassVar[float | None] = 90.0
+
+    def sample_of(self, row: Row) -> SampleId:
+        """``mmew/S01/S01-07-001``."""
+        name = row.name("Filename")
+        match = re.fullmatch(r"S(\d{1,2})-\d+-\d+", name, re.IGNORECASE)
+        if match is None:
+            raise InputError(f"{row.place('Filename')}: must be such as S01-07-001, got {name!r}")
+        return SampleId(dataset="mmew", subject=f"S{int(match[1]):02d}", clip=name.upper())
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows that are of a clip; a remark under the table has neither a name nor numbers."""
+        numbers = ("OnsetFrame", "ApexFrame", "OffsetFrame")
+        return tuple(row for row in super().rows() if row.optional("Filename") or any(map(row.optional, numbers)))
+
+    def emotion_of(self, row: Row) -> tuple[str, str]:
+        """The estimated emotion."""
+        return row.text("Estimated Emotion"), row.place("Estimated Emotion")
+
+    def interval_of(self, row: Row) -> Interval | str:
+        """Onset, apex, offset."""
+        return read_interval(row, "OnsetFrame", "ApexFrame", "OffsetFrame")
+
+    def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
+        """The clip's folder in that of its emotion."""
+        yield inside(self.root / "Micro_Expression", row.text("Estimated Emotion").lower(), sample.clip)

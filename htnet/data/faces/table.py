@@ -1,0 +1,74 @@
+"""Landmarks by clip, as the readers of landmark tables give them, and what these readers share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from htnet.data.datasets.tables import Row
+from htnet.data.samples import Landmarks, SampleId
+from htnet.errors import InputError
+
+KEY = ("dataset", "subject", "clip")
+"""Columns that name a clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The table of a clip's landmarks; fields as in :class:`LandmarkTable`."""
+
+    path: Path
+    flow_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandmarkTable:
+    """Landmarks by clip. ``flow_size`` is the side of the flow image they are pixels of, None for the onset frame."""
+
+    path: Path
+    """The file, or the folder of a file per clip."""
+    points: Mapping[SampleId, Landmarks]
+    flow_size: int | None
+    sha256: str = ""
+    """Of the file, or of all files that were read."""
+    not_found: Mapping[SampleId, str] = field(default_factory=dict)
+    """Clips whose table says that no face was found, and where it says so."""
+    parts: Mapping[SampleId, Origin] = field(default_factory=dict)
+    """Where a clip's landmarks come from, where tables of several sources are put together."""
+
+    def origin(self, sample: SampleId) -> Origin:
+        """Path and ``flow_size`` of the table that a clip's landmarks come from."""
+        return self.parts.get(sample, Origin(path=self.path, flow_size=self.flow_size))
+
+    def name_of(self, sample: SampleId) -> str:
+        """Name of the file or folder that the clip's landmarks come from."""
+        return self.origin(sample).path.name
+
+    def missing(self, sample: SampleId) -> str:
+        """Say why there are no landmarks of the clip."""
+        return self.not_found.get(sample, f"{self.path}: no landmarks for clip {sample}")
+
+
+def sample_of(row: Row) -> SampleId:
+    """The clip that :data:`KEY` names; :class:`InputError` if a part of it is empty."""
+    return SampleId(**{name: row.text(name) for name in KEY})
+
+
+def by_clip(rows: Iterable[tuple[Row, Landmarks]]) -> dict[SampleId, Landmarks]:
+    """Landmarks by the clip that their row names; :class:`InputError` if a clip has two rows."""
+    points: dict[SampleId, Landmarks] = {}
+    seen: dict[SampleId, int] = {}
+    for row, landmarks in rows:
+        sample = sample_of(row)
+        if sample in seen:
+            raise InputError(f"{row.path}, row {row.number}: clip {sample} stands in row {seen[sample]} already")
+        seen[sample] = row.number
+        points[sample] = landmarks
+    return points
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,465 @@
+"""The prepared store: one tar per subject, a manifest with byte ranges, a record of how it was made.
+
+A store appears whole or not at all: it is written into ``.<name>.partial`` beside its final place, a subject at a time,
+synced, and renamed; ``.<name>.lock`` keeps a second writer out. A writer that follows a killed one goes on with the
+subjects that are whole. Two stores made from the same input are byte-identical. In the making::
+
+    .STORE.partial/parts/recipe.txt                  what is being made, and with what
+    .STORE.partial/parts/<dataset>/<subject>.json    a part record: this subject is done
+    .STORE.partial/store/                            becomes STORE
+
+Format::
+
+    STORE/store.json          format version, recipe, digest, size of every shard
+    STORE/manifest.parquet    htnet.data.store.manifest
+    STORE/left_out.csv        clips that are no samples: :data:`LEFT_OUT_COLUMNS`
+    STORE/shards/<dataset>/<subject>.tar    WebDataset-style members <clip>.flow.npy, <clip>.json, ...
+
+Format 2 is format 1 with frames beside onset and apex (:mod:`htnet.data.store.frames`); a store without any is written
+as format 1, which earlier versions read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from htnet.data.prepared import PreparedSample
+from htnet.data.samples import Emotion, Sample
+from htnet.data.store.manifest import (
+    MEMBERS,
+    ByteRange,
+    ManifestRow,
+    file_stem,
+    from_record,
+    manifest_digest,
+    read_manifest,
+    to_record,
+    write_manifest,
+)
+from htnet.errors import InputError
+
+FORMAT_VERSION = 2
+LEFT_OUT_COLUMNS = ("clip", "rule", "reason", "place", "failed")
+"""``clip`` is dataset/subject/clip; ``failed`` is true where something is wrong with the files."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""How a network file system says that it does not lock files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """An opened store; ``rows`` are in the manifest's order."""
+
+    path: Path
+    rows: tuple[ManifestRow, ...]
+    digest: str
+    recipe: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels; of stores that do not say, the three of the MEGC2019 composite."""
+        return tuple(self.recipe.get("classes", (emotion.name.lower() for emotion in Emotion)))
+
+    @cached_property
+    def samples(self) -> tuple[Sample, ...]:
+        return tuple(row.sample for row in self.rows)
+
+    def read_member(self, row: int, member: str) -> bytes:
+        """Bytes of a sample's member, checked against the manifest; InputError names a damaged one."""
+        entry = self.rows[row]
+        if member not in entry.members:
+            raise InputError(f"{self.path}: sample {entry.sample.id} has no {member}")
+        where = entry.members[member]
+        try:
+            with (self.path / entry.shard).open("rb") as shard:
+                shard.seek(where.start)
+                data = shard.read(where.bytes)
+        except OSError as error:
+            raise InputError(f"{self.path / entry.shard}: cannot be read: {error.strerror}") from None
+        if len(data) != where.bytes or hashlib.sha256(data).hexdigest() != where.sha256:
+            raise InputError(
+                f"{self.path / entry.shard}: {member} of {entry.sample.id} is damaged: its checksum differs"
+            )
+        return data
+
+    def read_flow(self, row: int) -> NDArray[np.float16]:
+        """Flow image of a sample, (F, F, 3) float16, channels (flow_u, flow_v, strain)."""
+        return decode_flow(self.read_member(row, "flow.npy"))
+
+
+def decode_flow(data: bytes) -> NDArray[np.float16]:
+    """The array in a ``flow.npy`` member; pickled arrays are refused."""
+    image: NDArray[np.float16] = np.load(io.BytesIO(data), allow_pickle=False)
+    return image
+
+
+def open_store(path: Path) -> Store:
+    """Open a store and check its version, manifest and the sizes of its shards; InputError names what is wrong."""
+    if path.is_file():
+        raise InputError(f"{path}: is a file; a store is a folder that htnet prepare writes")
+    if not path.is_dir():
+        raise InputError(f"{path}: no such store; make it with htnet prepare")
+    record = _read_record(path / "store.json")
+    rows = read_manifest(path / "manifest.parquet")
+    digest = manifest_digest(rows)
+    if digest != record.get("digest"):
+        raise InputError(
+            f"{path / 'manifest.parquet'}: does not belong to this store: its digest differs from store.json's"
+        )
+    for name in dict.fromkeys(row.shard for row in rows):
+        if name not in record["shards"]:
+            raise InputError(f"{path / 'store.json'}: does not list the shard {name}, which the manifest names")
+    for name, size in record["shards"].items():
+        shard = path / name
+        if not shard.is_file():
+            raise InputError(f"{shard}: shard is missing")
+        if shard.stat().st_size != size:
+            raise InputError(f"{shard}: truncated or changed shard: {shard.stat().st_size} bytes, expected {size}")
+    return Store(path=path, rows=rows, digest=digest, recipe=record["recipe"])
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record["format"]
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; this folder is not a store") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a store record: {error!r}") from None
+    if not isinstance(version, int) or version < 1:
+        raise InputError(f"{path}: not a store record: format must be a whole number from 1, got {version!r}")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: store format {version} is newer than this htnet reads ({FORMAT_VERSION}); update htnet"
+        )
+    if not isinstance(record.get("shards"), dict) or not isinstance(record.get("recipe"), dict):
+        raise InputError(f"{path}: not a store record: 'shards' and 'recipe' must be mappings")
+    return dict(record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staging:
+    """A store in the making, ``.<name>.partial`` beside its final place.
+
+    A subject is written whole by :func:`write_part`, in any process and order; what is written stays over an
+    interruption, and :meth:`done` tells the next run. :meth:`finish` makes the store of it.
+    """
+
+    path: Path
+    """Where the store will be."""
+    folder: Path
+    recipe: Mapping[str, Any]
+    cleared: bool = False
+    """Whether something else was in the making there before, which is gone now."""
+    unlocked: str | None = None
+    """Why nothing keeps a second writer out; None where the lock is held."""
+
+    def done(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Part records by (dataset, subject), sorted: rows, left_out, seconds, notes.
+
+        A record that cannot be read, or whose shard is not as it says, counts as none: the subject is made again.
+        """
+        parts = (self._part(path) for path in (self.folder / "parts").glob("*/*.json"))
+        return dict(sorted(((part["dataset"], part["subject"]), part) for part in parts if part is not None))
+
+    def _part(self, path: Path) -> dict[str, Any] | None:
+        try:
+            part: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if part["shard"] is not None:
+                name, size = part["shard"]
+                if (self.folder / "store" / name).stat().st_size != size:
+                    return None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return part
+
+    def discard(self) -> None:
+        """Remove everything; nothing is left behind."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def finish(self, left_out: Sequence[Mapping[str, object]] = ()) -> Store:
+        """Write the manifest, ``left_out.csv`` (:data:`LEFT_OUT_COLUMNS`) and the record, and rename.
+
+        Raises:
+            InputError: there is no sample.
+        """
+        rows = [from_record(record, self.path) for part in self.done().values() for record in part["rows"]]
+        if not rows:
+            raise InputError(f"{self.path}: the sources hold no sample; a store needs at least one")
+        whole = self.folder / "store"
+        write_manifest(whole / "manifest.parquet", rows)
+        with (whole / "left_out.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(LEFT_OUT_COLUMNS)
+            writer.writerows([_cell(item[name]) for name in LEFT_OUT_COLUMNS] for item in left_out)
+        _write_record(whole, rows, self.recipe)
+        _sync_tree(whole)
+        whole.rename(self.path)
+        # some network file systems cannot sync a folder
+        with contextlib.suppress(OSError):
+            _sync(self.path.parent)
+        self.discard()
+        return open_store(self.path)
+
+
+def _cell(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def read_left_out(store: Store) -> tuple[dict[str, str], ...]:
+    """Rows of a store's ``left_out.csv``; none where the store has no such file, as those of before had not."""
+    path = store.path / "left_out.csv"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return tuple(csv.DictReader(file))
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+@contextmanager
+def staging(path: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any] | None = None) -> Iterator[Staging]:
+    """The store in the making at ``path``; what an interrupted run of the same kind wrote is kept, all else removed.
+
+    Args:
+        recipe: what decides the content; goes into the store.
+        made_with: what may change its last bits (versions, device). Parts made with something else are made again, but
+            a store that is there is not another store for it.
+
+    Raises:
+        InputError: ``path`` is taken or cannot be written to, or another process writes there.
+    """
+    partial, lock = _beside(path)
+    text = json.dumps({"recipe": dict(recipe), "made_with": dict(made_with or {})}, sort_keys=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(lock) as unlocked:
+            if os.path.lexists(path):
+                raise InputError(f"{path}: is there already; remove it or choose another --out")
+            mark = partial / "parts" / "recipe.txt"
+            going_on = _same_text(mark, text)
+            cleared = not going_on and mark.exists()
+            if not going_on:
+                shutil.rmtree(partial, ignore_errors=True)
+                (partial / "parts").mkdir(parents=True)
+                (partial / "store").mkdir()
+                _write_atomically(mark, text.encode())
+            yield Staging(path=path, folder=partial, recipe=recipe, cleared=cleared, unlocked=unlocked)
+    except OSError as error:  # no right to write, a full disk, a name that the file system cannot hold
+        raise InputError(f"{path}: the store cannot be written: {error}") from None
+
+
+def _same_text(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def write_part(
+    folder: Path,
+    dataset: str,
+    subject: str,
+    items: Sequence[PreparedSample],
+    left_out: Sequence[Mapping[str, Any]] = (),
+    seconds: Mapping[str, float] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a subject's shard and its part record into the folder of a :class:`Staging`; each whole or not at all.
+
+    ``left_out``, ``seconds`` and ``notes`` go into the part record as they are.
+
+    Raises:
+        InputError: a clip given twice, a flow image that is not finite or of another shape.
+    """
+    seen: set[str] = set()
+    for item in items:
+        if item.sample.id.clip in seen:
+            raise InputError(f"{item.sample.id}: duplicate clip: it is listed twice")
+        seen.add(item.sample.id.clip)
+        _check_image(item)
+    name = f"shards/{file_stem(dataset)}/{file_stem(subject)}.tar"
+    rows = _write_shard(folder, name, items) if items else []
+    part = {
+        "dataset": dataset,
+        "subject": subject,
+        "shard": [name, (folder / "store" / name).stat().st_size] if items else None,
+        "rows": [to_record(row) for row in rows],
+        "left_out": list(left_out),
+        "seconds": dict(seconds or {}),
+        "notes": dict(notes or {}),
+    }
+    target = folder / "parts" / file_stem(dataset) / f"{file_stem(subject)}.json"
+    target.parent.mkdir(exist_ok=True)
+    _write_atomically(target, json.dumps(part).encode())
+
+
+def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[str, Any]) -> Store:
+    """Write a store from samples in any order.
+
+    Raises :class:`InputError` for a clip given twice, a flow image that is not finite, no sample at all, a
+    ``path`` that is taken or cannot be written to, and while another process writes there; then nothing is
+    left behind.
+
+    Held in memory: the samples. The shards are sorted by dataset and subject, samples keep their order.
+    """
+    collected: dict[tuple[str, str], list[PreparedSample]] = {}
+    for item in samples:
+        collected.setdefault((item.sample.id.dataset, item.sample.id.subject), []).append(item)
+    with staging(path, recipe) as stage:
+        try:
+            for (dataset, subject), items in sorted(collected.items()):
+                write_part(stage.folder, dataset, subject, items)
+            return stage.finish()
+        except BaseException:
+            stage.discard()
+            raise
+
+
+def _check_image(item: PreparedSample) -> None:
+    """What would end a fold in its fortieth epoch is found here."""
+    image, expected = item.flow_image, (item.sample.flow_size, item.sample.flow_size, 3)
+    if image.shape != expected or image.dtype != np.float16:
+        raise InputError(f"{item.sample.id}: flow image must be {expected} float16, got {image.shape} {image.dtype}")
+    if not np.isfinite(image).all():
+        raise InputError(f"{item.sample.id}: flow image must be finite, got NaN or infinity")
+    if not np.isfinite(item.sample.landmarks).all():
+        raise InputError(f"{item.sample.id}: landmarks must be finite, got {item.sample.landmarks}")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed writer of a finished ``path`` left beside it, unless a writer is at work; never raises.
+
+    Where the file system has no locks nobody can tell, and it stays.
+    """
+    partial, lock = _beside(path)
+    if partial.exists() or lock.exists():
+        with contextlib.suppress(InputError, OSError), _locked(lock) as unlocked:
+            if unlocked is None:
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    return path.parent / f".{path.name}.partial", path.parent / f".{path.name}.lock"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[str | None]:
+    """Keeps other processes out; yields the reason where the file system has no locks, else None.
+
+    The file is removed at the end; a kill frees the lock and leaves the file.
+    """
+    with path.open("w") as lock:
+        unlocked = None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the holder before us removes the file when it ends: a lock on the removed one guards nothing
+            held = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            held, unlocked = True, os.strerror(error.errno)
+        if not held:
+            raise InputError(f"{path}: another htnet prepare is writing this store; wait for it")
+        try:
+            yield unlocked
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _write_atomically(path: Path, data: bytes, temporary_folder: Path | None = None) -> None:
+    temporary = (temporary_folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _write_shard(folder: Path, name: str, items: Sequence[PreparedSample]) -> list[ManifestRow]:
+    target = folder / "store" / name
+    # not with parents: a task that a refused run left behind must not bring back the folder that was removed
+    for folder_of in (target.parent.parent, target.parent):
+        folder_of.mkdir(exist_ok=True)
+    checksums: dict[str, str] = {}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for item in items:
+            for member, data in _members(item):
+                info = tarfile.TarInfo(f"{file_stem(item.sample.id.clip)}.{member}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+                checksums[info.name] = hashlib.sha256(data).hexdigest()
+    buffer.seek(0)
+    with tarfile.open(fileobj=buffer, mode="r:") as tar:
+        ranges = {
+            info.name: ByteRange(start=info.offset_data, bytes=info.size, sha256=checksums[info.name]) for info in tar
+        }
+    # what a killed writer leaves must not lie among the shards
+    _write_atomically(target, buffer.getvalue(), folder / "parts")
+    return [
+        ManifestRow(
+            sample=item.sample,
+            shard=name,
+            members={m: ranges[f"{file_stem(item.sample.id.clip)}.{m}"] for m in ("flow.npy", *dict(item.frames))},
+        )
+        for item in items
+    ]
+
+
+def _members(item: PreparedSample) -> Iterator[tuple[str, bytes]]:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(item.flow_image), allow_pickle=False)
+    yield "flow.npy", buffer.getvalue()
+    yield from item.frames
+    facts = {**vars(item.sample.id), "label": item.sample.label, "notes": list(item.notes), **item.sources}
+    yield "json", json.dumps(facts, sort_keys=True).encode()
+
+
+def _write_record(root: Path, rows: Sequence[ManifestRow], recipe: Mapping[str, Any]) -> None:
+    record = {
+        "format": FORMAT_VERSION if any(row.members.keys() - set(MEMBERS) for row in rows) else 1,
+        "digest": manifest_digest(read_manifest(root / "manifest.parquet")),
+        "samples": len(rows),
+        "subjects": len({row.sample.subject for row in rows}),
+        "shards": {name: (root / name).stat().st_size for name in sorted({row.shard for row in rows})},
+        "recipe": dict(recipe),
+    }
+    (root / "store.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(root: Path) -> None:
+    for folder, _, files in os.walk(root):
+        for name in files:
+            _sync(Path(folder) / name)
+        with contextlib.suppress(OSError):
+            _sync(Path(folder))

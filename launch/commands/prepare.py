@@ -1,0 +1,275 @@
+"""``htnet prepare``: raw dataset folders to a store, a Ray task per subject."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+from rich.console import Console
+
+from htnet.config import Config, PrepareConfig, ResourcesConfig
+from htnet.config.load import changed_keys
+from htnet.data.datasets.base import Clip, FlowPicture, LeftOut
+from htnet.data.extraction import subject_table
+from htnet.data.store.writer import Staging, Store, open_store, read_left_out, remove_leftovers, staging
+from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
+from launch.plan import Plan, composite_lines, extraction_settings, make_plan
+from launch.pool import ray_cluster, terminable
+from launch.report.store import (
+    Progress,
+    print_landmarks,
+    print_left_out,
+    print_list,
+    print_methods,
+    print_read_otherwise,
+    print_rules,
+    print_store,
+    print_times,
+    say,
+    write_report,
+)
+from launch.run.folder import package_version
+from launch.tasks.subject import SHARED, RefusedError, SubjectOutcome, SubjectTask, prepare_subject
+
+Parts = Mapping[tuple[str, str], Mapping[str, Any]]
+_GO_ON = "The same command goes on from here."
+_TEXTS = ("clip", "rule", "reason", "place")
+
+
+def prepare(config: Config, out: Path, console: Console, *, strict: bool = False, address: str | None = None) -> int:
+    """Make the store that ``config.prepare`` describes, or keep the one that was made so already; the exit code.
+
+    Raises:
+        RefusedError: what the sources hold cannot be used, or ``strict`` and a clip failed; nothing is left behind.
+        InputError: an annotation, a place or machines that cannot be used. What is done stays, as after an
+            interruption, a full disk and a dead worker.
+    """
+    plan = make_plan(config.prepare)
+    store = _made_before(out, plan.recipe)
+    if store is not None:
+        remove_leftovers(out)
+        return _keep(store, console, strict=strict)
+    for line in plan.remarks:
+        say(console, line)
+    start = time.monotonic()
+    with staging(out, plan.recipe, _made_with(config.prepare)) as stage:
+        if stage.unlocked is not None:
+            say(console, f"{out}: no lock there ({stage.unlocked}): nothing keeps a second writer of this store away")
+        if stage.cleared:
+            say(console, f"{stage.folder}: was made from other input, settings or versions: removed")
+        try:
+            if strict:
+                _refuse_failures([*plan.left_out, *_left_out_of(stage.done())])
+            failed = _make_subjects(config.prepare, plan, stage, console, strict=strict, address=address)
+            if failed:
+                _tell_failed(failed, console)
+                return EXIT_PARTIAL
+            parts = _whole(plan, stage)
+            left_out = [*plan.left_out, *_left_out_of(parts)]
+            if not any(part["rows"] for part in parts.values()):
+                print_left_out(left_out, console)
+                raise RefusedError(f"{out}: the sources hold no sample; a store needs at least one")
+            # before the store has its name: the run after one that was killed in between finds no parts to tell of
+            report = write_report(out, parts, seconds=time.monotonic() - start)
+            store = _finished(stage, left_out)
+        except InputError as error:
+            if isinstance(error, RefusedError) or not stage.done():
+                stage.discard()
+            raise
+        except KeyboardInterrupt:
+            done = sum(len(plan.subjects[key]) for key in stage.done())
+            say(console, f"Interrupted with {done} of {len(plan.entries)} clips done. {_GO_ON}")
+            return EXIT_PARTIAL
+    print_store(store, left_out, console)
+    print_read_otherwise(plan.entries, console, each=False)
+    for line in composite_lines(plan.scheme, [sample.id for sample in store.samples], left_out):
+        say(console, line)
+    print_rules(report, console)
+    print_landmarks(report, console)
+    print_times(report, console)
+    return EXIT_PARTIAL if any(item.failed for item in left_out) else EXIT_DONE
+
+
+def list_sources(config: Config, console: Console) -> int:
+    """``--list``: what the sources hold and what is left out why; no picture is decoded and nothing written."""
+    plan = make_plan(config.prepare, only_list=True)
+    print_list(plan.scheme, plan.entries, plan.left_out, console)
+    for line in plan.remarks:
+        say(console, line)
+    print_methods(plan.landmarks(), console)
+    for line in composite_lines(plan.scheme, [entry.id for entry in plan.entries], plan.left_out):
+        say(console, line)
+    return EXIT_DONE
+
+
+def dry_run(config: Config, out: Path) -> list[str]:
+    """Say what :func:`prepare` would do, a line per source and one for the store; no picture is decoded."""
+    plan = make_plan(config.prepare)
+    store = _made_before(out, plan.recipe)
+    sources = [
+        f"{source.adapter}: {source.root}: {json.dumps(facts)}"
+        for source, facts in zip(config.prepare.sources, plan.recipe["sources"], strict=True)
+    ]
+    return [*sources, f"would write {out}: {len(plan.entries)} clips" if store is None else _up_to_date(store)]
+
+
+def _made_before(out: Path, recipe: dict[str, Any]) -> Store | None:
+    """The store at ``out``, None where there is nothing; InputError when it is something else."""
+    if not out.exists():
+        return None
+    store = open_store(out)
+    changed = changed_keys(store.recipe, recipe)
+    if changed:
+        raise InputError(
+            f"{out}: holds a store made from other input or settings ({', '.join(changed)} differ); "
+            "remove it or choose another --out"
+        )
+    return store
+
+
+def _up_to_date(store: Store) -> str:
+    return f"{store.path} is up to date: {len(store.rows)} samples"
+
+
+def _keep(store: Store, console: Console, *, strict: bool) -> int:
+    """The same input has the same answer: clips that failed when the store was made are missing still."""
+    rows = [row for row in read_left_out(store) if row.get("failed") == "true"]
+    failed = [LeftOut(**{name: row[name] for name in _TEXTS}, failed=True) for row in rows]
+    if strict:
+        _refuse_failures(failed)
+    say(console, _up_to_date(store))
+    print_left_out(failed, console)
+    return EXIT_PARTIAL if failed else EXIT_DONE
+
+
+def _refuse_failures(left_out: Sequence[LeftOut]) -> None:
+    for item in left_out:
+        if item.failed:
+            raise RefusedError(f"{item.place}: {item.clip}: {item.reason}")
+
+
+def _tell_failed(failed: Sequence[tuple[SubjectTask, SubjectOutcome]], console: Console) -> None:
+    for task, outcome in failed:
+        say(console, f"{task.name}: not done: {outcome.failed}")
+        if outcome.traceback is not None:
+            say(console, outcome.traceback)
+    say(console, f"{len(failed)} subjects are not done, so there is no store. {_GO_ON}")
+
+
+def _made_with(prepare: PrepareConfig) -> dict[str, object]:
+    """Name what may change the last bits of a flow image: parts of a store are not mixed of two."""
+    versions = {name: package_version(name) for name in ("htnet", "torch", "numpy", "av")}
+    device = extraction_settings(prepare, strict=False).device
+    return {**versions, "opencv": cv2.__version__, "device": device, "threads": prepare.threads}
+
+
+def _make_subjects(
+    prepare: PrepareConfig, plan: Plan, stage: Staging, console: Console, *, strict: bool, address: str | None
+) -> list[tuple[SubjectTask, SubjectOutcome]]:
+    """Run the tasks of the subjects that are not done yet; those that did not come to an end."""
+    done = stage.done()
+    tasks = [
+        SubjectTask(
+            dataset=dataset,
+            subject=subject,
+            entries=tuple(_absolute(entry) for entry in entries),
+            landmarks=subject_table({entry.id: plan.tables[entry.id] for entry in entries}),
+            settings=extraction_settings(prepare, strict=strict),
+            folder=stage.folder.resolve(),
+        )
+        for (dataset, subject), entries in plan.subjects.items()
+        if (dataset, subject) not in done
+    ]
+    if not any(isinstance(entry, Clip) for task in tasks for entry in task.entries):
+        # flow pictures are decoded in a second; no cluster is started for them
+        outcomes = [(task, _accepted(prepare_subject(task))) for task in tasks]
+        return [(task, outcome) for task, outcome in outcomes if outcome.failed is not None]
+    failed = []
+    before = {key: len(plan.subjects[key]) for key in done}
+    # its own check speaks of folds; what a task needs is checked here, by its own names.
+    # terminable last: ray.init sets a handler of its own for SIGTERM
+    with (
+        ray_cluster(address, ResourcesConfig()) as ray,
+        terminable(),
+        Progress(console, clips=len(plan.entries), subjects=len(plan.subjects), before=before.values()) as progress,
+    ):
+        _check_fits(ray, prepare)
+        for task, outcome in _run(ray, tasks, prepare):
+            progress.advance(task.name, _accepted(outcome))
+            if outcome.failed is not None:
+                failed.append((task, outcome))
+    return failed
+
+
+def _accepted(outcome: SubjectOutcome) -> SubjectOutcome:
+    if outcome.refused is not None:
+        raise RefusedError(outcome.refused)
+    if outcome.unfit is not None:
+        raise InputError(outcome.unfit)
+    return outcome
+
+
+def _absolute(entry: Clip | FlowPicture) -> Clip | FlowPicture:
+    """Workers may have another working directory; what a user reads in the annotation's place stays as it was."""
+    if isinstance(entry, Clip):
+        return replace(entry, frames=entry.frames.absolute())
+    return replace(entry, picture=entry.picture.absolute())
+
+
+def _check_fits(ray: Any, prepare: PrepareConfig) -> None:
+    """Refuse tasks that would wait for ever: a task runs on one node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needs = {"CPU": prepare.threads, "GPU": prepare.gpus_per_task}
+    if not any(all(needed <= node.get(key, 0) for key, needed in needs.items()) for node in nodes):
+        largest = ", ".join(f"{max(node.get(key, 0) for node in nodes):g} {key}s" for key in needs)
+        raise InputError(
+            f"prepare.threads={prepare.threads}, prepare.gpus_per_task={prepare.gpus_per_task:g}: no node has as many "
+            f"CPUs and GPUs (at most {largest}): no task can run"
+        )
+
+
+def _run(
+    ray: Any, tasks: Sequence[SubjectTask], prepare: PrepareConfig
+) -> Iterator[tuple[SubjectTask, SubjectOutcome]]:
+    """Ray starts a task again whose worker died; its shard is written whole or not at all."""
+    remote = ray.remote(
+        num_cpus=prepare.threads, num_gpus=prepare.gpus_per_task, max_retries=ResourcesConfig().retries, max_calls=0
+    )(prepare_subject)
+    flights = {remote.remote(task): task for task in tasks}
+    while flights:
+        ready, _ = ray.wait(list(flights), num_returns=1)
+        for reference in ready:
+            task = flights.pop(reference)
+            try:
+                outcome = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                reason = f"its worker died again and again: {' '.join(str(error).split())}"
+                outcome = SubjectOutcome(clips=len(task.entries), failed=reason)
+            yield task, outcome
+
+
+def _whole(plan: Plan, stage: Staging) -> Parts:
+    """The part records of all subjects."""
+    parts = stage.done()
+    for dataset, subject in plan.subjects:
+        if (dataset, subject) not in parts:
+            raise InputError(
+                f"{stage.folder}: {dataset}/{subject} is done, says its worker, but is not there; the store {SHARED}"
+            )
+    return parts
+
+
+def _finished(stage: Staging, left_out: Sequence[LeftOut]) -> Store:
+    try:
+        return stage.finish([asdict(item) for item in left_out])
+    except InputError as error:  # records that no store can be made of would be found again and again
+        raise RefusedError(str(error)) from None
+
+
+def _left_out_of(parts: Parts) -> list[LeftOut]:
+    return [LeftOut(**item) for part in parts.values() for item in part["left_out"]]

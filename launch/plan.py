@@ -1,0 +1,282 @@
+"""The work of ``htnet prepare``: the sources' clips by subject, and the recipe that identifies them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from htnet.config import PrepareConfig, SourceConfig
+from htnet.config.load import to_plain
+from htnet.data.datasets import DATASETS, build_adapter
+from htnet.data.datasets.base import Clip, FlowPicture, LeftOut
+from htnet.data.datasets.folders import entries_of
+from htnet.data.datasets.htnet_release import LANDMARKS as RELEASE_LANDMARKS
+from htnet.data.datasets.labels import (
+    COMPOSITE_SCHEME,
+    COMPOSITE_SIZES,
+    OFF_THE_LIST,
+    LabelScheme,
+    OfficialList,
+    load_scheme,
+)
+from htnet.data.extraction import EXTRACTION_VERSION, ExtractionSettings, check_landmarks
+from htnet.data.faces.landmarks import UPSTREAM_SIZE, LandmarkTable, read_landmarks
+from htnet.data.samples import SampleId
+from htnet.data.store.manifest import file_stem
+from htnet.errors import InputError
+
+LANDMARKS_FILE = "landmarks.csv"
+"""Landmark table of a dataset folder where none is named."""
+OFFICIAL_LISTS = ("combined_3class_gt.csv", "gt.csv")
+"""Names of the MEGC2019 challenge's list in a dataset folder."""
+_LONGEST_NAME = 180
+"""Of dataset and subject in a file's name, which has 255 letters at most, those of a temporary file among them."""
+_FOLDERS_KEPT = 256
+"""Listings in memory: clips of one recording, which an annotation has side by side, share a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Content of the sources, before any picture is decoded."""
+
+    scheme: LabelScheme
+    subjects: dict[tuple[str, str], list[Clip | FlowPicture]]
+    tables: dict[SampleId, LandmarkTable]
+    left_out: tuple[LeftOut, ...]
+    recipe: dict[str, Any]
+    remarks: tuple[str, ...] = ()
+    """A line for each table of a source that is not read."""
+
+    @property
+    def entries(self) -> list[Clip | FlowPicture]:
+        """Clips that are to become samples, by subject."""
+        return [entry for entries in self.subjects.values() for entry in entries]
+
+    def landmarks(self) -> dict[str, Counter[str]]:
+        """Count the clips of each dataset by the table of their landmarks; ``not given`` where they are in none."""
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for sample, table in self.tables.items():
+            counts[sample.dataset][f"table {table.name_of(sample)}" if sample in table.points else "not given"] += 1
+        return counts
+
+
+def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
+    """Read every annotation; :class:`InputError` for what is wrong with one, or for sources that do not fit together.
+
+    ``only_list``: nothing is to be made of it, and a source whose configuration names no landmark table may lack one.
+    """
+    if not prepare.sources:
+        raise InputError("prepare.sources: at least one source is needed, got none")
+    if prepare.device == "cuda" and prepare.gpus_per_task == 0:
+        raise InputError("prepare.device=cuda needs prepare.gpus_per_task > 0 (1, or 1/k for k tasks on a GPU)")
+    scheme = load_scheme(
+        prepare.label_scheme,
+        [name for source in prepare.sources for name in DATASETS[source.adapter]],
+        find_official_list(prepare),
+    )
+    subjects: dict[tuple[str, str], list[Clip | FlowPicture]] = defaultdict(list)
+    tables: dict[SampleId, LandmarkTable] = {}
+    places: dict[SampleId, str] = {}
+    left_out: list[LeftOut] = []
+    facts = []
+    sizes: dict[int, str] = {}
+    remarks: list[str] = []
+    listed = lru_cache(_FOLDERS_KEPT)(_listed)
+    for source in prepare.sources:
+        adapter = build_adapter(source, scheme)
+        remarks += [
+            f"{source.root}: {name} is not read; prepare.sources.N.annotations may name it"
+            for name in adapter.other_workbooks
+        ]
+        described = adapter.describe()
+        taken: list[Clip | FlowPicture] = []
+        for entry in adapter.entries():
+            if isinstance(entry, LeftOut):
+                left_out.append(entry)
+                continue
+            if entry.id in places:
+                raise InputError(f"{entry.place}: clip {entry.id} is in two sources: also {places[entry.id]}")
+            places[entry.id] = entry.place
+            _check_names(entry)
+            subjects[entry.id.dataset, entry.id.subject].append(entry)
+            taken.append(entry)
+        table = _landmarks(prepare, source, taken, only_list=only_list)
+        check_landmarks(table, taken)
+        tables |= dict.fromkeys((entry.id for entry in taken), table)
+        _check_size(prepare, source, table, taken, sizes)
+        facts.append({**described, "landmarks_sha256": table.sha256, "clips_sha256": _identity(taken, listed)})
+    if scheme.official is not None:
+        left_out += _missing(scheme.official, [*places, *map(identity_of, left_out)])
+    settings = extraction_settings(prepare, strict=False).recipe()
+    recipe = {"sources": facts, "label_scheme": scheme.name, "classes": list(scheme.classes), **settings}
+    if any(isinstance(entry, Clip) for entries in subjects.values() for entry in entries):
+        recipe["extraction_version"] = EXTRACTION_VERSION
+    if scheme.official is not None:  # only then: older stores stay up to date
+        recipe["official_list_sha256"] = hashlib.sha256(scheme.official.path.read_bytes()).hexdigest()
+    return Plan(
+        scheme=scheme,
+        subjects=dict(sorted(subjects.items())),
+        tables=tables,
+        left_out=tuple(left_out),
+        recipe=json.loads(json.dumps(recipe, default=str)),
+        remarks=tuple(remarks),
+    )
+
+
+def _check_names(entry: Clip | FlowPicture) -> None:
+    """Refuse names that no file can have: a subject's shard and a fold's record are named by them."""
+    length = len(file_stem(entry.id.dataset)) + len(file_stem(entry.id.subject))
+    if length > _LONGEST_NAME:
+        raise InputError(
+            f"{entry.place}: dataset and subject must have at most {_LONGEST_NAME} letters as parts of a file's name, "
+            f"where letters beyond ASCII count several times, got {length}: {entry.id.subject[:40]}..."
+        )
+
+
+def find_official_list(prepare: PrepareConfig) -> Path | None:
+    """Name the list that decides what belongs to the composite: the configuration's, else one in a source's folder.
+
+    Raises:
+        InputError: several folders hold one.
+    """
+    if prepare.official_list is not None:
+        return Path(prepare.official_list)
+    if prepare.label_scheme != COMPOSITE_SCHEME:
+        return None
+    roots = dict.fromkeys(Path(source.root) for source in prepare.sources)
+    found = [root / name for root in roots for name in OFFICIAL_LISTS if (root / name).is_file()]
+    if len(found) > 1:
+        raise InputError(f"prepare.official_list: name one of {' and '.join(map(str, found))}")
+    for path in found:
+        try:
+            OfficialList.read(path)
+        except InputError as error:
+            raise InputError(
+                f"{error}; it is taken for the official list because it lies in a source's folder, another may be "
+                "named by prepare.official_list"
+            ) from None
+    return found[0] if found else None
+
+
+def _missing(official: OfficialList, annotated: Collection[SampleId]) -> list[LeftOut]:
+    """Clips of the list that no source has, though one has others of their dataset.
+
+    Raises:
+        InputError: the list has none of the sources' datasets.
+    """
+    datasets = dict.fromkeys(sample.dataset for sample in annotated)
+    if datasets and not any(map(official.covers, datasets)):
+        raise InputError(
+            f"{official.path}: the official list must have a dataset of the sources, {', '.join(datasets)}, got "
+            f"{', '.join(dict.fromkeys(clip.id.dataset for clip in official.clips.values())) or 'no clip'}"
+        )
+    return [
+        LeftOut(
+            clip=str(clip.id), rule=OFF_THE_LIST, reason="is on the list, but in no source", failed=True,
+            place=f"{official.path}, row {clip.row}",
+        )
+        for clip in official.missing(annotated)
+    ]  # fmt: skip
+
+
+def composite_lines(scheme: LabelScheme, samples: Collection[SampleId], left_out: Sequence[LeftOut]) -> list[str]:
+    """Say how samples stand to the official list, and to the size of the MEGC2019 composite."""
+    lines = []
+    official = scheme.official
+    if official is not None:
+        there = set(samples)
+        gone = [item.clip for item in left_out if official.find(sample := identity_of(item)) and sample not in there]
+        seen = {sample.dataset for sample in [*there, *map(identity_of, left_out)]}
+        over, absent = ", ".join(filter(official.covers, sorted(seen))), ", ".join(official.without(seen))
+        lines.append(f"official list: {official.path} decides over {over}{absent and f'; no source has its {absent}'}")
+        lines.append(f"official list: left out of it: {', '.join(gone)}" if gone else "official list: agrees")
+    counts = Counter(sample.dataset for sample in samples)
+    other = [
+        f"{name} {counts[name]} of {size}" for name, size in COMPOSITE_SIZES.items() if counts[name] not in (0, size)
+    ]
+    if scheme.name == COMPOSITE_SCHEME and other:
+        hint = "" if official else "; only its list says which clips belong to it: prepare.official_list"
+        lines.append(f"not the composite of MEGC2019: {', '.join(other)}{hint}")
+    return lines
+
+
+def identity_of(item: LeftOut) -> SampleId:
+    """Identity of the clip that is left out."""
+    dataset, subject, clip = item.clip.split("/", 2)
+    return SampleId(dataset=dataset, subject=subject, clip=clip)
+
+
+def _check_size(
+    prepare: PrepareConfig,
+    source: SourceConfig,
+    table: LandmarkTable,
+    taken: Sequence[Clip | FlowPicture],
+    sizes: dict[int, str],
+) -> None:
+    """Refuse sources whose flow images differ in size; ``sizes`` says which source has which, and grows."""
+    if not taken:
+        return
+    come_with_flow = isinstance(taken[0], FlowPicture) and table.flow_size is not None
+    size = table.flow_size if come_with_flow and table.flow_size is not None else prepare.flow_size
+    how = "come with" if come_with_flow else "are made with prepare.flow_size"
+    sizes.setdefault(size, f"those of {source.root} ({source.adapter}) {how} {size}")
+    if len(sizes) > 1:
+        raise InputError(f"prepare.sources: flow images of one store have one size: {', '.join(sizes.values())}")
+
+
+def _identity(entries: Sequence[Clip | FlowPicture], listed: Callable[[Path], bytes]) -> str:
+    """Digest what tells that clips are read otherwise, or frames were added or exchanged: names, sizes.
+
+    To read all frames would be the work itself.
+    """
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(repr((entry.id, entry.label, entry.emotion)).encode())
+        if isinstance(entry, Clip):
+            digest.update(repr((entry.onset, entry.apex, entry.offset, entry.fps)).encode())
+            digest.update(listed(entry.frames))
+    return digest.hexdigest()
+
+
+def _listed(frames: Path) -> bytes:
+    """Names and sizes of a folder's frames, or of a video."""
+    files = sorted(entries_of(frames)) if frames.is_dir() else [frames]
+    return repr([(file.name, _size(file)) for file in files]).encode()
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # a link to nowhere: the clip's own task says so, if the frame is one that it needs
+        return -1
+
+
+def _landmarks(
+    prepare: PrepareConfig, source: SourceConfig, taken: Sequence[Clip | FlowPicture], *, only_list: bool
+) -> LandmarkTable:
+    """The source's table; an empty one where there is none and a detector finds the faces, or nobody looks for them."""
+    release = source.adapter == "htnet_release"
+    path = Path(source.root) / (RELEASE_LANDMARKS if release else LANDMARKS_FILE)
+    if source.landmarks is not None:
+        path = Path(source.landmarks)
+    elif (only_list or (prepare.detector != "none" and not release)) and not path.exists():
+        return LandmarkTable(path=path, points={}, flow_size=UPSTREAM_SIZE if release else None)
+    return read_landmarks(path, taken)
+
+
+def extraction_settings(prepare: PrepareConfig, *, strict: bool) -> ExtractionSettings:
+    """The part of the configuration that a task needs."""
+    plain = to_plain(prepare)
+    names = {field.name for field in dataclasses.fields(ExtractionSettings)}
+    values = {name: value for name, value in plain.items() if name in names and name != "device"}
+    on_gpu = prepare.device == "cuda" or (prepare.device == "auto" and prepare.gpus_per_task > 0)
+    if prepare.detector_model is not None:  # workers may have another working directory
+        values["detector_model"] = str(Path(prepare.detector_model).absolute())
+    return ExtractionSettings(**values, device="cuda" if on_gpu else "cpu", strict=strict)

@@ -1,0 +1,236 @@
+"""The output of ``htnet prepare``: progress, counts, clips that are left out and why, times."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from htnet.data.datasets.base import Clip, FlowPicture, LeftOut
+from htnet.data.datasets.labels import LabelScheme
+from htnet.data.extraction import NO_LANDMARKS
+from htnet.data.faces.finder import MEAN_SHAPE
+from htnet.data.store.writer import Store
+from htnet.scoring.record import write_json_atomic
+from launch.run.folder import environment
+from launch.tasks.subject import SubjectOutcome
+
+_SHOWN_SUBJECTS = 3
+
+
+def say(console: Console, line: str) -> None:
+    """A line as it is: names of folders and clips are no markup, and are not broken to fit the terminal."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Progress:
+    """Clips and subjects done, left out and still to come; a line on a terminal, a line per subject in a log file."""
+
+    def __init__(self, console: Console, *, clips: int, subjects: int, before: Collection[int]) -> None:
+        """``before``: clips of each subject that was done before."""
+        self._console = console
+        self._clips, self._clips_done, self._clips_before = clips, sum(before), sum(before)
+        self._subjects, self._subjects_done = subjects, len(before)
+        self._left_out = self._failed = 0
+        self._start = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._line)
+
+    def __enter__(self) -> Progress:
+        if self._subjects_done:
+            say(self._console, f"going on: {self._clips_done} of {self._clips} clips were done before")
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def advance(self, subject: str, outcome: SubjectOutcome) -> None:
+        """A subject has come to its end."""
+        if outcome.failed is None:
+            self._clips_done += outcome.clips
+            self._subjects_done += 1
+            self._left_out += outcome.left_out
+        else:
+            self._failed += 1
+        if not self._console.is_terminal:
+            end = "not done" if outcome.failed is not None else f"{outcome.clips} clips"
+            say(self._console, f"{subject}: {end}; {self._line()}")
+
+    def _line(self) -> Text:
+        parts = [f"{self._clips_done} of {self._clips} clips", f"{self._subjects_done} of {self._subjects} subjects"]
+        parts += [f"{self._left_out} clips left out"] if self._left_out else []
+        parts += [f"{self._failed} subjects not done"] if self._failed else []
+        rate = (self._clips_done - self._clips_before) / max(time.monotonic() - self._start, 1e-9)
+        if rate:
+            seconds = round((self._clips - self._clips_done) / rate)
+            left = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+            parts += [f"{rate:.3g} clips a second", f"left {left}"]
+        return Text(", ".join(parts))
+
+
+def print_store(store: Store, left_out: Sequence[LeftOut], console: Console) -> None:
+    """Counts of a finished store, and every clip that is not in it."""
+    pairs = [(sample.id.dataset, sample.subject, sample.label) for sample in store.samples]
+    console.print(_counts(str(store.path), pairs, store.classes))
+    print_left_out(left_out, console)
+
+
+def print_list(
+    scheme: LabelScheme, entries: Sequence[Clip | FlowPicture], left_out: Sequence[LeftOut], console: Console
+) -> None:
+    """Counts of what the sources hold, how annotations were read, and every clip that is left out."""
+    pairs = [(entry.id.dataset, f"{entry.id.dataset}/{entry.id.subject}", entry.label) for entry in entries]
+    console.print(_counts(f"label scheme {scheme.name}", pairs, scheme.classes, by_subject=True))
+    print_read_otherwise(entries, console, each=True)
+    print_left_out(left_out, console)
+
+
+def print_read_otherwise(entries: Sequence[Clip | FlowPicture], console: Console, *, each: bool) -> None:
+    """Print how many annotations each rule read otherwise than they stand; ``each``: every value, with its cell."""
+    notes = Counter(note for entry in entries if isinstance(entry, Clip) for note in entry.notes)
+    for rule, count in sorted(notes.items()):
+        say(console, f"read by rule: {rule}: {count} clips")
+    remarks = [f"{entry.id}: {remark}" for entry in entries for remark in entry.remarks]
+    for line in remarks if each else ():
+        say(console, f"read otherwise: {line}")
+    if remarks and not each:
+        say(console, f"read otherwise: {len(remarks)} values of the annotation; htnet prepare --list names each")
+
+
+def _counts(
+    title: str, pairs: Iterable[tuple[str, str, int]], classes: Sequence[str], *, by_subject: bool = False
+) -> Table:
+    """(dataset, subject, label) as a table of a row per subject where asked for, one per dataset, and one for all."""
+    pairs = list(pairs)
+    table = Table(title=Text(title), box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("dataset", "subjects", "samples", *classes):
+        table.add_column(column, justify="left" if column == "dataset" else "right")
+    for name in dict.fromkeys(subject for _, subject, _ in pairs) if by_subject else ():
+        labels = Counter(label for _, subject, label in pairs if subject == name)
+        table.add_row(Text(name), "", str(labels.total()), *(str(labels[index]) for index in range(len(classes))))
+    table.add_section()
+    for name in (*dict.fromkeys(dataset for dataset, _, _ in pairs), "all"):
+        chosen = [pair for pair in pairs if name in (pair[0], "all")]
+        labels = Counter(label for _, _, label in chosen)
+        subjects = len({subject for _, subject, _ in chosen})
+        table.add_row(
+            Text(name), str(subjects), str(len(chosen)), *(str(labels[index]) for index in range(len(classes)))
+        )
+    return table
+
+
+def print_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
+    """Print how many clips each rule left out, and every one of them with its reason."""
+    for rule, count in sorted(Counter(item.rule for item in left_out).items()):
+        say(console, f"left out by rule: {rule}: {count} clips")
+    for item in left_out:
+        say(console, f"{'FAILED' if item.failed else 'left out'}: {item.clip}: {item.reason} ({item.place})")
+
+
+def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], *, seconds: float) -> Path:
+    """Write the times of the work and its machine beside the store, which holds nothing that differs from run to run.
+
+    Seconds of subjects and stages are those of their tasks, which run side by side, and count what interrupted runs
+    did as well; ``run`` is the last one alone, up to the moment when the store is put together. Slowest subjects come
+    first. Returns the file's path.
+    """
+    path = out.with_name(f"{out.name}.prepare.json")
+    stages: Counter[str] = Counter()
+    subjects = []
+    for (dataset, subject), part in parts.items():
+        stages.update(part["seconds"])
+        clips = len(part["rows"]) + len(part["left_out"])
+        whole = round(sum(part["seconds"].values()), 3)
+        subjects.append(
+            {
+                "subject": f"{dataset}/{subject}",
+                "clips": clips,
+                "left_out": len(part["left_out"]),
+                "seconds": whole,
+                "seconds_per_clip": round(whole / max(1, clips), 3),
+                "stages": part["seconds"],
+            }
+        )
+    report = {
+        "run": {"wall_seconds": round(seconds, 3), **environment(out)},
+        "read_by_rule": _by_rule(parts),
+        "landmarks": _landmarks(parts),
+        "seconds_by_stage": {name: round(value, 3) for name, value in stages.most_common()},
+        "subjects": sorted(subjects, key=lambda item: (-item["seconds"], item["subject"])),
+    }
+    write_json_atomic(path, report)
+    return path
+
+
+def _by_rule(parts: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Clips whose frames say that they are to be read otherwise than the annotation stands, by rule."""
+    clips: dict[str, list[str]] = defaultdict(list)
+    for part in parts.values():
+        for rule, found in part["notes"]["by_rule"].items():
+            clips[rule] += found
+    return clips
+
+
+def _landmarks(parts: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
+    """Count the clips of each dataset by the method of their landmarks, and list those without any."""
+    methods: dict[str, Counter[str]] = defaultdict(Counter)
+    mean_shape: dict[str, str] = {}
+    for (dataset, _), part in parts.items():
+        methods[dataset].update(part["notes"]["methods"].values())
+        methods[dataset].update(item["rule"] for item in part["left_out"] if item["rule"] == NO_LANDMARKS)
+        mean_shape |= part["notes"]["mean_shape"]
+    return {"clips_by_method": methods, MEAN_SHAPE: dict(sorted(mean_shape.items()))}
+
+
+def print_methods(counts: Mapping[str, Mapping[str, int]], console: Console) -> None:
+    """Clips by where their landmarks come from, a line per dataset."""
+    for dataset, methods in sorted(counts.items()):
+        say(console, f"landmarks: {dataset}: {', '.join(f'{name} {n}' for name, n in sorted(methods.items()))}")
+
+
+def print_rules(path: Path, console: Console) -> None:
+    """Clips that their frames say to be read by a rule, by a report of :func:`write_report`."""
+    rules = json.loads(path.read_text(encoding="utf-8"))["read_by_rule"]
+    for rule, clips in sorted(rules.items()):
+        say(console, f"read by rule: {rule}: {len(clips)} clips: {', '.join(sorted(clips))}")
+
+
+def print_landmarks(path: Path, console: Console) -> None:
+    """Print the methods of landmarks in a report of :func:`write_report`, and each clip that has the mean of others."""
+    landmarks = json.loads(path.read_text(encoding="utf-8"))["landmarks"]
+    print_methods(landmarks["clips_by_method"], console)
+    for clip, reason in landmarks[MEAN_SHAPE].items():
+        say(console, f"mean shape: {clip}: {reason}")
+
+
+def print_times(path: Path, console: Console) -> None:
+    """Stages and the slowest subjects of a report that :func:`write_report` wrote."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    table = Table(title="seconds of all tasks together", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("stage", "seconds", "share"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    total = sum(report["seconds_by_stage"].values())
+    for name, value in report["seconds_by_stage"].items():
+        table.add_row(Text(name), f"{value:.1f}", f"{value / max(total, 1e-9):.0%}")
+    console.print(table)
+    for item in report["subjects"][:_SHOWN_SUBJECTS]:
+        say(
+            console,
+            f"slowest: {item['subject']}: {item['seconds']:.1f} s for {item['clips']} clips, "
+            f"{item['seconds_per_clip']:.2f} s each",
+        )
+    say(console, f"took {report['run']['wall_seconds']:.1f} s; times by subject and stage: {path}")

@@ -1,0 +1,96 @@
+"""One subject of a store: what a Ray task of ``htnet prepare`` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from htnet.data.datasets.base import Clip, FlowPicture
+from htnet.data.extraction import ExtractionSettings
+from htnet.data.faces.landmarks import LandmarkTable
+from htnet.errors import InputError
+
+SHARED = "must lie on storage that all nodes share"
+
+
+class RefusedError(InputError):
+    """The content of the sources cannot be used: it must change, and what was made of it is of no use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectTask:
+    """Everything that the task needs; small, because it is sent to it. Paths are absolute."""
+
+    dataset: str
+    subject: str
+    entries: tuple[Clip | FlowPicture, ...]
+    landmarks: LandmarkTable
+    settings: ExtractionSettings
+    folder: Path
+    """The store in the making, on storage that all nodes share."""
+
+    @property
+    def name(self) -> str:
+        """Subject keyed by its dataset, ``casme2/sub17``."""
+        return f"{self.dataset}/{self.subject}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectOutcome:
+    """The end of a subject's task. ``refused``: bad content of the sources, which ends the run.
+
+    ``unfit``: this node cannot do the work as it is set up, which ends the run; what others have done stays.
+    ``failed``: the machine (a full disk, a dead worker) or a defect, then with a ``traceback``; the subject is not
+    done, the others go on.
+    """
+
+    clips: int
+    left_out: int = 0
+    refused: str | None = None
+    unfit: str | None = None
+    failed: str | None = None
+    traceback: str | None = None
+
+
+def prepare_subject(task: SubjectTask) -> SubjectOutcome:
+    """Make the subject's samples and write its shard; a failure is an outcome, not an exception."""
+    import cv2
+    import torch
+
+    from htnet.data.extraction import extract
+    from htnet.data.store.writer import write_part
+
+    cv2.setNumThreads(task.settings.threads)
+    torch.set_num_threads(task.settings.threads)
+    clips = len(task.entries)
+    try:
+        _check_node(task)
+    except InputError as error:
+        return SubjectOutcome(clips=clips, unfit=f"node {platform.node()}: {error}")
+    try:
+        found = extract(task.entries, task.landmarks, task.settings)
+        left_out = [dataclasses.asdict(item) for item in found.left_out]
+        notes = {"methods": found.methods, "mean_shape": found.mean_shape, "by_rule": found.by_rule}
+        write_part(task.folder, task.dataset, task.subject, found.samples, left_out, found.seconds, notes)
+    except InputError as error:
+        return SubjectOutcome(clips=clips, refused=str(error))
+    except OSError as error:
+        return SubjectOutcome(clips=clips, failed=f"node {platform.node()}: {error}")
+    except Exception as error:  # whatever one subject dies of, the others go on; to try it again would be in vain
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return SubjectOutcome(clips=clips, failed=reason, traceback=traceback.format_exc())
+    return SubjectOutcome(clips=clips, left_out=len(left_out))
+
+
+def _check_node(task: SubjectTask) -> None:
+    """Make sure that this node sees what the driver sees: clips that it does not see would all be left out."""
+    task.settings.check_machine()
+    if not task.folder.is_dir():
+        raise InputError(f"{task.folder}: not there; the store {SHARED}")
+    for entry in task.entries:
+        path = entry.frames if isinstance(entry, Clip) else entry.picture
+        if not path.exists():
+            raise InputError(f"{path}: not there; the sources {SHARED}")
