@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,40 +121,6 @@ def test_records_of_a_folder_come_sorted_and_left_over_temporaries_are_ignored(t
     (tmp_path / ".casme2__000.json.1.tmp").write_text("{")
     assert results.read_records(tmp_path) == sorted(run, key=lambda r: r.fold)
     assert results.read_records(tmp_path / "absent") == []
-
-
-def test_a_kill_in_the_middle_of_writing_leaves_the_old_file(tmp_path):
-    path = tmp_path / "summary.json"
-    results.write_json_atomic(path, {"old": True})
-    program = f"""
-        import os, signal
-        from pathlib import Path
-        from htnet.scoring import record as results
-        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-        results.write_json_atomic(Path({str(path)!r}), {{"new": list(range(100000))}})
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=Path(__file__).parents[1], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert json.loads(path.read_text()) == {"old": True}
-    results.write_json_atomic(path, {"new": 1})
-    assert json.loads(path.read_text()) == {"new": 1}
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    results.write_json_atomic(path, 1)
-    with pytest.raises(ValueError, match="JSON"):
-        results.write_json_atomic(path, float("nan"))
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space") as caught:
-        results.write_json_atomic(path, 2)
-    assert caught.value.filename == str(path)  # which fsync() and write() do not say
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-    assert path.read_text() == "1\n"
 
 
 def test_each_selection_takes_the_epoch_it_promises():

@@ -23,6 +23,7 @@ from conftest import random_samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from htnet import files
 from htnet.data.prepared import PreparedSample
 from htnet.data.samples import Sample, SampleId
 from htnet.data.store.manifest import SCHEMA, file_stem, manifest_digest, read_manifest, write_manifest
@@ -35,7 +36,6 @@ from htnet.data.store.writer import (
     write_part,
     write_store,
 )
-from htnet.data.store.writer import writer as store_module
 from htnet.errors import InputError
 
 RECIPE = {"sources": [{"adapter": "made up"}]}
@@ -238,8 +238,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(store_module, "_sync", full)
-    with pytest.raises(InputError, match=r"store: the store cannot be written: .*No space left on device"):
+    monkeypatch.setattr(files, "_sync", full)
+    with pytest.raises(InputError, match=r"store: the store cannot be written: .*no space left on the device"):
         write_store(tmp_path / "store", iter([prepared()]), RECIPE)
     assert list(tmp_path.iterdir()) == []
 
@@ -363,13 +363,13 @@ def many() -> list[PreparedSample]:
 
 def write_slowly(path: Path, seconds: float, begun) -> None:
     """A writer that rests at every sync, so that kills fall between any two of its steps."""
-    sync = store_module._sync
+    sync = files._sync
 
     def slow_sync(file):
         time.sleep(seconds)
         sync(file)
 
-    store_module._sync = slow_sync
+    files._sync = slow_sync
     begun.set()
     write_store(path, iter(many()), RECIPE)
 

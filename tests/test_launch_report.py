@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from htnet.errors import InputError
+from htnet.files import write_json
 from htnet.scoring import record as results
 from htnet.scoring.record import FoldRecord, RecordedSample, Validation
 from launch import cli
@@ -87,9 +88,9 @@ def make_run(folder: Path, folds: dict[str, int], *, failed=None, epochs=6, vali
         chance_trials=chance,
         seed=0,
     )
-    results.write_json_atomic(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     results.write_predictions(folder / "predictions.csv", records)
-    results.write_json_atomic(folder / "environment.json", {"commit": "4ed83e0", "machine": {"cpus": 2}})
+    write_json(folder / "environment.json", {"commit": "4ed83e0", "machine": {"cpus": 2}})
     (folder / "config.yaml").write_text("seed: 7\nmodel:\n  dim: 24\n")
     return summary
 
@@ -174,7 +175,7 @@ def test_what_reproduces_a_run_can_be_pasted_into_a_shell(tmp_path, environment,
     run = tmp_path / "a run"
     make_run(run, FOLDS)
     command = "htnet sweep 'my config.yaml' --out 'a run'"
-    results.write_json_atomic(run / "environment.json", environment | {"command": command})
+    write_json(run / "environment.json", environment | {"command": command})
     page = Page(write_report(run).read_text())
     for line in (*lines, f"This run was started as {command}"):
         assert line in page.text
@@ -183,7 +184,7 @@ def test_what_reproduces_a_run_can_be_pasted_into_a_shell(tmp_path, environment,
 def test_every_driver_of_a_run_is_named_with_what_it_was(tmp_path):
     make_run(tmp_path / "run", FOLDS)
     later = [{"host": "node1", "versions": {"torch": "2.13.0"}}, {"host": "node2"}]
-    results.write_json_atomic(tmp_path / "run" / "environment.json", {"host": "node0", "resumed": later})
+    write_json(tmp_path / "run" / "environment.json", {"host": "node0", "resumed": later})
     page = Page(write_report(tmp_path / "run").read_text())
     for text in ("host node0", "resumed.1.host node1", "resumed.1.versions.torch 2.13.0", "resumed.2.host node2"):
         assert text in page.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
@@ -627,7 +628,7 @@ def test_where_files_cannot_be_locked_the_run_goes_on_and_says_so(sweep_config, 
     def refuse(file, operation):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("launch.run.folder.fcntl.flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(launch.commands.sweep, "_run_folds", lambda *_: ({}, False))
     text = io.StringIO()
     sweep(sweep_config, tmp_path / "run", None, Console(file=text))

@@ -11,12 +11,9 @@ after training, and none of them can influence it:
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -30,6 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from htnet.data.samples import COMPOSITE, Sample, fold_stem
 from htnet.errors import InputError
+from htnet.files import write_whole
 from htnet.scoring import metrics, published
 
 FORMAT = 1
@@ -37,42 +35,6 @@ Selection = Literal["final", "validated", "test_selected"]
 SELECTIONS: tuple[Selection, ...] = ("final", "validated", "test_selected")
 
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` (UTF-8); a kill at any moment leaves the old file or the new one.
-
-    The temporary file lies in the same folder, because a rename across file systems is a copy; its
-    name starts with a dot and ends in ``.tmp``, so that no reader takes a left-over for a result.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk: write() does not know the name
-            error.filename = str(path)
-        raise
-    # the rename itself is durable only once the folder is; some network file systems cannot sync a folder
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_json_atomic(path: Path, obj: object) -> None:
-    """Write ``obj`` as JSON, whole or not at all.
-
-    Raises:
-        ValueError: a float is NaN or infinite; JSON has neither.
-    """
-    write_text_atomic(path, json.dumps(obj, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +149,7 @@ class FoldRecord:
 
     def write(self, path: Path) -> None:
         """Write the record, whole or not at all; what exists counts as done."""
-        write_text_atomic(path, json.dumps(asdict(self), ensure_ascii=False, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(asdict(self), ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> FoldRecord:
@@ -432,7 +394,7 @@ def predictions_csv(records: Iterable[FoldRecord]) -> str:
 
 def write_predictions(path: Path, records: Iterable[FoldRecord]) -> None:
     """Write ``predictions.csv`` atomically; identical records give identical bytes."""
-    write_text_atomic(path, predictions_csv(records))
+    write_whole(path, predictions_csv(records))
 
 
 def megc_log(records: Iterable[FoldRecord], selection: Selection = "final") -> str:

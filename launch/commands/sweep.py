@@ -18,14 +18,13 @@ from htnet.data.store.frames import check_frames
 from htnet.data.store.writer import Store, open_store
 from htnet.data.stretched import check_stretched
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
+from htnet.files import write_json, write_whole
 from htnet.scoring.record import (
     FoldRecord,
     megc_log,
     read_records,
     summarise,
-    write_json_atomic,
     write_predictions,
-    write_text_atomic,
 )
 from launch.pool import Scheduler, ray_cluster, terminable
 from launch.report import summary_table, write_report
@@ -187,9 +186,9 @@ def finish_run(
         chance_trials=config.score.chance_trials,
         seed=config.seed,
     )
-    write_json_atomic(out / "summary.json", summary)
+    write_json(out / "summary.json", summary)
     write_predictions(out / "predictions.csv", records)
-    write_text_atomic(out / "megc_log.txt", megc_log(records))
+    write_whole(out / "megc_log.txt", megc_log(records))
     report = write_report(out)
     if records:
         console.print(summary_table(summary))

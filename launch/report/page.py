@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from htnet.data.samples import COMPOSITE, Emotion
 from htnet.errors import InputError
+from htnet.files import write_whole
 from htnet.scoring import record as results
 from htnet.scoring.record import FoldRecord, Selection
 from launch.report.terminal import EXPLAINED
@@ -258,5 +259,5 @@ def write_report(run_dir: Path) -> Path:
     environment.filters["duration"] = _duration
     page = environment.get_template("report.html.j2").render(_view(_load(run_dir)))
     path = run_dir / "report.html"
-    results.write_text_atomic(path, page)
+    write_whole(path, page)
     return path

@@ -21,7 +21,7 @@ from htnet.data.datasets.labels import LabelScheme
 from htnet.data.extraction import NO_LANDMARKS
 from htnet.data.faces.finder import MEAN_SHAPE
 from htnet.data.store.writer import Store
-from htnet.scoring.record import write_json_atomic
+from htnet.files import write_json
 from launch.run.folder import environment
 from launch.tasks.subject import SubjectOutcome
 
@@ -172,7 +172,7 @@ def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], 
         "seconds_by_stage": {name: round(value, 3) for name, value in stages.most_common()},
         "subjects": sorted(subjects, key=lambda item: (-item["seconds"], item["subject"])),
     }
-    write_json_atomic(path, report)
+    write_json(path, report)
     return path
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import platform
@@ -20,11 +18,8 @@ from htnet.config import Config
 from htnet.config.load import config_hash, dump_config, identity_changes, load_config
 from htnet.data.store.writer import Store
 from htnet.errors import InputError
-from htnet.scoring.record import write_json_atomic, write_text_atomic
+from htnet.files import locked, write_json, write_whole
 from kernels.machine import checkout, cpu_name, package_versions
-
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""How a network file system says that it does not lock files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +57,12 @@ def open_run(path: Path, config: Config, store: Store) -> Iterator[RunFolder]:
     when it is something else than a run, or when another process drives it.
     """
     identity = check_run(path, config, store)
-    with _lock(path) as unlocked:
+    _make(path)
+    busy = f"{path}: another process is running this sweep; wait for it or choose another --out"
+    with locked(path / ".lock", busy) as unlocked:
         check_run(path, config, store)  # once more under the lock
-        write_text_atomic(path / "config.yaml", dump_config(config))
-        write_json_atomic(path / "environment.json", _environments(path, identity, store))
+        write_whole(path / "config.yaml", dump_config(config))
+        write_json(path / "environment.json", _environments(path, identity, store))
         (path / "folds").mkdir(exist_ok=True)
         (path / "progress").mkdir(exist_ok=True)
         run = RunFolder(path=path, config_hash=identity, unlocked=unlocked)
@@ -74,27 +71,12 @@ def open_run(path: Path, config: Config, store: Store) -> Iterator[RunFolder]:
         yield run
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[str | None]:
-    """Make the folder and hold its lock; yields the reason where there are no locks, else None."""
+def _make(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a")
+        (path / ".lock").touch()
     except OSError as error:
         raise InputError(f"{path}: no run can be written there: {error.filename}: {error.strerror}") from None
-    with lock:
-        unlocked = None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{path}: another process is running this sweep; wait for it or choose another --out"
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            unlocked = error.strerror
-        yield unlocked
 
 
 def check_run(path: Path, config: Config, store: Store) -> str:
