@@ -25,7 +25,7 @@ def test_rooms_import_only_to_the_right():
 
 
 def test_the_configuration_reference_is_current():
-    command = [sys.executable, "-m", "htnet.config.load"]
+    command = [sys.executable, "-m", "htnet.config.reference"]
     generated = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert (ROOT / "configs" / "README.md").read_text(encoding="utf-8") == generated
 
