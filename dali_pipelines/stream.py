@@ -132,6 +132,11 @@ class FlowStream:
         options = {"num_classes": self._num_classes, "seed": sampler.seed, "step": step, "rank": sampler.rank}
         return mix_batch(batch, self._augment.mix, **options)
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one pass over the sampler's rows."""
+        return self.sampler.steps_per_epoch
+
     def state(self) -> bytes:
         """What makes a new stream go on after the last batch that :meth:`next` returned."""
         return json.dumps({"step": self._step}).encode()

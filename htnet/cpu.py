@@ -1,4 +1,4 @@
-"""The process's CPU settings: threads, determinism, and memory that is kept between steps."""
+"""The process's CPU settings: threads, and memory that is kept between steps."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ _TOP_PAD_BYTES = 64 << 20
 
 
 def configure_cpu(threads: int) -> None:
-    """Fix the number of threads, ask for deterministic kernels, keep freed memory; call it before training.
+    """Fix the number of threads, which is part of the numerics, and keep freed memory; call it before training.
 
-    The number of threads is part of the numerics. A later call in the same process changes only the threads.
+    A later call in the same process changes only the threads.
     """
     keep_freed_memory()
     import torch
 
     torch.set_num_threads(threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # a debugging aid that costs a pass over every new buffer; the name is set on a module-like class
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep what is freed, and torch ask for huge pages; False where the C library has no ``mallopt``.
+    """Let glibc keep freed memory, and torch ask for huge pages; False where the C library has no ``mallopt``.
 
     A training step frees and allocates the same gigabytes every time. By default each large buffer goes
     back to the kernel and returns page by page, zeroed; at the paper's size that is a tenth of a step.

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 import os
-from itertools import product
 from typing import Any, Final
 
 import torch
@@ -33,6 +32,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from htnet.aggregation import BlockAggregation
 from htnet.config import HTNetConfig
 from kernels.local_attention import BACKENDS, drop_heads, local_attention
 
@@ -196,84 +196,12 @@ class TransformerLayer(nn.Module):
         return out
 
 
-class BlockAggregation(nn.Module):
-    """Level change: 3x3 convolution, layer norm, 3x3 max-pool of stride 2; (B, H, W, C) -> (B, H', W', C').
-
-    H' and W' are half of H and W, rounded up. Crosses block borders, which is how blocks learn of each other.
-    ``weight`` is (C', 3, 3, C), the layout in which a channels-last convolution reads it without a copy.
-    """
-
-    def __init__(self, dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_dim, 3, 3, dim))
-        self.bias = nn.Parameter(torch.empty(out_dim))
-        self.norm = nn.LayerNorm(out_dim)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initialise as torch's Conv2d does: uniform within 1 / sqrt(9 * C)."""
-        bound = 1 / math.sqrt(self.weight[0].numel())
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.uniform_(self.bias, -bound, bound)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1:3] == (2, 2):
-            mixed: Tensor = self.norm(_conv_2x2(x, self.weight, self.bias))
-            return F.max_pool2d(mixed.permute(0, 3, 1, 2), kernel_size=2).permute(0, 2, 3, 1)
-        mixed = self.norm(_conv(x, self.weight, self.bias))
-        return F.max_pool2d(mixed.permute(0, 3, 1, 2), kernel_size=3, stride=2, padding=1).permute(0, 2, 3, 1)
-
-    def extra_repr(self) -> str:
-        """The channels before and after."""
-        return f"{self.weight.shape[3]}, {self.weight.shape[0]}"
-
-
-def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """3x3 convolution with zero padding 1: (B, H, W, C), (C', 3, 3, C), (C',) -> (B, H, W, C')."""
-    return F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), bias, padding=1).permute(0, 2, 3, 1)
-
-
-def _conv_2x2(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """:func:`_conv` for a 2x2 map, as one matrix product: 20 of the 36 products of a convolution are with padding."""
-    taps: Tensor = _Taps.apply(weight)  # type: ignore[no-untyped-call] # torch's
-    return F.linear(x.flatten(1), taps, bias.repeat(4)).view(len(x), 2, 2, -1)
-
-
-class _Taps(torch.autograd.Function):
-    """The matrix of a 3x3 convolution with padding 1 of a 2x2 map: (C', 3, 3, C) -> (4*C', 4*C).
-
-    Left to itself, autograd would make a gradient of the whole weight for each output position, zeros included, and
-    add the four.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor) -> Tensor:
-        out_dim, _, _, dim = weight.shape
-        taps = weight.new_empty(2, 2, out_dim, 2, 2, dim)
-        for i, j in product((0, 1), repeat=2):
-            taps[i, j] = weight[:, 1 - i : 3 - i, 1 - j : 3 - j]
-        return taps.view(4 * out_dim, 4 * dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.shape = inputs[0].shape
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        out_dim, _, _, dim = ctx.shape
-        taps = gradient.reshape(2, 2, out_dim, 2, 2, dim)
-        weight = gradient.new_zeros(ctx.shape)
-        for i, j in product((0, 1), repeat=2):
-            weight[:, 1 - i : 3 - i, 1 - j : 3 - j] += taps[i, j]
-        return weight
-
-
 class NestedLevel(nn.Module):
     """Transformer layers at one resolution, then the aggregation to the next (none after the last level).
 
-    ``pos_emb`` is (N,): one number per position in a block, added to all channels of the token there.
+    ``pos_emb`` is (N,): one number per position in a block, added to all channels of the token there; with
+    ``position="channel"`` (N, C), a number for each channel. The layer norms of a level remove a number that all
+    channels share, so that (N,) acts through the aggregation's convolution alone, and in the last level not at all.
     """
 
     def __init__(self, config: HTNetConfig, level: int, backend: str) -> None:
@@ -281,7 +209,10 @@ class NestedLevel(nn.Module):
         dim, heads = config.dim * 2**level, config.heads * 2**level
         self.blocks_per_side = config.blocks_per_side[level]
         self.grad_checkpointing = False
-        self.pos_emb = nn.Parameter(torch.randn(config.tokens_per_block))
+        if config.position == "scalar":
+            self.pos_emb = nn.Parameter(torch.randn(config.tokens_per_block))
+        else:
+            self.pos_emb = nn.Parameter(0.02 * torch.randn(config.tokens_per_block, dim))  # as NesT's tables start
         self.layers = nn.ModuleList(
             TransformerLayer(
                 dim, heads, self.blocks_per_side, config.tokens_per_block, config.mlp_ratio, config.dropout, backend
@@ -292,10 +223,9 @@ class NestedLevel(nn.Module):
         self.aggregation: nn.Module = nn.Identity() if last else BlockAggregation(dim, 2 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        side = math.isqrt(self.pos_emb.numel())
-        # the same (side, side) table in every block: (H, W, 1)
-        position = self.pos_emb.view(side, side).repeat(self.blocks_per_side, self.blocks_per_side).unsqueeze(-1)
-        x = x + position
+        side = math.isqrt(len(self.pos_emb))
+        # the same table in every block: (H, W, 1) or (H, W, C)
+        x = x + self.pos_emb.view(side, side, -1).repeat(self.blocks_per_side, self.blocks_per_side, 1)
         for layer in self.layers:
             x = checkpoint(layer, x, use_reentrant=False) if self.grad_checkpointing and self.training else layer(x)
         out: Tensor = self.aggregation(x)
@@ -306,7 +236,8 @@ class HTNet(nn.Module):
     """The network: mosaics (B, in_channels, S, S) to logits (B, num_classes).
 
     Weights are initialised as upstream does: torch's defaults for linear layers and convolutions, standard normal for
-    position embeddings. Input of another floating dtype than the weights is cast to it.
+    position tables (those with a number for each channel start at a fiftieth of that). Input of another floating dtype
+    than the weights is cast to it.
 
     Args:
         config: the architecture; sizes that do not divide are refused there.
@@ -352,8 +283,9 @@ class HTNet(nn.Module):
         return logits
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone: biases, norms, position embeddings."""
-        return {name for name, parameter in self.named_parameters() if parameter.dim() < 2}
+        """Return the parameters that weight decay must leave alone: biases, norms, position tables."""
+        named = self.named_parameters()
+        return {name for name, parameter in named if parameter.dim() < 2 or name.endswith("pos_emb")}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each transformer layer in the backward pass instead of keeping its activations."""

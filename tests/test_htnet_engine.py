@@ -1,9 +1,9 @@
-"""What a fold relies on in its engine: the same bits from both, true Adam, exact resumption, no side effects."""
+"""Engines: the same bits from both, true Adam, exact resumption, no side effects."""
 
 from __future__ import annotations
 
-import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,17 +21,13 @@ from torch import nn
 from htnet.config import EngineConfig, HTNetConfig, TrainConfig
 from htnet.errors import InputError
 from htnet.model import HTNet
-from htnet.training.engine import (
-    Engine,
-    build_optimizer,
-    class_weights,
-    clip_gradients,
-    create_engine,
-    cross_entropy,
-    learning_rate,
-    resolve_device,
-)
+from htnet.training.deepspeed_engine import deepspeed_config
+from htnet.training.engine import ALONE, Engine, World, create_engine, resolve_device
+from htnet.training.loss import class_weights, cross_entropy
 from htnet.training.master_adam import MasterAdam
+from htnet.training.optimizers import build_optimizer
+from htnet.training.precision import clip_gradients
+from htnet.training.schedule import learning_rate
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ENGINES = ["deepspeed", "torch"]
@@ -41,12 +37,13 @@ PAPER = TrainConfig(optimizer="adam", learning_rate=5e-5, weight_decay=0.0)
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """A fold's default; two threads wait for each other on a busy machine, which takes minutes here."""
-    before = torch.get_num_threads()
+def process_settings():
+    """One thread, a fold's default: two wait for each other on a busy machine. Engines also set determinism."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def batches(count: int, device: str, size: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -121,15 +118,15 @@ def test_deepspeed_and_plain_torch_give_the_same_bits(variant, precision, device
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ENGINES)
-def test_half_precision_trains_on_a_gpu_and_its_scaler_resumes(name):
+def test_half_precision_trains_on_a_gpu_and_its_scaler_resumes(name, tmp_path):
     data = batches(6, "cuda")
     engine = make_engine(name, precision="fp16", device="cuda")
     run_steps(engine, data[:3])
-    saved = through_a_file(engine.state())
-    assert saved["scaler"]["scale"] > 0
+    engine.save(tmp_path)()
+    assert torch.load(tmp_path / "engine.pt", weights_only=True)["scaler"]["scale"] > 0
     losses = run_steps(engine, data[3:])
     other = make_engine(name, precision="fp16", device="cuda", seed=9)
-    other.load_state(saved)
+    other.load(tmp_path)
     assert run_steps(other, data[3:]) == losses
     assert_equal_weights(weights_of(engine), weights_of(other))
 
@@ -211,7 +208,8 @@ def test_weight_decay_reaches_the_matrices_and_nothing_else(optimizer):
     share=st.floats(0, 1),
     peak=st.floats(1e-6, 1.0),
 )
-def test_the_learning_rate_rises_to_its_peak_and_then_stays_or_falls_to_zero(schedule, epochs, steps, share, peak):
+def test_the_learning_rate_warms_up_then_stays_or_falls(schedule, epochs, steps, share, peak):
+    """It rises to its peak, and then stays or falls to zero."""
     warmup = share * epochs
     train = TrainConfig(schedule=schedule, epochs=epochs, warmup_epochs=warmup, learning_rate=peak)
     rates = [learning_rate(train, step, steps) for step in range(epochs * steps)]
@@ -245,7 +243,8 @@ def test_the_engine_steps_at_the_rate_it_is_given():
 
 @settings(max_examples=50, deadline=None)
 @given(labels=st.lists(st.integers(0, 2), min_size=1, max_size=40))
-def test_balanced_weights_give_every_class_that_is_there_the_same_say(labels):
+def test_balanced_weights_give_present_classes_the_same_say(labels):
+    """A class without samples has weight 0."""
     weights = class_weights(torch.tensor(labels), 3)
     assert weights.dtype == torch.float32
     for label in range(3):
@@ -263,7 +262,8 @@ def test_the_loss_is_torchs_in_fp32_whatever_the_logits_are():
 
 
 @pytest.mark.parametrize("limit", [0.01, 1.0, 1e3])
-def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one(limit):
+def test_clipping_shortens_long_gradients_only(limit):
+    """A gradient within the limit stays as it is."""
     parameters = [nn.Parameter(torch.zeros(4, 5)), nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))]
     gradients = [torch.randn(4, 5), torch.randn(3)]
     for parameter, gradient in zip(parameters, gradients, strict=False):  # the last one took no part
@@ -275,17 +275,11 @@ def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one(limit):
     assert parameters[2].grad is None
 
 
-def through_a_file(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_saved_engine_goes_on_bit_for_bit(name, precision, device):
+def test_a_saved_engine_goes_on_bit_for_bit(name, precision, device, tmp_path):
+    """The state is that of the moment of saving, though it is written when training has gone on."""
     train = TrainConfig(weight_decay=0.05, clip_norm=1.0)
     data = batches(7, device)
 
@@ -294,12 +288,12 @@ def test_a_saved_engine_goes_on_bit_for_bit(name, precision, device):
 
     engine = make_engine(name, train=train, precision=precision, device=device, model=WITH_DROPOUT)
     run_steps(engine, data[:3])
-    saved = through_a_file({"engine": engine.state(), "rng": random_state()})
+    write, (cpu, cuda) = engine.save(tmp_path), random_state()
     losses = run_steps(engine, data[3:])
+    write()
 
     other = make_engine(name, train=train, precision=precision, device=device, model=WITH_DROPOUT, seed=77)
-    other.load_state(saved["engine"])
-    cpu, cuda = saved["rng"]
+    other.load(tmp_path)
     torch.set_rng_state(cpu)
     if cuda is not None:
         torch.cuda.set_rng_state(cuda)
@@ -308,13 +302,99 @@ def test_a_saved_engine_goes_on_bit_for_bit(name, precision, device):
     assert torch.equal(engine.logits(data[0][0]), other.logits(data[0][0]))
 
 
-def test_a_checkpoint_of_one_engine_is_good_for_the_other():
+def test_a_checkpoint_of_one_engine_is_good_for_the_other(tmp_path):
     data = batches(5, "cpu")
     source = make_engine("deepspeed")
     run_steps(source, data[:3])
     target = make_engine("torch", seed=5)
-    target.load_state(through_a_file(source.state()))
+    source.save(tmp_path)()
+    target.load(tmp_path)
     assert run_steps(target, data[3:]) == run_steps(source, data[3:])
+
+
+def test_deepspeed_does_not_measure_each_step():
+    """Its timers would wait for the device twice a step."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    timers = DeepSpeedConfig(deepspeed_config(PAPER, "fp32", ALONE)).timers_config
+    assert not timers.enabled
+
+
+def test_an_engine_sets_its_process_to_determinism():
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.allow_tf32 = True
+    make_engine("torch")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()  # on a CPU
+    assert not torch.backends.cudnn.allow_tf32
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [28, 56])
+def test_training_on_a_gpu_is_deterministic_in_strict_mode(size):
+    """Level changes of 4x4 and 2x2 maps, and of 8x8 ones: an operation without a deterministic form would raise."""
+    data = [(torch.nn.functional.interpolate(images, size), labels) for images, labels in batches(3, "cuda")]
+    model = HTNetConfig(image_size=size, dim=8, heads=2, depths=(1, 1, 1), dropout=0.3, attention_backend="sdpa")
+    results = []
+    for _ in range(2):
+        engine = make_engine("torch", device="cuda", model=model)
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.manual_seed(1)
+        results.append((run_steps(engine, data), weights_of(engine)))
+    assert results[0][0] == results[1][0]
+    assert_equal_weights(results[0][1], results[1][1])
+
+
+def test_the_torch_engine_refuses_to_train_among_others():
+    config = EngineConfig(name="torch")
+    world = World(rank=0, ranks=2)
+    with pytest.raises(InputError, match=r"engine\.name=torch trains in one process, got 2 ranks; use deepspeed"):
+        create_engine(HTNet(TINY), PAPER, config, device=torch.device("cpu"), world=world)
+
+
+_RANK = """
+import json, sys
+import torch
+import torch.distributed as dist
+from test_htnet_engine import TINY, PAPER, batches
+from htnet.config import EngineConfig
+from htnet.model import HTNet
+from htnet.training.engine import World, create_engine
+
+place, rank = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", store=dist.FileStore(place, 2), rank=rank, world_size=2)
+torch.manual_seed(rank)  # rank 0's weights are everybody's
+engine = create_engine(
+    HTNet(TINY), PAPER, EngineConfig(), device=torch.device("cpu"), world=World(rank=rank, ranks=2)
+)
+for images, labels in batches(4, "cpu", size=8):
+    half = slice(rank, None, 2)
+    images, labels = images[:6][half], labels[:6][half]
+    engine.train_step(images, labels, 1e-3)
+torch.save(engine.model.state_dict(), f"{place}.{rank}")
+engine.close()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_of_deepspeed_train_as_one_process_does(tmp_path):
+    """Gradients are averaged over the world, so that two halves of a batch are the batch."""
+    place = tmp_path / "store"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    command = [sys.executable, "-c", _RANK, str(place)]
+    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    assert [rank.wait(timeout=250) for rank in ranks] == [0, 0]
+    first, second = (torch.load(f"{place}.{rank}", weights_only=True) for rank in range(2))
+    assert_equal_weights(first, second)
+    alone = make_engine("torch")
+    run_steps(alone, [(images[:6], labels[:6]) for images, labels in batches(4, "cpu", size=8)])
+    expected = weights_of(alone)
+    del expected["levels.2.pos_emb"]  # its gradient is rounding noise around zero, of which Adam makes whole steps
+    for name, value in expected.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_half_precision_on_a_cpu_is_refused():
@@ -385,12 +465,18 @@ _PROBE = """
 import json, os, socket
 from pathlib import Path
 import torch
+import torch.distributed as dist
 from test_htnet_engine import batches, make_engine, run_steps
 from htnet.config import TrainConfig
 
 for precision in ("fp32", "bf16"):
+    if precision == "bf16":
+        engine.close()
     engine = make_engine("deepspeed", precision=precision, train=TrainConfig(clip_norm=1.0))
     run_steps(engine, batches(2, "cpu"))
+other = make_engine("deepspeed")
+engine.close()
+joined = [dist.is_initialized()]  # the other engine is in use
 links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
 mine = {os.readlink(link) for link in links if os.path.islink(link)}
 ports = []
@@ -399,13 +485,15 @@ for table in ("tcp", "tcp6"):
         fields = line.split()
         if fields[3] == "0A" and f"socket:[{fields[9]}]" in mine:
             ports.append(int(fields[1].rpartition(":")[2], 16))
+other.close()
+joined.append(dist.is_initialized())
 built = [str(path) for path in Path(os.environ["TORCH_EXTENSIONS_DIR"]).rglob("*")]
-print(json.dumps({"ports": ports, "built": built}))
+print(json.dumps({"ports": ports, "built": built, "joined": joined}))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_nothing_is_compiled_and_no_fixed_port_is_listened_on(tmp_path):
+def test_deepspeed_compiles_nothing_and_leaves_nothing(tmp_path):
     compilers = tmp_path / "bin"
     compilers.mkdir()
     for name in ("c++", "g++", "gcc", "cc", "clang", "nvcc", "ninja"):
@@ -421,6 +509,7 @@ def test_nothing_is_compiled_and_no_fixed_port_is_listened_on(tmp_path):
     done = subprocess.run([sys.executable, "-c", _PROBE], env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["built"] == []
+    assert found["joined"] == [True, False]  # the process group goes with the last engine
     assert not (tmp_path / "compiled").exists()
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     # gloo opens sockets of its own choice; a number fixed by us would make a second fold fail
@@ -428,7 +517,8 @@ def test_nothing_is_compiled_and_no_fixed_port_is_listened_on(tmp_path):
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_masters_follow_torchs_adam_and_the_weights_are_their_rounding(decoupled):
+def test_masters_follow_torchs_adam(decoupled):
+    """The weights are the rounded masters."""
     torch.manual_seed(0)
     start = torch.randn(3, 50)
     exact, rounded = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
@@ -448,35 +538,45 @@ def test_masters_follow_torchs_adam_and_the_weights_are_their_rounding(decoupled
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
-def test_the_compiled_step_of_adam_is_the_one_of_torchs_operations(decoupled, clip_norm, monkeypatch):
-    def trained(compiled):
+def test_a_step_of_all_parameters_is_the_one_of_each_alone(decoupled):
+    """A group is updated in one call, whatever the layout of a gradient and whoever got none."""
+
+    def trained(together):
         torch.manual_seed(0)
-        weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((7,), (5, 3), (2**20 + 17,))]
-        optimizer = MasterAdam(
-            [{"params": weights[:2], "weight_decay": 0.1}, {"params": weights[2:]}],
-            lr=0.01,
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            decoupled=decoupled,
-            clip_norm=clip_norm,
-        )
-        if not compiled:
-            monkeypatch.setattr("htnet.training.master_adam._takes_loop", lambda parameter: False)
-        optimizer.narrow(torch.bfloat16)
-        assert bool(optimizer._kept) == compiled
+        weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((7,), (5, 3), (2, 65), (4,))]
+        kept = [{"params": weights[:2], "weight_decay": 0.1}, {"params": weights[2:]}]
+        alone = [[{**group, "params": [weight]}] for group in kept for weight in group["params"]]
+        options = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "decoupled": decoupled}
+        optimizers = [MasterAdam(groups, **options) for groups in ([kept] if together else alone)]
+        for optimizer in optimizers:
+            optimizer.narrow(torch.bfloat16)
         for _ in range(4):
-            for weight in weights:
+            for weight in weights[:3]:
                 weight.grad = torch.randn(weight.shape[::-1]).bfloat16().t()  # another layout than the weight's
-            optimizer.step()
-        return [weight.data.float() for weight in weights], [optimizer.state[weight] for weight in weights]
+            for optimizer in optimizers:
+                optimizer.step()
+        return weights
 
-    (weights, states), (expected, expected_states) = trained(True), trained(False)
-    torch.testing.assert_close(states, expected_states, rtol=2e-6, atol=1e-7)
-    torch.testing.assert_close(weights, expected, rtol=2**-7, atol=1e-7)  # a master may round the other way
+    for left, right in zip(trained(True), trained(False), strict=True):
+        assert torch.equal(left, right)
 
 
-def test_a_gradient_that_is_no_number_leaves_a_weight_that_is_none():
+def test_masters_are_clipped_by_the_norm_of_all_their_gradients():
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3,), (2, 2))]
+    groups = [{"params": [weight]} for weight in weights]
+    optimizer = MasterAdam(groups, lr=1.0, betas=(0.0, 0.0), eps=1e8, decoupled=False, clip_norm=0.5)
+    optimizer.narrow(torch.bfloat16)
+    for weight in weights:
+        weight.grad = torch.full(weight.shape, 2.0, dtype=torch.bfloat16)
+    optimizer.step()
+    # with such an eps a step is -gradient / eps; the norm was 2 * sqrt(7)
+    for weight in weights:
+        wanted = torch.full(weight.shape, -0.5 / math.sqrt(7) / 1e8)
+        torch.testing.assert_close(optimizer.state[weight]["master"], wanted, rtol=1e-4, atol=0)
+
+
+def test_a_gradient_that_is_nan_makes_a_weight_nan():
+    """A NaN or an infinity does not hide in the rounding to bf16."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = MasterAdam([weight], lr=1e-4, betas=(0.9, 0.999), eps=1e-8, decoupled=False)
     optimizer.narrow(torch.bfloat16)
@@ -485,7 +585,8 @@ def test_a_gradient_that_is_no_number_leaves_a_weight_that_is_none():
     assert weight.isnan().tolist() == [True, True, False]
 
 
-def test_masters_are_finer_than_the_weights_so_small_steps_are_not_lost():
+def test_small_steps_are_not_lost_in_masters():
+    """A hundred steps below the resolution of bf16 add up."""
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = MasterAdam([weight], lr=1e-4, betas=(0.9, 0.999), eps=1e-8, decoupled=False)
     optimizer.narrow(torch.bfloat16)

@@ -33,6 +33,8 @@ class HTNetConfig:
     """Emotions to tell apart."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout after the attention's softmax and projections and in the MLP; the paper has none."""
+    position: Literal["scalar", "channel"] = "scalar"
+    """Position table: scalar is upstream's, one number for all channels of a token; channel has a number for each."""
     attention_backend: Literal["auto", "reference", "sdpa", "triton"] = "auto"
     """How local attention is computed; the environment variable HTNET_ATTENTION overrides it."""
 

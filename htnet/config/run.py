@@ -34,8 +34,8 @@ class ResourcesConfig:
     """Share of a GPU that Ray reserves for a fold: 0, 1 or 1/k."""
     max_parallel_folds: Count = 0
     """Folds in flight at once; 0: as many as the cluster's resources allow."""
-    checkpoint_every: Count = 10
-    """Epochs between checkpoints of a fold; an interrupted fold goes on from the last one. 0: none."""
+    checkpoint_minutes: NotNegative = 10.0
+    """Least minutes between snapshots of a fold; an interrupted fold goes on from the last one. 0: none."""
     retries: Count = 3
     """Times a fold is submitted again after its worker or node died."""
     stall_minutes: NotNegative = 30.0

@@ -198,7 +198,7 @@ def _fold(out: Path, *, quick: bool) -> list[Step]:
     sources = ", ".join(f"{{adapter: {name}, root: {raw / name}}}" for name in ("casme2", "samm", "smic"))
     settings = [f"prepare.sources=[{sources}]", f"data.store={store}", "data.subjects=[casme2/sub01]"]
     settings += [f"engine.name={engine}", "engine.precision=bf16", f"train.epochs={1 if quick else 100}"]
-    settings += ["resources.checkpoint_every=0", "score.bootstrap=10", "score.chance_trials=10"]
+    settings += ["resources.checkpoint_minutes=0", "score.bootstrap=10", "score.chance_trials=10"]
     if quick:
         settings += ["resources.gpus_per_fold=0", "model.dim=8", "model.heads=1", "model.depths=[1, 1, 1]"]
     configured = ["configs/paper.yaml", *(part for setting in settings for part in ("--set", setting))]

@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
-import math
 import os
 import platform
 import time
 import traceback
 import uuid
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +24,24 @@ from htnet.config.identity import config_hash
 from htnet.config.load import load_config
 from htnet.cpu import configure_cpu
 from htnet.data.samples import Fold
-from htnet.data.store.writer import open_store
+from htnet.data.store.writer import Store, open_store
 from htnet.errors import HTNetError, InputError, NonFiniteLossError
 from htnet.scoring.record import FoldRecord, RecordedSample, Validation
+from kernels.machine import card_facts, cpu_name, package_version
 
 if TYPE_CHECKING:
     import torch
 
-    from dali_pipelines import Batch
+    from dali_pipelines import Batch, FlowStream
     from htnet.training.engine import Engine
+    from htnet.training.trainer import Trainer
 
 PROGRESS_SECONDS = 1.0
-CHECKPOINT_FORMAT = 2
-"""Since queries and keys of one-token blocks have no optimizer state; earlier checkpoints have no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldSpec:
-    """What a worker needs to know; small, because it is sent to it."""
+    """The order to train one fold; small, because it is sent to a worker."""
 
     config: Config
     fold: Fold
@@ -53,7 +52,7 @@ class FoldSpec:
     """Names what only one worker writes: two drivers, or a stalled worker and its successor, never share it."""
 
     def again(self) -> FoldSpec:
-        """The spec of the next attempt."""
+        """Return the spec of the next attempt."""
         return replace(self, attempt=self.attempt + 1, submission=uuid.uuid4().hex)
 
     @property
@@ -71,7 +70,7 @@ class FoldSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldOutcome:
-    """What comes back to the driver: the record's existence, or the reason why there is none."""
+    """The answer to the driver: the record's existence, or the reason why there is none."""
 
     fold: str
     seconds: float
@@ -90,12 +89,7 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
         os.environ.pop("HTNET_ATTENTION", None)  # the driver took it into the configuration; a node's own has no say
         configure_cpu(spec.config.engine.threads)
         _Progress(spec, start=0).write(0, force=True)  # from here on the watchdog knows that the fold has started
-        training = FoldTraining(spec)
-        resumed = training.epoch
-        try:
-            training.run()
-        finally:
-            training.engine.close()
+        resumed = train_fold(spec, start)
         return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, resumed_epoch=resumed)
     except Exception as error:  # whatever one fold dies of, the others go on and the summary names it
         if spec.record_path.exists():  # another driver's worker was faster and has tidied up
@@ -149,220 +143,146 @@ def tidy_up(run_dir: Path, fold: str) -> None:
 
 
 def fold_seed(seed: int, fold: str) -> int:
-    """The seed of a fold: a function of the run's seed and the held-out subject, not of order or place."""
+    """Return the seed of a fold: a function of the run's seed and the held-out subject, not of order or place."""
     import numpy as np
 
     return int(np.random.SeedSequence([seed, *fold.encode()]).generate_state(1)[0] >> 1)
 
 
-class FoldTraining:
-    """State of a fold under training; ``epoch`` is the number of finished epochs."""
+@dataclass(frozen=True, kw_only=True)
+class FoldData:
+    """The samples of a fold, ready for a trainer."""
 
-    def __init__(self, spec: FoldSpec) -> None:
-        self.started = time.monotonic()  # before the imports, which are part of a fold's price
-        import torch
+    source: FlowStream
+    train_labels: tuple[int, ...]
+    """Labels of the samples that are trained on."""
+    sets: dict[str, Batch]
+    """The whole sets that are classified after every epoch: ``test``, and ``validation`` where it is asked for."""
 
-        from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, flow_from_frames, load_set
-        from htnet.data.loso import validation_subjects
-        from htnet.model import HTNet
-        from htnet.training.engine import class_weights, create_engine, resolve_device
 
-        config, fold = spec.config, spec.fold
-        self.spec = spec
-        self.store = open_store(Path(config.data.store))
-        self.device = resolve_device(config.engine, config.resources.gpus_per_fold)
-        limit_gpu_memory(self.device, config.resources.gpus_per_fold)
-        seed = fold_seed(config.seed, fold.subject)
-        checkpoint = self._read_checkpoint()
+def load_data(spec: FoldSpec, store: Store, device: torch.device, state: bytes | None) -> FoldData:
+    """Assemble the data of a fold on the device; ``state`` is that of a source from which training goes on."""
+    from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, flow_from_frames, load_set
+    from htnet.data.loso import validation_subjects
 
-        inner = validation_subjects(self.store, fold, config.data.validation_subjects, config.seed)
-        self.validation_rows = [row for row in fold.train if self.store.samples[row].subject in inner]
-        train_rows = tuple(row for row in fold.train if self.store.samples[row].subject not in inner)
-        placed: dict[str, Any] = {"device": self.device, "threads": config.engine.threads}
-        everything = (*fold.train, *fold.test)
-        read = None
-        if config.data.input == "frames":
-            read = flow_from_frames(self.store, everything, method=config.data.frames_flow, **placed)
-        size = config.model.image_size
-        transform = fit_transform(self.store, train_rows, data=config.data, mosaic_size=size, read=read)
-        shared: dict[str, Any] = {"transform": transform, "read": read, **placed}
-        self.test = load_set(self.store, fold.test, data=config.data, **shared)
-        self.validation = load_set(self.store, self.validation_rows, data=config.data, **shared) if inner else None
-        self.stream = FlowStream(
-            self.store,
-            EpochSampler(
-                rows=train_rows,
-                batch_size=config.train.batch_size,
-                seed=seed,
-                shuffle=config.data.shuffle,
-                groups=balance_groups(self.store, train_rows, config.data.balance),
-            ),
-            data=config.data,
-            num_classes=config.model.num_classes,
-            state=None if checkpoint is None else bytes(checkpoint["dali"].numpy().tobytes()),
-            **shared,
+    config, fold, data = spec.config, spec.fold, spec.config.data
+    inner = validation_subjects(store, fold, data.validation_subjects, config.seed)
+    validation_rows = [row for row in fold.train if store.samples[row].subject in inner]
+    train_rows = tuple(row for row in fold.train if store.samples[row].subject not in inner)
+    placed: dict[str, Any] = {"device": device, "threads": config.engine.threads}
+    read = None
+    if data.input == "frames":
+        read = flow_from_frames(store, (*fold.train, *fold.test), method=data.frames_flow, **placed)
+    transform = fit_transform(store, train_rows, data=data, mosaic_size=config.model.image_size, read=read)
+    shared: dict[str, Any] = {"data": data, "transform": transform, "read": read, **placed}
+    sets = {"test": load_set(store, fold.test, **shared)}
+    if validation_rows:
+        sets["validation"] = load_set(store, validation_rows, **shared)
+    sampler = EpochSampler(
+        rows=train_rows,
+        batch_size=config.train.batch_size,
+        seed=fold_seed(config.seed, fold.subject),
+        shuffle=data.shuffle,
+        groups=balance_groups(store, train_rows, data.balance),
+    )
+    source = FlowStream(store, sampler, num_classes=config.model.num_classes, state=state, **shared)
+    labels = tuple(store.samples[row].label for row in train_rows)
+    return FoldData(source=source, train_labels=labels, sets=sets)
+
+
+def train_fold(spec: FoldSpec, started: float) -> int:
+    """Train the fold from its newest snapshot on and write its record; returns the epochs that the snapshot held.
+
+    ``started`` is the time, of ``time.monotonic``, from which the fold's seconds count.
+    """
+    from htnet.training.engine import resolve_device
+    from htnet.training.snapshot import Snapshots
+    from htnet.training.trainer import Trainer, Watched
+
+    config = spec.config
+    store = open_store(Path(config.data.store))
+    device = resolve_device(config.engine, config.resources.gpus_per_fold)
+    limit_gpu_memory(device, config.resources.gpus_per_fold)
+    minutes = config.resources.checkpoint_minutes
+    with closing(Snapshots(snapshot_place(spec), identity=spec.config_hash, minutes=minutes)) as snapshots:
+        found = snapshots.newest()
+        data = load_data(spec, store, device, None if found is None else found.source)
+        with closing(make_engine(config, spec.fold, data.train_labels, device)) as engine:
+            watched = {
+                name: Watched(images=batch.images, names=tuple(str(store.samples[row].id) for row in batch.rows))
+                for name, batch in data.sets.items()
+            }
+            trainer = Trainer(engine, data.source, config.train, watched=watched, started=started)
+            if found is not None:
+                found.restore(trainer)
+            start = trainer.epoch
+            progress = _Progress(spec, start=start)
+            progress.write(start, force=True)
+
+            def after_epoch(trainer: Trainer) -> None:
+                progress.write(trainer.epoch)
+                snapshots.save_when_due(trainer)
+
+            trainer.after_epoch = after_epoch
+            try:
+                trainer.run()
+            except NonFiniteLossError as error:
+                raise NonFiniteLossError(f"fold {spec.fold.subject}: {error}") from None
+            write_record(spec, store, trainer, data)
+    snapshots.remove()
+    tidy_up(spec.run_dir, spec.fold.name)
+    return start
+
+
+def snapshot_place(spec: FoldSpec) -> Path:
+    """Return the folder of the fold's snapshots."""
+    return spec.checkpoint_path.with_name(spec.fold.name)
+
+
+def make_engine(config: Config, fold: Fold, train_labels: tuple[int, ...], device: torch.device) -> Engine:
+    """Make the fold's network with its seeded weights, and its engine."""
+    import torch
+
+    from htnet.model import HTNet
+    from htnet.training.engine import create_engine
+    from htnet.training.loss import class_weights
+
+    torch.manual_seed(fold_seed(config.seed, fold.subject))  # of the weights, and of dropout from here on
+    weights = None
+    if config.train.class_weights == "balanced":
+        weights = class_weights(torch.tensor(train_labels), config.model.num_classes)
+    return create_engine(HTNet(config.model), config.train, config.engine, device=device, weights=weights)
+
+
+def write_record(spec: FoldSpec, store: Store, trainer: Trainer, data: FoldData) -> None:
+    """Publish the record of the trained fold."""
+    predictions = {name: tuple(tuple(epoch) for epoch in epochs) for name, epochs in trainer.predictions.items()}
+    validation = None
+    if "validation" in data.sets:
+        samples = [store.samples[row] for row in data.sets["validation"].rows]
+        validation = Validation(
+            subjects=tuple(sample.subject for sample in samples),
+            labels=tuple(sample.label for sample in samples),
+            predictions=predictions["validation"],
         )
-        torch.manual_seed(seed)
-        labels = torch.tensor([self.store.samples[row].label for row in train_rows])
-        weights = class_weights(labels, config.model.num_classes) if config.train.class_weights == "balanced" else None
-        model = HTNet(config.model)
-        self.engine: Engine = create_engine(model, config.train, config.engine, device=self.device, weights=weights)
-        self.epoch = 0
-        self.train_loss: list[float] = []
-        self.test_predictions: list[list[int]] = []
-        self.validation_predictions: list[list[int]] = []
-        self.seconds_before = 0.0
-        if checkpoint is not None:
-            self._restore(checkpoint)
-
-    def run(self) -> None:
-        """Train what is left and publish the record."""
-        config = self.spec.config
-        every = config.resources.checkpoint_every
-        progress = _Progress(self.spec, start=self.epoch)
-        progress.write(self.epoch, force=True)
-        while self.epoch < config.train.epochs:
-            self.train_loss.append(self._train_epoch())
-            self.test_predictions.append(self._predict(self.test))
-            if self.validation is not None:
-                self.validation_predictions.append(self._predict(self.validation))
-            self.epoch += 1
-            progress.write(self.epoch)
-            if every and self.epoch % every == 0 and self.epoch < config.train.epochs:
-                self._write_checkpoint()
-        self._write_record()
-        tidy_up(self.spec.run_dir, self.spec.fold.name)
-
-    def _train_epoch(self) -> float:
-        """One pass over the training samples; returns the mean loss of its steps."""
-        import torch
-
-        from htnet.training.engine import learning_rate
-
-        steps = self.stream.sampler.steps_per_epoch
-        losses = []
-        for step in range(steps):
-            batch = self.stream.next()
-            rate = learning_rate(self.spec.config.train, self.epoch * steps + step, steps)
-            losses.append(self.engine.train_step(batch.images, batch.labels, rate))
-        # read once an epoch: a look at every loss would make the GPU wait at every step
-        values = torch.stack(losses).tolist()
-        for step, value in enumerate(values):
-            if not math.isfinite(value):
-                raise NonFiniteLossError(
-                    f"fold {self.spec.fold.subject}: the training loss became {value} in epoch {self.epoch + 1} of "
-                    f"{self.spec.config.train.epochs}, step {step + 1} of {steps}; a lower train.learning_rate, "
-                    "train.clip_norm or engine.precision=fp32 may help"
-                )
-        return float(sum(values) / steps)
-
-    def _predict(self, batch: Batch) -> list[int]:
-        """Classes of a whole set; an output that is not finite has none and ends the fold."""
-        logits = self._logits(batch)
-        wrong = batch.rows[~logits.isfinite().all(dim=1)].tolist()
-        if wrong:
-            raise NonFiniteLossError(
-                f"fold {self.spec.fold.subject}: the output for {self.store.samples[wrong[0]].id} is not finite after "
-                f"epoch {self.epoch + 1} of {self.spec.config.train.epochs}: the weights have blown up (a lower "
-                "train.learning_rate may help) or its flow image is not finite"
-            )
-        return logits.argmax(dim=1).tolist()
-
-    def _logits(self, batch: Batch) -> torch.Tensor:
-        """Logits of a whole set, (n, num_classes) float32, on the CPU."""
-        import torch
-
-        size = max(1, self.spec.config.train.batch_size)
-        return torch.cat([self.engine.logits(part) for part in batch.images.split(size)]).cpu()
-
-    def _write_record(self) -> None:
-        fold, samples = self.spec.fold, self.store.samples
-        validation = None
-        if self.validation is not None:
-            validation = Validation(
-                subjects=tuple(samples[row].subject for row in self.validation_rows),
-                labels=tuple(samples[row].label for row in self.validation_rows),
-                predictions=_frozen(self.validation_predictions),
-            )
-        record = FoldRecord(
-            fold=fold.subject,
-            config_hash=self.spec.config_hash,
-            samples=tuple(RecordedSample.of(samples[row]) for row in fold.test),
-            test_predictions=_frozen(self.test_predictions),
-            validation=validation,
-            train_loss=tuple(self.train_loss),
-            final_logits=tuple(tuple(row) for row in self._logits(self.test).tolist()),
-            seconds=round(self.seconds_before + time.monotonic() - self.started, 3),
-            environment=fold_environment(self.spec.config, self.device),
-            attempts=self.spec.attempt,
-        )
-        self.spec.record_path.parent.mkdir(parents=True, exist_ok=True)
-        record.write(self.spec.record_path)
-
-    def _write_checkpoint(self) -> None:
-        """Everything that the rest of the fold depends on, whole or not at all."""
-        import numpy as np
-        import torch
-
-        path = self.spec.checkpoint_path
-        state = {
-            "format": CHECKPOINT_FORMAT,
-            "config_hash": self.spec.config_hash,
-            "epoch": self.epoch,
-            "train_loss": self.train_loss,
-            "test_predictions": self.test_predictions,
-            "validation_predictions": self.validation_predictions,
-            "seconds": self.seconds_before + time.monotonic() - self.started,
-            "engine": self.engine.state(),
-            "dali": torch.from_numpy(np.frombuffer(self.stream.state(), np.uint8).copy()),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": _cuda_rng(self.device)},
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{self.spec.submission}.tmp")
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-
-    def _read_checkpoint(self) -> dict[Any, Any] | None:
-        import torch
-
-        path = self.spec.checkpoint_path
-        if not path.exists():
-            return None
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises many kinds for a damaged file
-            raise InputError(
-                f"{path}: damaged checkpoint ({type(error).__name__}); delete it to start the fold again"
-            ) from None
-        if not isinstance(state, dict) or "config_hash" not in state:
-            raise InputError(f"{path}: not a checkpoint of htnet; delete it to start the fold again")
-        if state.get("format") != CHECKPOINT_FORMAT:
-            raise InputError(f"{path}: written by another version of htnet; delete it to start the fold again")
-        if state["config_hash"] != self.spec.config_hash:
-            raise InputError(
-                f"{path}: the checkpoint belongs to another configuration; delete it to start the fold again"
-            )
-        return state
-
-    def _restore(self, state: dict[Any, Any]) -> None:
-        import torch
-
-        self.engine.load_state(state["engine"])
-        self.epoch = state["epoch"]
-        self.train_loss = state["train_loss"]
-        self.test_predictions = state["test_predictions"]
-        self.validation_predictions = state["validation_predictions"]
-        self.seconds_before = state["seconds"]
-        torch.set_rng_state(state["rng"]["cpu"])
-        if state["rng"]["cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+    record = FoldRecord(
+        fold=spec.fold.subject,
+        config_hash=spec.config_hash,
+        samples=tuple(RecordedSample.of(store.samples[row]) for row in spec.fold.test),
+        test_predictions=predictions["test"],
+        validation=validation,
+        train_loss=tuple(trainer.train_loss),
+        final_logits=tuple(tuple(row) for row in trainer.logits(data.sets["test"].images).tolist()),
+        seconds=round(trainer.seconds, 3),
+        environment=fold_environment(spec.config, trainer.engine.device),
+        attempts=spec.attempt,
+    )
+    spec.record_path.parent.mkdir(parents=True, exist_ok=True)
+    record.write(spec.record_path)
 
 
 class _Progress:
-    """Tells the driver how far a fold is, at most once a second, and at which epoch this worker took it up."""
+    """The file that tells the driver how far a fold is, at most once a second, and where this worker took it up."""
 
     def __init__(self, spec: FoldSpec, *, start: int) -> None:
         self._path, self._start, self._epochs = spec.progress_path, start, spec.config.train.epochs
@@ -381,7 +301,7 @@ class _Progress:
 
 
 def limit_gpu_memory(device: torch.device, share: float) -> None:
-    """Ray's share of a GPU is bookkeeping only; this makes torch keep to it."""
+    """Make torch keep to Ray's share of a GPU, which is bookkeeping only."""
     import torch
 
     if device.type == "cuda" and 0 < share < 1:
@@ -389,31 +309,16 @@ def limit_gpu_memory(device: torch.device, share: float) -> None:
 
 
 def fold_environment(config: Config, device: torch.device) -> dict[str, Any]:
-    """What computed a fold, for its record."""
-    import torch
+    """Describe what computed a fold, for its record: host, device, engine, versions; of a GPU its card and driver."""
+    from dali_pipelines import DALI_VERSION
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    card = card_facts(device)
+    versions = {name: package_version(name) for name in ("torch", "deepspeed", "ray")} | {"dali": str(DALI_VERSION)}
     return {
         "host": platform.node(),
         "device": device.type,
-        "device_name": name,
+        "device_name": card.pop("name", None) or cpu_name(),
+        **({"card": card} if card else {}),
         **{key: value for key, value in dataclasses.asdict(config.engine).items() if key != "device"},
-        "versions": {package: version(package) for package in ("torch", "deepspeed", "ray")}
-        | {"dali": _dali_version()},
+        "versions": {name: found for name, found in versions.items() if found is not None},
     }
-
-
-def _dali_version() -> str:
-    from dali_pipelines import DALI_VERSION
-
-    return str(DALI_VERSION)
-
-
-def _cuda_rng(device: torch.device) -> torch.Tensor | None:
-    import torch
-
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _frozen(rows: list[list[int]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(row) for row in rows)

@@ -1,0 +1,148 @@
+"""The step run by DeepSpeed with the optimizer of this project, ZeRO stage 0; the only file that imports DeepSpeed.
+
+Nothing is compiled at run time, and a world of one opens no port: its process group lives on an in-memory store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from htnet.config import TrainConfig
+from htnet.training.loss import cross_entropy
+from htnet.training.optimizers import build_optimizer, set_learning_rate
+from htnet.training.precision import AUTOCAST_DTYPES, narrow_weights, predict_logits
+from htnet.training.state_file import load_state, save_state
+
+if TYPE_CHECKING:
+    from htnet.training.engine import World
+
+__all__ = ["DeepSpeedEngine", "deepspeed_config"]
+
+_alone = 0
+"""Engines of this process that use the process group of one, which the last of them takes down."""
+
+
+class DeepSpeedEngine:
+    """An :class:`~htnet.training.engine.Engine` around ``deepspeed.initialize``.
+
+    In a world of several ranks the caller has joined torch's process group already, and gradients are averaged over it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        precision: str,
+        *,
+        device: torch.device,
+        weights: Tensor | None,
+        world: World,
+    ) -> None:
+        deepspeed = _import_deepspeed(device, world)
+        self.device = device
+        self._world = world
+        self._train = train
+        self._dtype = AUTOCAST_DTYPES.get(precision)
+        self._weights = None if weights is None else weights.to(device)
+        self._optimizer = build_optimizer(model, train, precision)
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=self._optimizer,
+            config=deepspeed_config(train, precision, world),
+            dist_init_required=False,
+        )
+        # in a group of one there is nothing to reduce, but DeepSpeed would copy every gradient twice for it
+        self._engine.enable_backward_allreduce = world.ranks > 1
+        narrow_weights(self._optimizer)  # after DeepSpeed has looked: it takes bf16 weights with its own wrapper only
+        self.model = self._engine.module
+
+    def train_step(self, images: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
+        self._engine.train()
+        set_learning_rate(self._optimizer, learning_rate)
+        loss = cross_entropy(self._engine(images), labels, self._weights, self._train.label_smoothing)
+        self._engine.backward(loss)
+        self._engine.step()
+        return loss.detach()
+
+    def logits(self, images: Tensor) -> Tensor:
+        return predict_logits(self.model, images, self.device, self._dtype)
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        return save_state(folder, self.model, self._optimizer, self._scaler)
+
+    def load(self, folder: Path) -> None:
+        load_state(folder, self.model, self._optimizer, self._scaler)
+
+    def close(self) -> None:
+        self._engine.destroy()
+        _leave_group(self._world)
+
+    @property
+    def _scaler(self) -> torch.amp.GradScaler | None:
+        scaler: torch.amp.GradScaler | None = getattr(self._engine, "torch_autocast_z0_gradscaler", None)
+        return scaler
+
+
+def deepspeed_config(train: TrainConfig, precision: str, world: World) -> dict[str, Any]:
+    """Return DeepSpeed's configuration: gradients as they are, this project's optimizer, no measuring."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": -(-train.batch_size // world.ranks),
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {"stage": 0},
+        "gradient_clipping": 0.0 if precision == "bf16" else train.clip_norm,  # MasterAdam clips in fp32
+        "steps_per_print": 2**31 - 1,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a step
+    }
+    if precision in AUTOCAST_DTYPES:
+        config["torch_autocast"] = {"enabled": True, "dtype": str(AUTOCAST_DTYPES[precision]).removeprefix("torch.")}
+    return config
+
+
+def _import_deepspeed(device: torch.device, world: World) -> Any:
+    """Import DeepSpeed and join the process group: no launcher, no compilation."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    # a process sees only its own GPU, so that its local rank is always 0
+    os.environ.update(RANK=str(world.rank), LOCAL_RANK="0", WORLD_SIZE=str(world.ranks))
+    import deepspeed
+    import deepspeed.ops
+
+    # a communication extension that DeepSpeed would compile at start-up (over a minute) for several
+    # processes on one CPU machine. The table is replaced unread, because looking
+    # at it makes DeepSpeed probe every extension with the C compiler
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    _join_group("nccl" if device.type == "cuda" else "gloo", world)
+    return deepspeed
+
+
+def _join_group(backend: str, world: World) -> None:
+    import deepspeed
+
+    global _alone
+    if world.ranks == 1:
+        if not dist.is_initialized():
+            # exported at run time only, which the type checker cannot see
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        _alone += 1
+    elif not dist.is_initialized() or dist.get_world_size() != world.ranks:
+        raise ValueError(f"a world of {world.ranks} ranks needs torch's process group of as many, joined before")
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _leave_group(world: World) -> None:
+    """Take the process group of one down with its last engine: left to the exit, NCCL warns or delays it."""
+    import deepspeed
+
+    global _alone
+    if world.ranks == 1:
+        _alone -= 1
+        if _alone == 0:
+            deepspeed.comm.destroy_process_group()

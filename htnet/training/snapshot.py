@@ -1,0 +1,185 @@
+"""Snapshots of a training: everything that its rest depends on, on disk.
+
+PLACE/<epoch>/ is a snapshot, a folder that appears whole: ``trainer.json`` (what the trainer has noted, the state of
+its source), ``random.pt`` (torch's default generators), the files of the engine, and ``snapshot.json`` with a checksum
+of each. An older one is removed when the next is there, so that a kill at any moment leaves one of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from htnet.errors import InputError
+from htnet.files import set_aside, whole_folder
+from htnet.training.state_file import read_tensors
+from htnet.training.trainer import Trainer
+
+__all__ = ["Snapshot", "Snapshots"]
+
+_FORMAT = 3
+_MANIFEST = "snapshot.json"
+_TRAINER = "trainer.json"
+_RANDOM = "random.pt"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A snapshot on disk, whole and of this training."""
+
+    folder: Path
+    source: bytes
+    """State of the trainer's source."""
+    trainer: dict[str, Any]
+
+    def restore(self, trainer: Trainer) -> None:
+        """Put trainer, engine and torch's default generators into the state that was saved."""
+        trainer.engine.load(self.folder)
+        trainer.load_state(self.trainer)
+        random = read_tensors(self.folder / _RANDOM)
+        torch.set_rng_state(random["cpu"])
+        if random["device"] is not None and trainer.engine.device.type == "cuda":
+            torch.cuda.set_rng_state(random["device"], trainer.engine.device)
+
+
+class Snapshots:
+    """The snapshots of one training, taken by time and written beside it by a thread.
+
+    Args:
+        place: folder of this training's snapshots alone; made when the first is written.
+        identity: the training's; a snapshot of another is refused.
+        minutes: least time between two snapshots, and before the first; 0: none are taken.
+    """
+
+    def __init__(self, place: Path, *, identity: str, minutes: float) -> None:
+        self._place, self._identity, self._minutes = place, identity, minutes
+        self._last = time.monotonic()
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def newest(self) -> Snapshot | None:
+        """Return the newest snapshot that is whole; damaged ones are renamed, which the log says.
+
+        Raises:
+            InputError: it belongs to another training, or another version of htnet wrote it.
+        """
+        for folder in reversed(self._folders()):
+            try:
+                return _read(folder, self._identity)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                aside = set_aside(folder)
+                _log.warning("%s: damaged snapshot (%s), set aside as %s", folder, _described(error), aside.name)
+        return None
+
+    def save_when_due(self, trainer: Trainer) -> None:
+        """Save, if enough time has passed and epochs are left; raises the error of the last writing, if any."""
+        if self._minutes and not trainer.finished and time.monotonic() - self._last >= 60 * self._minutes:
+            self.wait()
+            self._last = time.monotonic()
+            self._writing = self._writer.submit(self._copied(trainer))
+
+    def wait(self) -> None:
+        """Wait for the writer; raises its error."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Wait for the writer; an error of it is logged, for the training is over, well or ill."""
+        try:
+            self.wait()
+        except Exception as error:
+            _log.warning("%s: the last snapshot was not written: %s", self._place, _described(error))
+        self._writer.shutdown()
+
+    def remove(self) -> None:
+        """Remove all snapshots, damaged ones, too."""
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        """Return the snapshots' folders, oldest first."""
+        found = [path for path in self._place.glob("*") if path.name.isdecimal()]
+        return sorted(found, key=lambda path: int(path.name))
+
+    def _copied(self, trainer: Trainer) -> Callable[[], None]:
+        """Copy the training's state; returns the function that writes the copy."""
+        folder = self._place / str(trainer.epoch)
+        noted = json.dumps({"source": trainer.source.state().hex(), "trainer": trainer.state()})
+        random = _random_state(trainer.engine.device)
+        with ExitStack() as stack:
+            partial = stack.enter_context(whole_folder(folder, sync=True))
+            write_engine = trainer.engine.save(partial)
+            whole = stack.pop_all()
+
+        def fill() -> None:
+            with whole:
+                write_engine()
+                torch.save(random, partial / _RANDOM)
+                (partial / _TRAINER).write_text(noted, encoding="utf-8")
+                manifest = {"format": _FORMAT, "identity": self._identity, "crc32": _checksums(partial)}
+                (partial / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+        def write() -> None:
+            try:
+                fill()
+            except InputError:
+                if not folder.is_dir():  # else another process that trains the same was faster
+                    raise
+            for older in self._folders():
+                if int(older.name) < int(folder.name):
+                    shutil.rmtree(older, ignore_errors=True)
+
+        return write
+
+
+def _read(folder: Path, identity: str) -> Snapshot:
+    """Read a snapshot and verify it; errors other than InputError mean that it is damaged."""
+    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    for key, known, rule in (
+        ("format", _FORMAT, "the snapshot was written by another version of htnet"),
+        ("identity", identity, "the snapshot belongs to another configuration"),
+    ):
+        if manifest[key] != known:
+            raise InputError(f"{folder}: {rule}; delete it to start again")
+    found = _checksums(folder)
+    for name, expected in manifest["crc32"].items():
+        if found.get(name) != expected:
+            raise ValueError(f"{name} is not as it was written")
+    noted = json.loads((folder / _TRAINER).read_text(encoding="utf-8"))
+    return Snapshot(folder=folder, source=bytes.fromhex(noted["source"]), trainer=noted["trainer"])
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """Return the CRC-32 of every file but the manifest, by its path in the folder."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name: _checksum(folder / name) for name in names if name != _MANIFEST}
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            value = zlib.crc32(piece, value)
+    return value
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """Return the states of torch's default generators, of the CPU and of the device where it is another."""
+    on_gpu = device.type == "cuda"
+    return {"cpu": torch.get_rng_state(), "device": torch.cuda.get_rng_state(device) if on_gpu else None}
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

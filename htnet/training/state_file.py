@@ -1,0 +1,52 @@
+"""The file of an engine that runs in one process: weights, optimizer and gradient scaler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["load_state", "read_tensors", "save_state"]
+
+_NAME = "engine.pt"
+
+
+def save_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+) -> Callable[[], None]:
+    """Copy the state to the CPU; returns the function that writes the copy into ``folder``, from any thread."""
+    state = _copied(
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": {} if scaler is None else scaler.state_dict(),
+        }
+    )
+    return lambda: torch.save(state, folder / _NAME)
+
+
+def load_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+) -> None:
+    """Put the state in ``folder`` into the three, which are of the configuration that wrote it."""
+    state = read_tensors(folder / _NAME)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if scaler is not None:
+        scaler.load_state_dict(state["scaler"])
+
+
+def read_tensors(path: Path) -> Any:
+    """Read tensors and plain values that ``torch.save`` wrote, onto the CPU; no code in the file is run."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value

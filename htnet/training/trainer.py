@@ -1,0 +1,174 @@
+"""The training loop of one model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from htnet.config import TrainConfig
+from htnet.errors import NonFiniteLossError
+from htnet.training.batch import Batch
+from htnet.training.engine import Engine
+from htnet.training.schedule import learning_rate
+
+__all__ = ["Source", "Trainer", "Watched"]
+
+
+class Source(Protocol):
+    """Endless training batches in an order of their own."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one pass over the training samples."""
+        ...
+
+    def next(self) -> Batch:
+        """Return the next batch, on the engine's device."""
+        ...
+
+    def state(self) -> bytes:
+        """Return enough to make a source that goes on after the last batch that was returned."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """A set that is classified after every epoch."""
+
+    images: Tensor
+    """(n, 3, S, S) float32, on the engine's device."""
+    names: tuple[str, ...]
+    """Name of each sample, for error messages; as many as images."""
+
+
+def _do_nothing(trainer: Trainer) -> None:
+    return
+
+
+class Trainer:
+    """One model in training: epochs, steps, classes of the watched sets; knows no fold, file, store or Ray.
+
+    Several may live in one process. They share torch's default random generator, from which dropout draws: with
+    dropout, what one trainer does between two steps of another changes the other's result.
+
+    Args:
+        engine: the model, its optimizer and its precision.
+        source: the training batches.
+        train: number of epochs, learning rates; ``batch_size`` also limits the images that are classified at once.
+        watched: sets to classify after every epoch, by name.
+        after_epoch: called with the trainer after every epoch, when the epoch's results are noted.
+        started: the time, of ``time.monotonic``, from which the seconds of this training count; now by default.
+
+    Attributes:
+        epoch: finished epochs.
+        train_loss: mean loss of the steps, by epoch.
+        predictions: classes of each watched set, by epoch and sample.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: Source,
+        train: TrainConfig,
+        *,
+        watched: Mapping[str, Watched] | None = None,
+        after_epoch: Callable[[Trainer], None] = _do_nothing,
+        started: float | None = None,
+    ) -> None:
+        self.engine, self.source, self.train = engine, source, train
+        self.watched = dict(watched or {})
+        self.after_epoch = after_epoch
+        self.epoch = 0
+        self.train_loss: list[float] = []
+        self.predictions: dict[str, list[list[int]]] = {name: [] for name in self.watched}
+        self._started = time.monotonic() if started is None else started
+        self._seconds_before = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """True when no epoch is left."""
+        return self.epoch >= self.train.epochs
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that this training has taken, those before it was restored included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def run(self) -> None:
+        """Train the epochs that are left.
+
+        Raises:
+            NonFiniteLossError: a loss or an output became NaN or infinite; names epoch and step or sample.
+        """
+        while not self.finished:
+            losses = self.train_epoch()
+            logits = [self.logits(watched.images) for watched in self.watched.values()]
+            self._note(losses, logits)
+            self.epoch += 1
+            self.after_epoch(self)
+
+    def train_epoch(self) -> Tensor:
+        """Pass over the training samples once; returns the losses of the steps, (steps,), on the device."""
+        steps = self.source.steps_per_epoch
+        losses = []
+        for step in range(steps):
+            batch = self.source.next()
+            rate = learning_rate(self.train, self.epoch * steps + step, steps)
+            losses.append(self.engine.train_step(batch.images, batch.labels, rate))
+        return torch.stack(losses)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits of images in any number, (n, num_classes) float32, on the device."""
+        return torch.cat([self.engine.logits(part) for part in images.split(self.train.batch_size)])
+
+    def state(self) -> dict[str, Any]:
+        """Return what this object itself has noted, as plain values; engine and source have states of their own."""
+        return {
+            "epoch": self.epoch,
+            "train_loss": self.train_loss,
+            "predictions": self.predictions,
+            "seconds": self.seconds,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self.epoch, self.train_loss = state["epoch"], list(state["train_loss"])
+        self.predictions = {name: list(epochs) for name, epochs in state["predictions"].items()}
+        self._seconds_before = state["seconds"]
+
+    def _note(self, losses: Tensor, logits: list[Tensor]) -> None:
+        """Fetch an epoch's results and keep them."""
+        # fetched together, once an epoch: each look at a result makes the host wait for the device
+        fetched = torch.cat([losses, *(part.flatten() for part in logits)]).cpu()
+        parts = fetched.split([len(losses), *(part.numel() for part in logits)])
+        values = parts[0].tolist()
+        self._check_losses(values)
+        for (name, watched), flat, whole in zip(self.watched.items(), parts[1:], logits, strict=True):
+            outputs = flat.view(whole.shape)
+            self._check_outputs(outputs, watched.names)
+            self.predictions[name].append(outputs.argmax(dim=1).tolist())
+        self.train_loss.append(sum(values) / len(values))
+
+    def _check_losses(self, values: list[float]) -> None:
+        for step, value in enumerate(values):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(
+                    f"the training loss became {value} in epoch {self.epoch + 1} of {self.train.epochs}, "
+                    f"step {step + 1} of {len(values)}; a lower train.learning_rate, train.clip_norm or "
+                    "engine.precision=fp32 may help"
+                )
+
+    def _check_outputs(self, outputs: Tensor, names: tuple[str, ...]) -> None:
+        wrong = (~outputs.isfinite().all(dim=1)).nonzero()
+        if len(wrong):
+            raise NonFiniteLossError(
+                f"the output for {names[int(wrong[0])]} is not finite after epoch {self.epoch + 1} of "
+                f"{self.train.epochs}: the weights have blown up (a lower train.learning_rate may help) or its flow "
+                "image is not finite"
+            )
