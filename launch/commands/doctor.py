@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL
-from launch.pool import ray_cluster, usable_cpus
+from launch.cluster import ray_cluster, usable_cpus
 from launch.run.folder import PACKAGES, cpu_facts, cpu_name, package_version
 
 
@@ -109,8 +109,6 @@ def _deepspeed() -> str:
 
 
 def _ray() -> str:
-    from htnet.config import ResourcesConfig
-
-    with ray_cluster(None, ResourcesConfig()) as ray:
+    with ray_cluster(None) as ray:
         resources = ray.cluster_resources()
     return f"{ray.__version__}, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
