@@ -120,7 +120,7 @@ class Pool(Generic[SpecT, OutcomeT]):
             self._collect()
             if time.monotonic() >= next_look:
                 self._watch()
-                self.on_look([*self._flights.values(), *self._waiting])
+                self.on_look(list(self._flights.values()))
                 next_look = time.monotonic() + POLL_SECONDS
             while self._ended:
                 yield self._ended.popleft()

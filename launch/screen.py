@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -18,7 +18,9 @@ from htnet.scoring import metrics
 from htnet.scoring.record import FoldRecord, selected_predictions
 from launch.pool import Flight
 from launch.tasks.fold import FoldOutcome, FoldSpec
-from launch.tasks.subject import SubjectOutcome
+
+if TYPE_CHECKING:
+    from launch.tasks.subject import SubjectOutcome  # it imports torch, which a sweep's driver does without
 
 SHOWN_FLIGHTS = 16
 RESUME = "Run the same command again to resume."
@@ -33,6 +35,7 @@ class Board:
     """A live text at the foot of a terminal, nothing in a log file; a context manager."""
 
     def __init__(self, console: Console) -> None:
+        """Start the clock; called last, for the first text is made here."""
         self._console = console
         self._start = time.monotonic()
         self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self.render)
@@ -62,7 +65,6 @@ class SweepBoard(Board):
     def __init__(
         self, console: Console, *, total: int, done: Collection[FoldRecord], epochs: int, num_classes: int
     ) -> None:
-        super().__init__(console)
         self._total, self._epochs, self._num_classes = total, epochs, num_classes
         self._done = self._failed = 0
         self._trained = 0  # epochs of finished folds, without those that a checkpoint held
@@ -70,6 +72,7 @@ class SweepBoard(Board):
         self._flights: Sequence[Flight[FoldSpec]] = ()
         for record in done:
             self._count(record)
+        super().__init__(console)
 
     def poll(self, flights: Sequence[Flight[FoldSpec]]) -> None:
         """Take note of the folds in flight."""
@@ -136,10 +139,10 @@ class PrepareBoard(Board):
 
     def __init__(self, console: Console, *, clips: int, subjects: int, before: Collection[int]) -> None:
         """Start at the subjects that earlier runs have done; ``before``: clips of each of them."""
-        super().__init__(console)
         self._clips, self._clips_done, self._clips_before = clips, sum(before), sum(before)
         self._subjects, self._subjects_done = subjects, len(before)
         self._left_out = self._failed = 0
+        super().__init__(console)
 
     def __enter__(self) -> Self:
         if self._subjects_done:
