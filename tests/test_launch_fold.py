@@ -23,7 +23,8 @@ from htnet.config.load import dump_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store.writer import open_store, write_store
 from htnet.scoring.record import FoldRecord
-from launch.pool import Progress, read_progress
+from launch.run import progress
+from launch.run.progress import Progress, read_progress
 from launch.tasks import fold as fold_task
 from launch.tasks.fold import FoldSpec, FoldTraining, fold_seed, run_fold, tidy_up
 
@@ -394,20 +395,20 @@ def test_progress_tells_the_watchdog_from_the_first_moment_how_far_a_fold_is(mak
     create, train = FoldTraining.__init__, FoldTraining._train_epoch
 
     def watched_create(self, spec):
-        seen.append(read_progress(spec))  # a fold that hangs while it reads its data is noticed, too
+        seen.append(read_progress(spec.progress_path))  # a fold that hangs while it reads its data is noticed, too
         create(self, spec)
 
     def watched_train(self):
-        seen.append(read_progress(spec))
+        seen.append(read_progress(spec.progress_path))
         return train(self)
 
-    monkeypatch.setattr(fold_task, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr(FoldTraining, "__init__", watched_create)
     monkeypatch.setattr(FoldTraining, "_train_epoch", watched_train)
-    assert read_progress(spec) is None
+    assert read_progress(spec.progress_path) is None
     run_fold(spec)
     assert seen == [Progress(epoch=epoch, start=0) for epoch in (0, 0, 1, 2, 3, 4)]
-    assert read_progress(spec) is None
+    assert read_progress(spec.progress_path) is None
 
 
 def test_progress_says_which_epochs_a_checkpoint_held(make_spec, die_in_epoch, monkeypatch):
@@ -417,7 +418,7 @@ def test_progress_says_which_epochs_a_checkpoint_held(make_spec, die_in_epoch, m
     seen, train = [], FoldTraining._train_epoch
 
     def watched(self):
-        seen.append(read_progress(spec))
+        seen.append(read_progress(spec.progress_path))
         return train(self)
 
     monkeypatch.setattr(FoldTraining, "_train_epoch", watched)
@@ -433,10 +434,10 @@ def test_two_submissions_of_a_fold_never_write_the_same_file(make_spec, monkeypa
     assert len({spec.progress_path for spec in (one, other, third)}) == 3
     one.progress_path.parent.mkdir(parents=True)
     one.progress_path.write_text(json.dumps({"epoch": 4, "start": 0, "epochs": 5}))
-    assert read_progress(other) is None
-    assert read_progress(one) == Progress(epoch=4, start=0)
+    assert read_progress(other.progress_path) is None
+    assert read_progress(one.progress_path) == Progress(epoch=4, start=0)
     one.progress_path.write_text('{"epoch": 2, "ep')
-    assert read_progress(one) is None
+    assert read_progress(one.progress_path) is None
     # checkpoints are written beside their place, under a name that only one of them uses
     written, save = [], torch.save
 
@@ -471,10 +472,10 @@ def test_a_node_that_does_not_see_the_store_says_so(make_spec, tmp_path):
         return replace(spec, config=replace(spec.config, data=replace(spec.config.data, store=str(place))))
 
     shared = "the store must lie on storage that all nodes share"
-    reason = run_fold(with_store("nowhere")).reason
+    reason = run_fold(with_store("nowhere")).bad_node
     assert reason == f"node {platform.node()}: nowhere: no such store; make it with htnet prepare; {shared}"
     other = write_store(tmp_path / "other", random_samples(subjects=4), {}).path
-    assert run_fold(with_store(other)).reason == (
+    assert run_fold(with_store(other)).bad_node == (
         f"node {platform.node()}: {other}: not the store of this run; {shared}"
     )
     assert files_in(spec.run_dir) == ["config.yaml"]
@@ -485,13 +486,13 @@ def test_a_node_that_does_not_see_the_runs_folder_writes_nothing_and_says_so(mak
     shared = "the run's folder must lie on storage that all nodes share"
     elsewhere = tmp_path / "not" / "mounted"
     outcome = run_fold(replace(spec, run_dir=elsewhere))
-    assert outcome.reason == (
+    assert outcome.bad_node == (
         f"node {platform.node()}: {elsewhere / 'config.yaml'}: no such configuration file; {shared}"
     )
     assert outcome.traceback is None
     assert not elsewhere.parent.exists()
     other = make_spec(run="another", train={"epochs": 9})
-    assert run_fold(replace(spec, run_dir=other.run_dir)).reason == (
+    assert run_fold(replace(spec, run_dir=other.run_dir)).bad_node == (
         f"node {platform.node()}: {other.run_dir}: holds another run; {shared}"
     )
 

@@ -37,7 +37,7 @@ class ResourcesConfig:
     checkpoint_every: Count = 10
     """Epochs between checkpoints of a fold; an interrupted fold goes on from the last one. 0: none."""
     retries: Count = 3
-    """Times a fold is submitted again after its worker or node died."""
+    """Times a fold is tried again after its worker died; a dead or unfit node does not count."""
     stall_minutes: NotNegative = 30.0
     """A fold without a finished epoch for so long is cancelled and submitted again; 0: never."""
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from htnet.config import Config
+from htnet.config import Config, ResourcesConfig
 from htnet.config.identity import config_hash
 from htnet.config.load import load_config
 from htnet.data.loso import loso_folds, validation_subjects
-from htnet.data.samples import Fold, fold_stem
+from htnet.data.samples import Fold
 from htnet.data.store.frames import check_frames
 from htnet.data.store.writer import Store, open_store
 from htnet.data.stretched import check_stretched
@@ -28,11 +28,15 @@ from htnet.scoring.record import (
     write_predictions,
     write_text_atomic,
 )
-from launch.pool import Scheduler, ray_cluster, terminable
+from launch.cluster import ClusterGoneError, Needs, ray_cluster
+from launch.pool import GivenUp, Pool
 from launch.report import summary_table, write_report
 from launch.run.folder import RunFolder, check_run, open_run
-from launch.screen import LiveBoard
-from launch.tasks.fold import FoldOutcome, FoldSpec, tidy_up
+from launch.screen import RESUME, SweepBoard, say
+from launch.tasks.fold import FoldOutcome, FoldSpec, run_fold, tidy_up
+
+FOLDS_PER_PROCESS = {"gpu": 1, "cpu": 16}
+"""One process per fold guarantees that its GPU memory is released; on a CPU the imports (5 s) are worth sharing."""
 
 
 @dataclass(kw_only=True)
@@ -40,30 +44,34 @@ class _Sweep:
     """The driver's view of a run while it goes on."""
 
     run: RunFolder
-    board: LiveBoard
+    board: SweepBoard
     records: dict[str, FoldRecord]
     failed: dict[str, str] = field(default_factory=dict)
 
-    def finish(self, outcome: FoldOutcome) -> None:
+    def finish(self, spec: FoldSpec, outcome: FoldOutcome | GivenUp) -> None:
+        """Take up a fold's record, or the reason why there is none."""
+        if isinstance(outcome, GivenUp):
+            outcome = FoldOutcome(fold=spec.name, seconds=0.0, reason=outcome.reason)
+        record = None
         if outcome.reason is None:
-            path = self.run.folds / f"{fold_stem(outcome.fold)}.json"
             try:
-                self.records[outcome.fold] = FoldRecord.read(path)
+                record = FoldRecord.read(spec.record_path)
             except InputError as error:
                 reason = f"its worker says that it is done, but {error}; RUN must lie on storage that all nodes share"
                 outcome = replace(outcome, reason=reason)
-        if outcome.reason is None:
+        if record is not None:
+            self.records[record.fold] = record
             self.run.event(
                 "fold_done", fold=outcome.fold, seconds=round(outcome.seconds, 2), resumed_epoch=outcome.resumed_epoch
             )
         else:
-            self.failed[outcome.fold] = outcome.reason
+            self.failed[outcome.fold] = str(outcome.reason)
             self.run.event("fold_failed", fold=outcome.fold, reason=outcome.reason, traceback=outcome.traceback)
-        self.board.finished(outcome, list(self.records.values()))
+        self.board.finished(outcome, record)
 
 
 def sweep(config: Config, out: Path, address: str | None, console: Console) -> int:
-    """Run the folds that have no record yet, then score all; returns the exit code."""
+    """Run the folds that have no record yet, then score all; return the exit code."""
     store = open_store(Path(config.data.store))
     folds = check_folds(config, store)
     with open_run(out, config, store) as run:
@@ -74,16 +82,21 @@ def sweep(config: Config, out: Path, address: str | None, console: Console) -> i
         todo = [fold for fold in folds if fold.subject not in records]
         run.event("sweep_started", folds=total, done=len(records))
         if run.unlocked is not None:
-            _say(console, f"{out}: no lock there ({run.unlocked}): nothing keeps a second driver of this run away")
+            say(console, f"{out}: no lock there ({run.unlocked}): nothing keeps a second driver of this run away")
         if records and todo:
-            _say(console, f"{out}: {len(records)} of {total} folds are done already; going on with the rest")
-        failed, interrupted = _run_folds(config, run, todo, records, address, console)
-        if interrupted:
-            records = existing_records(run)  # a fold may have ended between the last look and the signal
+            say(console, f"{out}: {len(records)} of {total} folds are done already; going on with the rest")
+        failed, cut_short = _run_folds(config, run, todo, records, address, console)
+        if cut_short is not None:
+            records = existing_records(run)  # a fold may have ended between the last look and the end
         finish_run(config, out, list(records.values()), folds_total=total, failed=failed, console=console)
-        run.event("sweep_interrupted" if interrupted else "sweep_finished", done=len(records), failed=len(failed))
-    if interrupted:
-        console.print(f"Interrupted with {len(records)} of {total} folds done. The same command goes on from here.")
+        run.event(
+            "sweep_finished" if cut_short is None else "sweep_interrupted",
+            done=len(records),
+            failed=len(failed),
+            reason=cut_short,
+        )
+    if cut_short is not None:
+        say(console, f"{cut_short} with {len(records)} of {total} folds done. {RESUME}")
     return EXIT_DONE if all(fold.subject in records for fold in folds) else EXIT_PARTIAL
 
 
@@ -137,10 +150,10 @@ def _run_folds(
     records: dict[str, FoldRecord],
     address: str | None,
     console: Console,
-) -> tuple[dict[str, str], bool]:
-    """Reasons of failed folds, and whether the run was interrupted; ``records`` grows as folds finish."""
+) -> tuple[dict[str, str], str | None]:
+    """Return reasons of failed folds, and what cut the run short, if anything; ``records`` grows as folds finish."""
     if not todo:
-        return {}, False
+        return {}, None
     # workers have their own working directory
     absolute = replace(config, data=replace(config.data, store=str(Path(config.data.store).resolve())))
     specs = [
@@ -149,24 +162,43 @@ def _run_folds(
     ]
     for path in run.progress.glob("*.json"):
         path.unlink()
-    total = len(records) + len(todo)
-    board = LiveBoard(
+    board = SweepBoard(
         console,
-        total=total,
-        done=list(records.values()),
+        total=len(records) + len(todo),
+        done=records.values(),
         epochs=config.train.epochs,
         num_classes=config.model.num_classes,
     )
     state = _Sweep(run=run, board=board, records=records)
     try:
-        # in this order: ray.init sets a handler of its own for SIGTERM, which would end us without a summary
-        with ray_cluster(address, config.resources) as ray, terminable(), board:
-            Scheduler(
-                ray=ray, resources=config.resources, on_finish=state.finish, on_poll=board.poll, on_event=run.event
-            ).run(specs)
+        with ray_cluster(address, _needs(config.resources)) as ray, board:
+            pool = Pool[FoldSpec, FoldOutcome](
+                ray=ray,
+                task=run_fold,
+                retries=config.resources.retries,
+                max_parallel=config.resources.max_parallel_folds,
+                tasks_per_process=FOLDS_PER_PROCESS["gpu" if config.resources.gpus_per_fold else "cpu"],
+                stall_minutes=config.resources.stall_minutes,
+                on_look=board.poll,
+                on_event=run.event,
+            )
+            for spec, outcome in pool.run(specs):
+                state.finish(spec, outcome)
     except KeyboardInterrupt:
-        return state.failed, True
-    return state.failed, False
+        return state.failed, "Interrupted"
+    except ClusterGoneError as error:
+        return state.failed, f"Stopped: {error};"
+    return state.failed, None
+
+
+def _needs(resources: ResourcesConfig) -> Needs:
+    return Needs(
+        task="fold",
+        cpus=resources.cpus_per_fold,
+        gpus=resources.gpus_per_fold,
+        cpus_key="resources.cpus_per_fold",
+        gpus_key="resources.gpus_per_fold",
+    )
 
 
 def finish_run(
@@ -195,13 +227,8 @@ def finish_run(
     if records:
         console.print(summary_table(summary))
     for item in summary["folds_failed"]:
-        _say(console, f"failed: {item['fold']}: {item['reason']}", style="red")
-    _say(console, f"report: {report}")
-
-
-def _say(console: Console, line: str, style: str | None = None) -> None:
-    """Print one line as it is, however narrow the terminal."""
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        say(console, f"failed: {item['fold']}: {item['reason']}", style="red")
+    say(console, f"report: {report}")
 
 
 def plan(config: Config, out: Path) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import json
 import math
 import os
 import platform
@@ -28,6 +27,7 @@ from htnet.data.samples import Fold
 from htnet.data.store.writer import open_store
 from htnet.errors import HTNetError, InputError, NonFiniteLossError
 from htnet.scoring.record import FoldRecord, RecordedSample, Validation
+from launch.run.progress import ProgressWriter
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from dali_pipelines import Batch
     from htnet.training.engine import Engine
 
-PROGRESS_SECONDS = 1.0
 CHECKPOINT_FORMAT = 2
 """Since queries and keys of one-token blocks have no optimizer state; earlier checkpoints have no number."""
 
@@ -57,6 +56,18 @@ class FoldSpec:
         return replace(self, attempt=self.attempt + 1, submission=uuid.uuid4().hex)
 
     @property
+    def name(self) -> str:
+        return self.fold.subject
+
+    @property
+    def cpus(self) -> float:
+        return self.config.resources.cpus_per_fold
+
+    @property
+    def gpus(self) -> float:
+        return self.config.resources.gpus_per_fold
+
+    @property
     def record_path(self) -> Path:
         return self.run_dir / "folds" / f"{self.fold.name}.json"
 
@@ -71,12 +82,16 @@ class FoldSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldOutcome:
-    """What comes back to the driver: the record's existence, or the reason why there is none."""
+    """What comes back to the driver: the record's existence, or the reason why there is none.
+
+    ``bad_node``: the node sees another store or run than the driver, so nothing was done; another node may.
+    """
 
     fold: str
     seconds: float
     resumed_epoch: int = 0
     reason: str | None = None
+    bad_node: str | None = None
     traceback: str | None = None
 
 
@@ -86,10 +101,14 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
     try:
         if spec.record_path.exists():
             return _done_before(spec)
-        check_node(spec)
+        try:
+            check_node(spec)
+        except InputError as error:
+            return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, bad_node=str(error))
         os.environ.pop("HTNET_ATTENTION", None)  # the driver took it into the configuration; a node's own has no say
         configure_cpu(spec.config.engine.threads)
-        _Progress(spec, start=0).write(0, force=True)  # from here on the watchdog knows that the fold has started
+        # from here on the watchdog knows that the fold has started
+        ProgressWriter(spec.progress_path, start=0).write(0, force=True)
         training = FoldTraining(spec)
         resumed = training.epoch
         try:
@@ -219,7 +238,7 @@ class FoldTraining:
         """Train what is left and publish the record."""
         config = self.spec.config
         every = config.resources.checkpoint_every
-        progress = _Progress(self.spec, start=self.epoch)
+        progress = ProgressWriter(self.spec.progress_path, start=self.epoch)
         progress.write(self.epoch, force=True)
         while self.epoch < config.train.epochs:
             self.train_loss.append(self._train_epoch())
@@ -359,25 +378,6 @@ class FoldTraining:
         torch.set_rng_state(state["rng"]["cpu"])
         if state["rng"]["cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
-
-
-class _Progress:
-    """Tells the driver how far a fold is, at most once a second, and at which epoch this worker took it up."""
-
-    def __init__(self, spec: FoldSpec, *, start: int) -> None:
-        self._path, self._start, self._epochs = spec.progress_path, start, spec.config.train.epochs
-        self._last = 0.0
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(self, epoch: int, *, force: bool = False) -> None:
-        if not force and time.monotonic() - self._last < PROGRESS_SECONDS:
-            return
-        self._last = time.monotonic()
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        temporary.write_text(
-            json.dumps({"epoch": epoch, "start": self._start, "epochs": self._epochs}), encoding="utf-8"
-        )
-        temporary.replace(self._path)
 
 
 def limit_gpu_memory(device: torch.device, share: float) -> None:
