@@ -162,3 +162,9 @@ def test_no_file_is_named_like_a_module_of_python():
     """A file that is run by its path has its folder first on the path, and would shadow that module."""
     named = [path for path in tracked_files() if path.suffix == ".py" and path.stem in sys.stdlib_module_names]
     assert [path for path in named if path.name != "__init__.py"] == []
+
+
+@pytest.mark.parametrize("room", ["htnet.data.frames", "htnet.data.store.frames", "dali_pipelines"])
+def test_a_room_can_be_imported_first(room):
+    """Each by a new interpreter: a circle of imports shows only where nothing was imported before."""
+    subprocess.run([sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, check=True)
