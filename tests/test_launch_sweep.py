@@ -45,7 +45,7 @@ from launch.pool import (
     _session_folder,
     usable_cpus,
 )
-from launch.run.folder import checkout, open_run
+from launch.run.folder import open_run
 from launch.screen import LiveBoard
 from launch.tasks.fold import FoldOutcome, FoldSpec
 
@@ -661,26 +661,6 @@ def test_the_environment_keeps_the_first_drivers_words_and_adds_those_of_later_o
     (run / "environment.json").write_text("{")
     with pytest.raises(InputError, match=r"environment\.json: is no JSON"):
         drive_once("f.yaml")
-
-
-def test_the_environment_names_the_commit_where_the_code_is_a_checkout(tmp_path, monkeypatch):
-    def git(*command):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        return subprocess.run(["git", *identity, *command], cwd=tmp_path, check=True, capture_output=True, text=True)
-
-    monkeypatch.setattr("launch.run.folder.__file__", str(tmp_path / "launch" / "run" / "folder.py"))
-    assert checkout() == {}
-    git("init")
-    (tmp_path / "file").write_text("1")
-    assert checkout() == {}  # no commit yet
-    git("add", "file")
-    git("commit", "-m", "why")
-    commit = git("rev-parse", "HEAD").stdout.strip()
-    assert checkout() == {"commit": commit, "modified": False}
-    (tmp_path / "file").write_text("2")
-    assert checkout() == {"commit": commit, "modified": True}
-    monkeypatch.setenv("PATH", "")
-    assert checkout() == {}
 
 
 def test_the_signal_of_a_batch_system_is_an_interrupt_though_ray_takes_it_for_itself(

@@ -18,6 +18,7 @@ from htnet.data.datasets.base import Clip, FlowPicture, LeftOut
 from htnet.data.extraction import subject_table
 from htnet.data.store.writer import Staging, Store, open_store, read_left_out, remove_leftovers, staging
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
+from kernels.machine import package_version
 from launch.plan import Plan, composite_lines, extraction_settings, make_plan
 from launch.pool import ray_cluster, terminable
 from launch.report.store import (
@@ -33,7 +34,6 @@ from launch.report.store import (
     say,
     write_report,
 )
-from launch.run.folder import package_version
 from launch.tasks.subject import SHARED, RefusedError, SubjectOutcome, SubjectTask, prepare_subject
 
 Parts = Mapping[tuple[str, str], Mapping[str, Any]]

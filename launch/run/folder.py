@@ -6,13 +6,11 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,7 @@ from htnet.config.load import dump_config, load_config
 from htnet.data.store.writer import Store
 from htnet.errors import InputError
 from htnet.files import locked, write_json, write_whole
-
-PACKAGES = (
-    *("htnet", "torch", "triton", "deepspeed", "ray", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
-    *("numpy", "numba", "llvmlite"),
-)
+from kernels.machine import checkout, cpu_name, package_versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,41 +147,5 @@ def environment(store: Path) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := package_version(name)) is not None},
+        "versions": package_versions(),
     }
-
-
-def checkout() -> dict[str, Any]:
-    """``commit`` of the project and whether files differ from it (``modified``); empty for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # git itself would find a repository that the environment happens to lie in
-        return {}
-    try:
-        commit, changes = (
-            subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, timeout=30, check=True).stdout
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": commit.strip(), "modified": bool(changes)}
-
-
-def cpu_facts() -> dict[str, str]:
-    """What Linux reports of the last processor in /proc/cpuinfo, by its names; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def cpu_name() -> str:
-    """The processor's model name, as far as the system says."""
-    return cpu_facts().get("model name") or platform.processor() or platform.machine()
-
-
-def package_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
