@@ -208,7 +208,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    from launch.commands.sweep import rescore
+    from launch.commands.report import rescore
 
     rescore(options.run, console)
     return EXIT_DONE

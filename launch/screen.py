@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from htnet.scoring import metrics
-from htnet.scoring.record import FoldRecord, selected_predictions
+from htnet.scoring.record import FoldRecord
+from htnet.scoring.selection import selected_predictions
 from launch.pool import Flight
 from launch.tasks.fold import FoldOutcome
 

@@ -53,7 +53,7 @@ from htnet.data.store.manifest import (
     write_manifest,
 )
 from htnet.errors import InputError
-from htnet.files import locked, move_folder, write_whole
+from htnet.files import csv_text, locked, move_folder, write_whole
 
 FORMAT_VERSION = 2
 LEFT_OUT_COLUMNS = ("clip", "rule", "reason", "place", "failed")
@@ -202,10 +202,8 @@ class Staging:
             raise InputError(f"{self.path}: the sources hold no sample; a store needs at least one")
         whole = self.folder / "store"
         write_manifest(whole / "manifest.parquet", rows)
-        with (whole / "left_out.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(LEFT_OUT_COLUMNS)
-            writer.writerows([_cell(item[name]) for name in LEFT_OUT_COLUMNS] for item in left_out)
+        rows_left_out = ([_cell(item[name]) for name in LEFT_OUT_COLUMNS] for item in left_out)
+        (whole / "left_out.csv").write_text(csv_text([LEFT_OUT_COLUMNS, *rows_left_out]), encoding="utf-8", newline="")
         _write_record(whole, rows, self.recipe)
         move_folder(whole, self.path)
         self.discard()
