@@ -220,7 +220,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    from launch.commands.sweep import rescore
+    from launch.commands.report import rescore
 
     rescore(options.run, console)
     return EXIT_DONE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
@@ -31,7 +32,8 @@ from htnet.data.store.writer import open_store
 from htnet.errors import InputError
 from htnet.scoring.record import FoldRecord
 from launch.cli import main
-from launch.commands.sweep import finish_run, rescore, sweep
+from launch.commands.report import finish_run, rescore
+from launch.commands.sweep import sweep
 from launch.pool import Flight, Pool
 from launch.run.folder import open_run
 from launch.screen import SweepBoard
@@ -172,13 +174,14 @@ def test_what_a_kill_left_of_a_finished_fold_is_removed_by_the_next_driver(refer
     run = tmp_path / "run"
     shutil.copytree(reference, run)
     (run / "checkpoints").mkdir(exist_ok=True)
-    told = f"progress/samm__sub01.{'0f' * 16}.json"
-    names = ("checkpoints/samm__sub01.pt", "checkpoints/.samm__sub01.pt.0f.tmp", told)
-    for name in (*names, "checkpoints/samm__sub09.pt"):
+    dead, told = f".state.pt.{'0f' * 16}.tmp", f"progress/samm__sub01.{'0f' * 16}.json"
+    names = ("checkpoints/samm__sub01/state.pt", f"checkpoints/samm__sub01/{dead}", told, "progress/odd.json")
+    for name in (*names, "checkpoints/samm__sub09/state.pt", f"checkpoints/samm__sub09/{dead}"):
+        (run / name).parent.mkdir(exist_ok=True, parents=True)
         (run / name).write_bytes(b"left behind")
     assert sweep(sweep_config, run, None, Console(file=io.StringIO())) == 0
-    left = [path.name for name in ("checkpoints", "progress") for path in (run / name).iterdir()]
-    assert left == ["samm__sub09.pt"]  # of a fold without a record
+    left = [path.relative_to(run) for name in ("checkpoints", "progress") for path in (run / name).rglob("*.*")]
+    assert left == [Path("checkpoints/samm__sub09/state.pt")]  # of a fold without a record
 
 
 def test_a_failed_fold_is_named_and_the_rest_is_done_and_it_can_be_mended(reference, run_sweep, sweep_config, tmp_path):
@@ -188,8 +191,8 @@ def test_a_failed_fold_is_named_and_the_rest_is_done_and_it_can_be_mended(refere
     assert done.code == 0
     assert summary_of(run)["folds_total"] == 2
     # the whole set goes on in the same folder; one fold finds a damaged checkpoint
-    damaged = run / "checkpoints" / "samm__sub01.pt"
-    damaged.parent.mkdir(exist_ok=True)
+    damaged = run / "checkpoints" / "samm__sub01" / "state.pt"
+    damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"half a checkpoint")
     done = run_sweep(sweep_config, run)
     assert done.code == 1
@@ -209,6 +212,27 @@ def test_a_failed_fold_is_named_and_the_rest_is_done_and_it_can_be_mended(refere
     done = run_sweep(sweep_config, run)
     assert done.code == 0
     assert bytes_of(run) == bytes_of(reference)
+
+
+def test_a_run_that_is_damaged_all_over_is_mended_by_the_same_command(reference, run_sweep, sweep_config, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    edited = json.loads((run / "folds" / "samm__sub01.json").read_text())
+    edited["samples"][0]["label"] = (edited["samples"][0]["label"] + 1) % 3
+    (run / "folds" / "samm__sub01.json").write_text(json.dumps(edited))
+    (run / "environment.json").write_text('{"resumed": 7}')
+    (run / "events.jsonl").write_bytes(b"\xff\xfe\n")
+    (run / "progress" / f"samm__sub01.{'0f' * 16}.json").write_text("{}")
+    done = run_sweep(sweep_config, run)
+    assert done.code == 0, done.text
+    assert bytes_of(run) == bytes_of(reference)
+    lines = [line for line in done.text.splitlines() if "set aside as" in line]
+    for line, name in zip(lines, ("events.jsonl", "environment.json", "folds/samm__sub01.json"), strict=True):
+        assert line.startswith(str(run / name))
+        assert (run / f"{name}.damaged-1").exists()
+    assert [event["path"] for event in events_of(run) if event["event"] == "set_aside"] == [
+        str(run / name) for name in ("events.jsonl", "environment.json", "folds/samm__sub01.json")
+    ]
 
 
 def test_report_scores_a_run_again_to_the_same_numbers(reference, tmp_path, capsys):
@@ -308,7 +332,7 @@ def test_where_files_cannot_be_locked_the_run_goes_on_and_says_so(sweep_config, 
     def refuse(file, operation):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("launch.run.folder.fcntl.flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(launch.commands.sweep, "_run_folds", lambda *_: ({}, False))
     text = io.StringIO()
     sweep(sweep_config, tmp_path / "run", None, Console(file=text))
@@ -339,8 +363,8 @@ def test_the_environment_keeps_the_first_drivers_words_and_adds_those_of_later_o
     # another configuration may take over what finished nothing, and starts the list anew
     assert "resumed" not in drive_once("e.yaml", changed(sweep_config, train={"epochs": 9}))
     (run / "environment.json").write_text("{")
-    with pytest.raises(InputError, match=r"environment\.json: is no JSON"):
-        drive_once("f.yaml")
+    assert drive_once("f.yaml")["command"] == "htnet sweep f.yaml"
+    assert (run / "environment.json.damaged-1").read_text() == "{"
 
 
 def test_sigterm_is_an_interrupt_and_what_is_done_is_scored(sweep_config, tmp_path, monkeypatch, capsys):
@@ -356,10 +380,10 @@ def test_sigterm_is_an_interrupt_and_what_is_done_is_scored(sweep_config, tmp_pa
 
 
 def test_a_run_without_a_finished_fold_is_scored_as_such(sweep_config, tmp_path, tiny_store):
-    with open_run(tmp_path / "run", sweep_config, tiny_store):
+    with open_run(tmp_path / "run", sweep_config, tiny_store) as run:
         finish_run(
             sweep_config,
-            tmp_path / "run",
+            run,
             [],
             folds_total=9,
             failed={"samm/sub00": "no luck"},

@@ -18,8 +18,8 @@ from htnet.data.datasets.labels import LabelScheme
 from htnet.data.extraction import NO_LANDMARKS
 from htnet.data.faces.finder import MEAN_SHAPE
 from htnet.data.store.writer import Store
-from htnet.scoring.record import write_json_atomic
-from launch.run.folder import environment
+from htnet.files import write_json
+from launch.run.environment import driver_environment
 from launch.screen import say
 
 _SHOWN_SUBJECTS = 3
@@ -109,13 +109,13 @@ def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], 
             }
         )
     report = {
-        "run": {"wall_seconds": round(seconds, 3), **environment(out)},
+        "run": {"wall_seconds": round(seconds, 3), **driver_environment(out)},
         "read_by_rule": _by_rule(parts),
         "landmarks": _landmarks(parts),
         "seconds_by_stage": {name: round(value, 3) for name, value in stages.most_common()},
         "subjects": sorted(subjects, key=lambda item: (-item["seconds"], item["subject"])),
     }
-    write_json_atomic(path, report)
+    write_json(path, report)
     return path
 
 
