@@ -87,7 +87,6 @@ class FlowStream:
         if changes_frames(data.augment):
             options = {
                 "augment": data.augment,
-                "method": data.frames_flow,
                 "cache_bytes": limit,
                 "ahead": AHEAD,
                 **placed,

@@ -190,7 +190,7 @@ def test_a_rank_gets_its_part_of_the_very_batch_that_one_process_would_get(frame
 def test_where_no_frame_changes_a_step_computes_what_is_computed_once(frames_store, device):
     sampler, placed = sampler_of(frames_store), {"device": torch.device(device), "threads": 1}
     once = flow_from_frames(frames_store, range(10), **placed)
-    flow = FrameFlow(frames_store, sampler, augment=AugmentConfig(), method="tvl1", **placed)
+    flow = FrameFlow(frames_store, sampler, augment=AugmentConfig(), **placed)
     for step in range(4):
         images = flow.next().half().cpu().numpy()
         assert np.array_equal(images, np.stack([once(row) for row in sampler.batch(step)]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-FramesFlow = Literal["tvl1", "hardware"]
+FlowMethod = Literal["tvl1", "dis"]
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
@@ -107,7 +107,7 @@ class PrepareConfig:
     """CSV (dataset, subject, clip, label) that decides clips and labels; default: combined_3class_gt.csv in a root."""
     flow_size: int = 28
     """Side in pixels of the stored flow image (of the face crop); htnet_release comes with its own, 28."""
-    flow_method: Literal["tvl1", "dis", "farneback"] = "tvl1"
+    flow_method: FlowMethod = "tvl1"
     """Optical flow between onset and apex where a source holds frames; htnet_release comes with TV-L1."""
     working_size: int = 256
     """Side in pixels to which the face crop is resized before its flow is computed."""
@@ -333,8 +333,6 @@ class DataConfig:
     """Show every class, or every dataset, equally often; an epoch keeps its length. Needs shuffle."""
     input: Literal["flow", "frames"] = "flow"
     """flow reads the stored flow images; frames computes them from the stored onset and apex (prepare.keep_frames)."""
-    frames_flow: FramesFlow = "tvl1"
-    """Flow of input=frames: TV-L1, or an NVIDIA GPU's flow engine, which is fast and not the paper's feature."""
     cache_mb: int = 2048
     """Decoded samples stay on the fold's device up to this many MiB; a larger set is read again each epoch."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -369,7 +367,6 @@ class DataConfig:
         for name, value, plain in (
             ("augment.photometric", self.augment.photometric, PhotometricConfig()),
             ("augment.time_jitter", self.augment.time_jitter, TimeJitterConfig()),
-            ("frames_flow=hardware", self.frames_flow, "tvl1"),
         ):
             if value != plain:
                 raise ValueError(f"{name} needs input=frames: with input={self.input} no flow is computed")

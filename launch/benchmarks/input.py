@@ -283,7 +283,7 @@ def _ours(case: Case, store: Store, setting: Setting, device: torch.device) -> N
     if case.rival is not PlainPictures:
         stream = FlowStream(store, sampler, data=case.data, transform=transform, num_classes=3, **placed)
         return lambda: _pair(stream.next())
-    flows = FrameFlow(store, sampler, augment=case.data.augment, method="tvl1", ahead=2, **placed)
+    flows = FrameFlow(store, sampler, augment=case.data.augment, ahead=2, **placed)
     labels = torch.tensor([sample.label for sample in store.samples], device=device)
     steps = iter(range(1 << 40))
 

@@ -181,7 +181,7 @@ class FoldTraining:
         everything = (*fold.train, *fold.test)
         read = None
         if config.data.input == "frames":
-            read = flow_from_frames(self.store, everything, method=config.data.frames_flow, **placed)
+            read = flow_from_frames(self.store, everything, **placed)
         size = config.model.image_size
         transform = fit_transform(self.store, train_rows, data=config.data, mosaic_size=size, read=read)
         shared: dict[str, Any] = {"transform": transform, "read": read, **placed}
