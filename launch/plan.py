@@ -16,7 +16,6 @@ from htnet.config import PrepareConfig, SourceConfig
 from htnet.config.load import to_plain
 from htnet.data.datasets import DATASETS, build_adapter
 from htnet.data.datasets.base import Clip, FlowPicture, LeftOut
-from htnet.data.datasets.folders import entries_of
 from htnet.data.datasets.htnet_release import LANDMARKS as RELEASE_LANDMARKS
 from htnet.data.datasets.labels import (
     COMPOSITE_SCHEME,
@@ -28,6 +27,7 @@ from htnet.data.datasets.labels import (
 )
 from htnet.data.extraction import EXTRACTION_VERSION, ExtractionSettings, check_landmarks
 from htnet.data.faces.landmarks import UPSTREAM_SIZE, LandmarkTable, read_landmarks
+from htnet.data.folders import entries_of
 from htnet.data.samples import SampleId
 from htnet.data.store.manifest import file_stem
 from htnet.errors import InputError

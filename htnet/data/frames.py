@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.datasets.folders import entries_of
+from htnet.data.folders import entries_of
 from htnet.errors import InputError
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from htnet.data.datasets.folders import is_empty, same_name, spelled
 from htnet.data.datasets.labels import LabelScheme, OutOfScheme
 from htnet.data.datasets.tables import Row, read_rows
+from htnet.data.folders import is_empty, same_name, spelled
 from htnet.data.frames import VIDEO_SUFFIXES
 from htnet.data.samples import SampleId
 from htnet.errors import InputError

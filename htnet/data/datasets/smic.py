@@ -24,9 +24,9 @@ from htnet.data.datasets.base import (
     LeftOut,
     WorkbookDataset,
 )
-from htnet.data.datasets.folders import entries_of, is_empty, same_name, spelled
 from htnet.data.datasets.labels import OutOfScheme
 from htnet.data.datasets.tables import Row
+from htnet.data.folders import entries_of, is_empty, same_name, spelled
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
 
