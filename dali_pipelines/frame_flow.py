@@ -29,6 +29,7 @@ from dali_pipelines.frames import (
 )
 from dali_pipelines.photometric import FIELDS, PhotometricSource, change_light, needed, photometric_nodes
 from dali_pipelines.sampler import EpochSampler, in_order
+from dali_pipelines.sources import rows_of
 from htnet.config import AugmentConfig
 from htnet.data.flow.image import flow_tensor, landmark_tensor
 from htnet.data.store.frames import check_frames
@@ -73,6 +74,10 @@ class FrameFlow:
         read = decoded.__getitem__ if cached else partial(encoded_picture, store)
         source = PairSource(self._choice, read, first_step)
         self._pipeline = self._build(source, sampler, threads=threads, cached=cached)
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`dali_pipelines.sources.Source.batch`: flow images, (B, 3, F, F) float16, as they are stored."""
+        return self.next().half().permute(0, 3, 1, 2), rows_of(self._sampler, step)
 
     def next(self) -> torch.Tensor:
         """The next step's flow images, (B, F, F, 3) float32, channels (flow_u, flow_v, strain), on the device."""

@@ -334,7 +334,7 @@ class DataConfig:
     input: Literal["flow", "frames"] = "flow"
     """flow reads the stored flow images; frames computes them from the stored onset and apex (prepare.keep_frames)."""
     cache_mb: int = 2048
-    """Decoded samples stay on the fold's device up to this many MiB; a larger set is read again each epoch."""
+    """Decoded samples stay on the device up to this many MiB; what is larger is read again each epoch."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of the training samples."""
 
