@@ -25,7 +25,7 @@ def test_rooms_import_only_to_the_right():
 
 
 def test_the_configuration_reference_is_current():
-    command = [sys.executable, "-m", "htnet.config.load"]
+    command = [sys.executable, "-m", "htnet.config.reference"]
     generated = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert (ROOT / "configs" / "README.md").read_text(encoding="utf-8") == generated
 
@@ -139,3 +139,32 @@ def test_every_sub_command_of_the_documentation_exists_and_the_readme_names_ever
 def test_a_room_can_be_imported_first(room):
     """Each by a new interpreter: a circle of imports shows only where nothing was imported before."""
     subprocess.run([sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, check=True)
+
+
+def test_figures_that_are_quoted_twice_agree():
+    """A figure in two places is one number; a fold's seconds are quoted in the README alone."""
+    parameters = {
+        figure
+        for page in ("README.md", "configs/README.md", "htnet/config/model.py")
+        for figure in re.findall(r"([\d,]+) parameters", (ROOT / page).read_text(encoding="utf-8"))
+    }
+    assert len(parameters) == 1
+    elsewhere = [path for path in tracked_files() if path.suffix in (".md", ".yaml") and path != Path("README.md")]
+    for path in elsewhere:
+        if path.parts[:2] != ("docs", "benchmarks") and path != Path("CHANGELOG.md"):
+            text = (ROOT / path).read_text(encoding="utf-8")
+            assert not re.search(r"seconds a fold|small fold \d+ s", text), path
+
+
+def test_every_decision_is_listed_on_both_pages():
+    decisions = {path.name for path in tracked_files() if path.match("docs/adr/0*.md")}
+    listed = set(re.findall(r"`(0\d+-[\w-]+\.md)`", (ROOT / "docs/adr/README.md").read_text(encoding="utf-8")))
+    assert listed == decisions
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Decisions with a history")[2]
+    assert {int(number) for number in re.findall(r"\((\d+)\)", page)} == {int(name[:4]) for name in decisions}
+
+
+def test_no_file_is_named_like_a_module_of_python():
+    """A file that is run by its path has its folder first on the path, and would shadow that module."""
+    named = [path for path in tracked_files() if path.suffix == ".py" and path.stem in sys.stdlib_module_names]
+    assert [path for path in named if path.name != "__init__.py"] == []

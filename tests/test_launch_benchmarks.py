@@ -134,7 +134,7 @@ def test_every_head_motion_is_scored_on_the_same_clips(tmp_path, capsys):
         prepare=replace(config.prepare, working_size=48),
         train=replace(config.train, epochs=1),
         engine=replace(config.engine, name="torch"),
-        score=replace(config.score, validation_subjects=0),
+        data=replace(config.data, validation_subjects=0),
     )
     (tmp_path / "config.yaml").write_text(dump_config(config))
     sizes = ["--seeds", "1", "--subjects", "1", "--clips", "2", "--image-size", "64"]

@@ -17,7 +17,8 @@ from test_htnet_release import CLIPS, PICTURES, make_release, write_labels
 
 from htnet import __version__
 from htnet.config import Config
-from htnet.config.load import config_hash, load_config, parse_yaml, validate_config
+from htnet.config.identity import config_hash
+from htnet.config.load import load_config, parse_yaml, validate_config
 from htnet.data.datasets.htnet_release import LABELS, LANDMARKS
 from htnet.data.store.writer import FORMAT_VERSION, open_store
 from launch import cli
@@ -295,7 +296,7 @@ def test_a_truncated_shard_is_refused_by_every_command(stored):
         ("data.datasets=[sam]", "data.datasets: 'sam' is not in"),
         ("data.subjects=[samm/007]", "data.subjects: 'samm/007' has no samples in"),
         ("data.datasets=[samm]", "LOSO needs at least two subjects, found 1"),
-        ("score.validation_subjects=2", "2 of 2 training subjects of fold casme2/sub01 leaves none to train on"),
+        ("data.validation_subjects=2", "2 of 2 training subjects of fold casme2/sub01 leaves none to train on"),
         ("model.num_classes=2", "samm/006/006_1_2 has label 2; model.num_classes=2"),
         ("model.in_channels=2", "model.in_channels: flow input has 3 channels"),
         ("data.input=frames", "has no onset.jpg: data.input=frames needs prepare.keep_frames=true"),
@@ -326,7 +327,7 @@ def test_a_run_of_another_configuration_or_store_is_refused_and_says_why(stored)
         (folder.path / "checkpoints").mkdir()
         (folder.path / "checkpoints" / "casme2__sub01.pt").touch()  # something was done here
     before = stored.files()
-    changes = ["train.epochs=3", "seed=9", "score.validation_subjects=1", "resources.gpus_per_fold=1"]
+    changes = ["train.epochs=3", "seed=9", "data.validation_subjects=1", "resources.gpus_per_fold=1"]
     for override, key in ((change, change.partition("=")[0]) for change in changes):
         message = stored.refuses("sweep", "--out", run, "--set", override)
         assert f"{run}: this run belongs to another configuration: it differs in {key}; choose another" in message

@@ -18,7 +18,8 @@ from conftest import ROOT, random_samples
 from test_dali_pipelines_frame_flow import write_frames
 
 from htnet.config import AugmentConfig, Config, TimeJitterConfig
-from htnet.config.load import config_hash, dump_config
+from htnet.config.identity import config_hash
+from htnet.config.load import dump_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store.writer import open_store, write_store
 from htnet.scoring.record import FoldRecord
@@ -143,7 +144,7 @@ def test_an_interrupted_fold_gives_the_record_of_an_undisturbed_one(make_spec, d
         "engine": {"name": name, "precision": precision},
         "train": {"schedule": "cosine", "warmup_epochs": 1.5, "clip_norm": 1.0, "class_weights": "balanced"},
         "resources": {"checkpoint_every": 2},
-        "score": {"validation_subjects": 2},
+        "data": {"validation_subjects": 2},
     }
     undisturbed = result_of(make_spec(run="undisturbed", **changes))
     spec = make_spec(run="interrupted", **changes)
@@ -230,7 +231,7 @@ print(outcome)
 
 @pytest.mark.slow
 def test_a_process_that_dies_at_any_step_leaves_a_fold_that_resumes(make_spec, tmp_path):
-    changes = {"resources": {"checkpoint_every": 1}, "score": {"validation_subjects": 1}}
+    changes = {"resources": {"checkpoint_every": 1}, "data": {"validation_subjects": 1}}
     undisturbed = result_of(make_spec(run="undisturbed", **changes))
     spec = make_spec(run="killed", **changes)
     packed = tmp_path / "spec.pickle"
@@ -371,7 +372,7 @@ def test_the_checkpoint_of_another_configuration_or_version_is_refused(make_spec
 
 
 def test_validation_subjects_are_kept_out_of_training_and_their_predictions_are_kept(make_spec):
-    spec = make_spec(score={"validation_subjects": 3})
+    spec = make_spec(data={"validation_subjects": 3})
     store = open_store(Path(spec.config.data.store))
     inner = validation_subjects(store, spec.fold, 3, spec.config.seed)
     training = FoldTraining(spec)

@@ -409,7 +409,7 @@ def sweep_config(tiny_config) -> Config:
     return changed(
         tiny_config,
         train={"epochs": 6},
-        score={"validation_subjects": 2},
+        data={"validation_subjects": 2},
         resources={"checkpoint_every": 2, "max_parallel_folds": 1},
     )
 

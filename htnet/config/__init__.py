@@ -1,26 +1,21 @@
 """Configuration: sections as frozen dataclasses, YAML files, identity."""
 
-from htnet.config.run import (
+from htnet.config.augment import (
     AugmentConfig,
-    Config,
-    DataConfig,
     DropRegionConfig,
-    EngineConfig,
     FlipConfig,
-    FlowMethod,
-    HTNetConfig,
     JitterConfig,
     MagnifyConfig,
     MixConfig,
     PhotometricConfig,
-    PrepareConfig,
-    ResourcesConfig,
     RotateConfig,
-    ScoreConfig,
-    SourceConfig,
     TimeJitterConfig,
-    TrainConfig,
 )
+from htnet.config.data import DataConfig
+from htnet.config.model import HTNetConfig
+from htnet.config.prepare import FlowMethod, PrepareConfig, SourceConfig
+from htnet.config.run import Config, ResourcesConfig, ScoreConfig
+from htnet.config.training import EngineConfig, TrainConfig
 
 __all__ = [
     "AugmentConfig",

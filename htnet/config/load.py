@@ -1,28 +1,21 @@
-"""Configuration files: reading, overriding, printing, identity and their generated reference.
+"""Reading, checking, overriding and printing configurations.
 
-An error names the file, the key's path, the value and the rule. What a run's identity depends on is
-everything that can change a prediction: all sections but ``prepare`` (the store's own record holds
-that), ``resources`` and ``score``'s resampling counts.
+An error names the file, the path of the key, the value and the rule.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import hashlib
-import inspect
-import itertools
 import json
 import re
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from htnet.config import Config
+from htnet.config.run import Config
 from htnet.errors import InputError
 
 _BOOL = re.compile(r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF")
@@ -153,21 +146,29 @@ _RULES = {
     "dataclass_type": "must be a section of keys",
     "tuple_type": "must be a list",
     "too_long": "too many items in the list",
+    "greater_than_equal": "must be at least {ge:.10g}",
+    "greater_than": "must be greater than {gt:.10g}",
+    "less_than_equal": "must be at most {le:.10g}",
+    "less_than": "must be less than {lt:.10g}",
 }
 """In the words of a YAML file, where pydantic speaks of Python."""
+_MOVED = {"score.validation_subjects": "data.validation_subjects"}
+"""Keys of earlier versions and their place now."""
 
 
 def _explain(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     rule = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "unexpected_keyword_argument":
+        if key in _MOVED:
+            return f"{key}: moved: write {_MOVED[key]}"
         known = ", ".join(_known_keys(item["loc"][:-1]))
         return f"{key}: unknown key; known here: {known}"
     if item["type"] == "value_error":
         return f"{key}: {rule}" if key else rule
     if item["type"] == "missing":
         return f"{key}: must be given"
-    rule = _RULES.get(item["type"], rule.replace("Input should be", "must be"))
+    rule = _RULES.get(item["type"], rule.replace("Input should be", "must be")).format(**item.get("ctx", {}))
     return f"{key}: {rule}, got {item['input']!r}"
 
 
@@ -204,7 +205,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses and tuples as dicts and lists, ready for YAML and JSON."""
+    """Return dataclasses and tuples as dicts and lists, ready for YAML and JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
@@ -213,119 +214,5 @@ def to_plain(value: Any) -> Any:
 
 
 def dump_config(config: Config) -> str:
-    """The whole configuration as YAML, defaults included; reading it gives an equal configuration."""
+    """Return the whole configuration as YAML, defaults included; reading it gives an equal configuration."""
     return yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def config_hash(config: Config, store_digest: str) -> str:
-    """Identity of a run: the settings that can change a prediction, and the content of the store."""
-    identity = _identity(config) | {"store": store_digest}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def identity_changes(old: Config, new: Config) -> list[str]:
-    """Key paths that give two configurations different identities; empty where only other keys differ."""
-    names = {"validation_subjects": "score.validation_subjects"}
-    if old.engine.device == new.engine.device:
-        names["engine.device"] = "resources.gpus_per_fold"
-    return [names.get(key, key) for key in changed_keys(_identity(old), _identity(new))]
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    plain = to_plain(config)
-    identity = {name: plain[name] for name in ("seed", "data", "model", "train", "engine")}
-    identity["data"] = {
-        key: value for key, value in plain["data"].items() if key not in ("store", "subjects", "cache_mb")
-    }
-    # a fold on a GPU rounds otherwise than one on a CPU; which of them "auto" takes depends on the GPUs it gets
-    engine = config.engine
-    on_gpu = engine.device == "cuda" or (engine.device == "auto" and config.resources.gpus_per_fold > 0)
-    identity["engine"] = plain["engine"] | {"device": "cuda" if on_gpu else "cpu"}
-    identity["validation_subjects"] = plain["score"]["validation_subjects"]
-    return identity
-
-
-def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Key paths whose values differ between two plain configurations."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = list(dict.fromkeys([*old, *new]))
-        return [path for key in keys for path in changed_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
-    return [] if old == new else [prefix.rstrip(".")]
-
-
-def field_docs(kind: type) -> dict[str, str]:
-    """The string literal under each field of a dataclass, by field name."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-    docs: dict[str, str] = {}
-    for field, text in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-            docs[field.target.id] = str(ast.literal_eval(text.value))
-    return docs
-
-
-def reference() -> str:
-    """Every key with type, default and meaning, as Markdown; the source of ``configs/README.md``."""
-    lines = [line for name, kind in _sections(Config, "") for line in _section_lines(name, kind)]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _sections(kind: type, prefix: str) -> Iterator[tuple[str, type]]:
-    yield prefix, kind
-    for name, hint in get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            yield from _sections(hint, f"{prefix}{name}.")
-        elif get_origin(hint) is tuple and dataclasses.is_dataclass(get_args(hint)[0]):
-            yield from _sections(get_args(hint)[0], f"{prefix}{name}.N.")
-
-
-def _section_lines(prefix: str, kind: type) -> Iterator[str]:
-    summary = " ".join(inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].split())
-    yield f"## `{prefix.rstrip('.')}`" if prefix else "## Top level"
-    yield from ("", summary, "", "| key | type | default | meaning |", "|---|---|---|---|")
-    docs, hints = field_docs(kind), get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[field.name]):
-            default = "section below"
-        elif field.default is dataclasses.MISSING:
-            default = "required"
-        else:
-            default = f"`{json.dumps(to_plain(field.default))}`"
-        yield f"| `{prefix}{field.name}` | {_type_name(hints[field.name])} | {default} | {docs[field.name]} |"
-    yield ""
-
-
-def _type_name(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return ", ".join(f"`{choice}`" for choice in get_args(hint))
-    if dataclasses.is_dataclass(hint):
-        return "section"
-    if get_origin(hint) is tuple:
-        inner = get_args(hint)
-        if inner[-1] is Ellipsis:
-            return "list of sections" if dataclasses.is_dataclass(inner[0]) else f"list of {inner[0].__name__}"
-        return f"list of {len(inner)} {inner[0].__name__}"
-    if isinstance(hint, type):
-        return hint.__name__
-    return " or ".join("null" if part is type(None) else _type_name(part) for part in get_args(hint))
-
-
-def _readme() -> str:
-    """Content of ``configs/README.md``; a test keeps the file current."""
-    return (
-        "# Configurations\n\n"
-        "Generated by `python -m htnet.config.load > configs/README.md` from the dataclasses of `htnet/config/`.\n\n"
-        "| file | what it is |\n|---|---|\n"
-        "| `demo.yaml` | synthetic data, what `make demo` runs |\n"
-        "| `small.yaml` | a small HTNet on the real composite, made for a laptop |\n"
-        "| `composite.yaml` | the same of raw frames: CASME II, SAMM, SMIC and the challenge's list |\n"
-        "| `paper.yaml` | upstream's setting to the letter |\n\n"
-        "A key is set in the file or with `--set key.path=value` (values are YAML, list items by number: "
-        "`--set prepare.sources.0.root=PATH`). Paths are relative to the working directory. "
-        "`--print-config` shows the result. Numbers are decimal: `010`, `1:30`, `0x1f`, `1_000` and dates are texts.\n"
-        "\n" + reference()
-    )
-
-
-if __name__ == "__main__":
-    print(_readme(), end="")

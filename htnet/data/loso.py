@@ -51,7 +51,7 @@ def validation_subjects(store: Store, fold: Fold, count: int, seed: int) -> tupl
     candidates = sorted({store.samples[row].subject for row in fold.train})
     if count >= len(candidates):
         raise InputError(
-            f"score.validation_subjects: {count} of {len(candidates)} training subjects of fold {fold.subject} "
+            f"data.validation_subjects: {count} of {len(candidates)} training subjects of fold {fold.subject} "
             "leaves none to train on"
         )
     # the held-out subject's name is part of the seed, so that folds draw independently of their order

@@ -13,7 +13,7 @@ import cv2
 from rich.console import Console
 
 from htnet.config import Config, PrepareConfig, ResourcesConfig
-from htnet.config.load import changed_keys
+from htnet.config.identity import changed_keys
 from htnet.data.datasets.base import Clip, FlowPicture, LeftOut
 from htnet.data.extraction import subject_table
 from htnet.data.store.writer import Staging, Store, open_store, read_left_out, remove_leftovers, staging

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from htnet.config import Config
-from htnet.config.load import config_hash, load_config
+from htnet.config.identity import config_hash
+from htnet.config.load import load_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold, fold_stem
 from htnet.data.store.frames import check_frames
@@ -90,7 +91,7 @@ def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
     """The run's folds; refuses what would fail in every one of them, before any is started."""
     folds = loso_folds(store, datasets=config.data.datasets, subjects=config.data.subjects)
     for fold in folds:
-        validation_subjects(store, fold, config.score.validation_subjects, config.seed)
+        validation_subjects(store, fold, config.data.validation_subjects, config.seed)
     rows = {row for fold in folds for row in (*fold.train, *fold.test)}
     if config.data.input == "frames":
         check_frames(store, rows, jitter=config.data.augment.time_jitter.frames)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from htnet.config import Config
-from htnet.config.load import config_hash, dump_config, identity_changes, load_config
+from htnet.config.identity import config_hash, identity_changes
+from htnet.config.load import dump_config, load_config
 from htnet.data.store.writer import Store
 from htnet.errors import InputError
 from htnet.scoring.record import write_json_atomic, write_text_atomic

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from htnet.config import Config
-from htnet.config.load import config_hash, load_config
+from htnet.config.identity import config_hash
+from htnet.config.load import load_config
 from htnet.cpu import configure_cpu
 from htnet.data.samples import Fold
 from htnet.data.store.writer import open_store
@@ -174,7 +175,7 @@ class FoldTraining:
         seed = fold_seed(config.seed, fold.subject)
         checkpoint = self._read_checkpoint()
 
-        inner = validation_subjects(self.store, fold, config.score.validation_subjects, config.seed)
+        inner = validation_subjects(self.store, fold, config.data.validation_subjects, config.seed)
         self.validation_rows = [row for row in fold.train if self.store.samples[row].subject in inner]
         train_rows = tuple(row for row in fold.train if self.store.samples[row].subject not in inner)
         resident = open_resident(
