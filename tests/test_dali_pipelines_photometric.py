@@ -122,7 +122,7 @@ def pictures_of(store: Store, rows, device: str) -> tuple[np.ndarray, np.ndarray
 
 def flow_of(store: Store, sampler: EpochSampler, config: PhotometricConfig, device: str, **options) -> FrameFlow:
     placed = {"device": torch.device(device), "threads": 1}
-    return FrameFlow(store, sampler, augment=AugmentConfig(photometric=config), method="tvl1", **placed, **options)
+    return FrameFlow(store, sampler, augment=AugmentConfig(photometric=config), **placed, **options)
 
 
 def changed_plainly(picture: np.ndarray, strengths: dict, index: int, field: np.ndarray) -> np.ndarray:

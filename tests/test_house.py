@@ -136,6 +136,12 @@ def test_every_sub_command_of_the_documentation_exists_and_the_readme_names_ever
     assert {command for command in known if "README.md" not in named.get(command, ())} == set()
 
 
+@pytest.mark.parametrize("room", ["htnet.data.frames", "htnet.data.store.frames", "dali_pipelines"])
+def test_a_room_can_be_imported_first(room):
+    """Each by a new interpreter: a circle of imports shows only where nothing was imported before."""
+    subprocess.run([sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, check=True)
+
+
 def test_figures_that_are_quoted_twice_agree():
     """A figure in two places is one number; a fold's seconds are quoted in the README alone."""
     parameters = {

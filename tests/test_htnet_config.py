@@ -396,7 +396,7 @@ OTHER = {
     "prepare.label_scheme": "5class",
     "prepare.official_list": "list.csv",
     "prepare.flow_size": 56,
-    "prepare.flow_method": "farneback",
+    "prepare.flow_method": "dis",
     "prepare.working_size": 128,
     "prepare.strain": "sobel",
     "prepare.head_motion": "median",
@@ -418,7 +418,6 @@ OTHER = {
     "data.shuffle": False,
     "data.balance": "class",
     "data.input": "frames",
-    "data.frames_flow": "hardware",
     "data.cache_mb": 0,
     "data.augment.flip.probability": 0.5,
     "data.augment.rotate.degrees": 5.0,
@@ -476,7 +475,6 @@ OTHER = {
 NEEDED = {
     "prepare.keep_neighbours": {"prepare.keep_frames": True},
     "data.augment.magnify": {"data.scaling": "stored"},  # minmax would undo it
-    "data.frames_flow": {"data.input": "frames"},
     "data.augment.photometric": {"data.input": "frames"},
     "data.augment.time_jitter": {"data.input": "frames"},
 }

@@ -187,7 +187,7 @@ def test_an_apex_that_shows_the_onset_is_found_and_told_of(whole, tmp_path, chan
 
 
 @pytest.mark.parametrize("apex_given", [True, False])
-@pytest.mark.parametrize("method", ["tvl1", "dis", "farneback"])
+@pytest.mark.parametrize("method", ["tvl1", "dis"])
 def test_a_clip_in_which_nothing_moves_is_left_out(whole, tmp_path, method, apex_given):
     entries, table = copied(whole, tmp_path)
     clip = entries[0]

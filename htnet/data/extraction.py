@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from htnet.config import FlowMethod
 from htnet.data.datasets.base import APEX_AT_ONSET, APEX_EQUALS_ONSET, Clip, FlowPicture, LeftOut
 from htnet.data.datasets.htnet_release import read_flow_picture
 from htnet.data.faces.detectors import Detector, build_detector
@@ -27,7 +28,8 @@ from htnet.data.faces.finder import FaceFinder, LandmarkPolicy, Located, NoFaceE
 from htnet.data.faces.landmarks import CROP_RATIO, FaceCrop, LandmarkTable, face_crop
 from htnet.data.flow.apex import APEX_FOUND, find_apex, spotting_recipe
 from htnet.data.flow.head_motion import HeadMotion
-from htnet.data.flow.image import FlowMethod, flow_images, flow_parameters
+from htnet.data.flow.image import flow_images
+from htnet.data.flow.methods import flow_parameters
 from htnet.data.flow.strain import StrainKind
 from htnet.data.frames import FolderFrames, Frames, open_frames, resized, to_gray
 from htnet.data.prepared import PreparedSample

@@ -119,8 +119,6 @@ def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
         )
     if config.engine.device == "cuda" and config.resources.gpus_per_fold == 0:
         raise InputError("engine.device=cuda needs resources.gpus_per_fold > 0 (1, or 1/k for k folds on a GPU)")
-    if config.data.frames_flow == "hardware" and config.resources.gpus_per_fold == 0:
-        raise InputError("data.frames_flow=hardware needs a GPU: set resources.gpus_per_fold, or use tvl1")
     if config.engine.precision == "fp16" and config.resources.gpus_per_fold == 0:
         raise InputError("engine.precision=fp16 needs a GPU: set resources.gpus_per_fold, or use bf16 or fp32")
     return folds

@@ -192,7 +192,7 @@ class FoldTraining:
         self.started = time.monotonic()  # before the imports, which are part of a fold's price
         import torch
 
-        from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, flow_from_frames, load_set
+        from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, load_set, open_resident
         from htnet.data.loso import validation_subjects
         from htnet.model import HTNet
         from htnet.training.engine import class_weights, create_engine, resolve_device
@@ -208,18 +208,19 @@ class FoldTraining:
         inner = validation_subjects(self.store, fold, config.data.validation_subjects, config.seed)
         self.validation_rows = [row for row in fold.train if self.store.samples[row].subject in inner]
         train_rows = tuple(row for row in fold.train if self.store.samples[row].subject not in inner)
-        placed: dict[str, Any] = {"device": self.device, "threads": config.engine.threads}
-        everything = (*fold.train, *fold.test)
-        read = None
-        if config.data.input == "frames":
-            read = flow_from_frames(self.store, everything, method=config.data.frames_flow, **placed)
-        size = config.model.image_size
-        transform = fit_transform(self.store, train_rows, data=config.data, mosaic_size=size, read=read)
-        shared: dict[str, Any] = {"transform": transform, "read": read, **placed}
-        self.test = load_set(self.store, fold.test, data=config.data, **shared)
-        self.validation = load_set(self.store, self.validation_rows, data=config.data, **shared) if inner else None
-        self.stream = FlowStream(
+        resident = open_resident(
             self.store,
+            (*fold.train, *fold.test),
+            data=config.data,
+            mosaic_size=config.model.image_size,
+            device=self.device,
+            threads=config.engine.threads,
+        )
+        transform = fit_transform(resident, train_rows, standardise=config.data.standardise)
+        self.test = load_set(resident, fold.test, transform)
+        self.validation = load_set(resident, self.validation_rows, transform) if inner else None
+        self.stream = FlowStream(
+            resident,
             EpochSampler(
                 rows=train_rows,
                 batch_size=config.train.batch_size,
@@ -227,10 +228,10 @@ class FoldTraining:
                 shuffle=config.data.shuffle,
                 groups=balance_groups(self.store, train_rows, config.data.balance),
             ),
-            data=config.data,
+            augment=config.data.augment,
+            transform=transform,
             num_classes=config.model.num_classes,
             state=None if checkpoint is None else bytes(checkpoint["dali"].numpy().tobytes()),
-            **shared,
         )
         torch.manual_seed(seed)
         labels = torch.tensor([self.store.samples[row].label for row in train_rows])
