@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch.nn.functional as F
 
 from htnet import HTNet, HTNetConfig
 from htnet.checkpoint import from_upstream
-from htnet.model import BlockAggregation, LocalAttention, _conv, _conv_2x2, attention_backend
+from htnet.model import BlockAggregation, LocalAttention, _conv, _conv_2x2, _element_size, attention_backend
+from kernels.testing import BLOCK_TOLERANCES, assert_close
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = ("seq1", "seq4", "seq16_oddheads")
@@ -179,6 +182,64 @@ def test_many_tokens_go_through_values_and_output_as_one_map_with_the_same_resul
         gradients.append([p.grad.clone() for p in attention.parameters() if p.requires_grad])
     torch.testing.assert_close(results[1], results[0].repeat(3, 1, 1, 1), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
+
+
+def attended(attention, x, *, padded):
+    """Output and gradients of input and weights, dropout drawn alike."""
+    attention.zero_grad()
+    torch.manual_seed(1)
+    leaf = x.clone().requires_grad_()
+    out = attention.attend(leaf, padded=padded)
+    gradients = torch.autograd.grad(out.square().sum(), [leaf, *(p for p in attention.parameters() if p.requires_grad)])
+    return out.detach(), *gradients
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("tokens", "batch"), [(4, 2), (1, 2), (1, 40)], ids=["4", "1", "1-one-map"])
+def test_padded_heads_compute_the_same_function(tokens, batch, dropout):
+    """In float64, with heads of 5 and of 85 channels; the inner dimensions 15 and 255 are no multiples of 8 either."""
+    side = 2 * math.isqrt(tokens)
+    for dim in (16, 256):
+        torch.manual_seed(0)
+        attention = LocalAttention(dim, 3, 2, tokens, dropout=dropout, backend="sdpa").double()
+        x = torch.randn(batch, side, side, dim, dtype=torch.float64)
+        plain, padded = (attended(attention, x, padded=way) for way in (False, True))
+        torch.testing.assert_close(padded, plain, rtol=1e-11, atol=1e-11)
+
+
+def assert_padding_costs_no_digits(device, tokens, dtype):
+    torch.manual_seed(0)
+    attention = LocalAttention(256, 3, 2, tokens, dropout=0.0, backend="auto").to(device, dtype)
+    x = torch.randn(8, 4, 4, 256) if tokens == 4 else torch.randn(2, 2, 2, 256)
+    x = x.to(device, dtype)
+    exact = attended(copy.deepcopy(attention).cpu().double(), x.cpu().double(), padded=False)
+    found = attended(attention, x, padded=True)
+    allowed = BLOCK_TOLERANCES[dtype]
+    for number, (actual, truth) in enumerate(zip(found, exact, strict=True)):
+        assert_close(f"result {number}", actual, truth, allowed.backward if number else allowed.forward)
+    if device == "cuda":
+        torch.testing.assert_close(attention(x), found[0], rtol=0, atol=0)  # the module pads there by itself
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [4, 1])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_padded_heads_are_within_the_tolerances_of_16_bits(device, tokens, dtype):
+    assert_padding_costs_no_digits(device, tokens, dtype)
+
+
+def test_heads_on_a_cpu_are_computed_as_they_are(monkeypatch):
+    monkeypatch.setattr("htnet.model.pad_heads", lambda *_: pytest.fail("padded"))
+    for tokens in (1, 4):
+        attention = LocalAttention(16, 3, 2, tokens, dropout=0.0, backend="auto").bfloat16()
+        attention(torch.randn(1, 4, 4, 16, dtype=torch.bfloat16))
+
+
+def test_the_size_of_an_element_follows_autocast():
+    weight = torch.empty(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _element_size(weight) == 2
+    assert (_element_size(weight), _element_size(weight.half())) == (4, 2)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
