@@ -47,7 +47,8 @@ def test_a_class_nobody_shows_still_counts_in_the_mean():
     assert perfect.accuracy == 1.0
 
 
-def test_all_negative_on_the_composite_scores_what_the_field_notes_say():
+def test_all_negative_on_the_composite_scores_as_noted():
+    """All negative on the composite scores what the field notes say."""
     labels = [0] * 250 + [1] * 109 + [2] * 83
     result = metrics.scores(labels, [0] * 442, 3)
     assert (round(result.uf1, 3), round(result.uar, 3), round(result.accuracy, 3)) == (0.241, 0.333, 0.566)
@@ -70,7 +71,8 @@ def _toy(people: int = 20, seed: int = 0):
     return labels, predictions, subjects
 
 
-def test_bootstrap_resamples_whole_subjects_and_repeats_with_its_seed():
+def test_bootstrap_draws_subjects_and_repeats():
+    """Bootstrap resamples whole subjects and repeats with its seed."""
     labels, predictions, subjects = _toy()
     matrices = metrics.subject_confusions(labels, predictions, subjects, 3)
     assert np.array_equal(matrices.sum(axis=0), metrics.confusion(labels, predictions, 3))
@@ -91,7 +93,8 @@ def test_no_interval_is_stated_for_one_subject():
     assert metrics.bootstrap_interval(matrix, resamples=100, seed=0) is None
 
 
-def test_a_thousand_resamplings_of_the_composite_take_a_fraction_of_a_second():
+def test_a_thousand_resamplings_are_quick():
+    """A thousand resamplings of the composite take a fraction of a second."""
     matrices = np.ones((68, 3, 3), dtype=np.int64)
     start = time.perf_counter()
     metrics.bootstrap_interval(matrices, resamples=1000, seed=0)
@@ -147,7 +150,8 @@ def test_a_single_class_leaves_nothing_to_guess():
 @pytest.mark.parametrize(
     ("tries", "uf1", "uar", "noted"), [(1, 0.332, 0.333, 0.326), (10, 0.583, 0.574, 0.582), (800, 0.827, 0.814, 0.822)]
 )
-def test_chance_level_of_the_official_list_is_the_documented_one(shared_data: Path, tries, uf1, uar, noted):
+def test_chance_of_the_official_list_is_as_documented(shared_data: Path, tries, uf1, uar, noted):
+    """Chance level of the official list is the documented one."""
     listed = shared_data / "megc2019" / "combined_3class_gt.csv"
     if not listed.is_file():
         pytest.skip(f"{listed} not found")

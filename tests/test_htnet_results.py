@@ -142,7 +142,8 @@ def of_store(label: int = 0, clip: str = "EP00", fold: str = "casme2/sub01") -> 
     return Sample(id=name, label=label, landmarks=((1.0, 2.0),) * 5, flow_size=28)
 
 
-def test_a_record_must_be_of_the_stores_samples_and_the_runs_epochs():
+def test_a_record_is_held_against_store_and_run():
+    """A record must be of the samples of the store and the epochs of the run."""
     inner = Validation(subjects=("smic/s1",), labels=(1,), predictions=((0,),) * 5)
     record = make_record(labels=(0, 1), validation=inner)
     right = {
@@ -181,7 +182,8 @@ def test_a_missing_record_and_a_misnamed_one_are_input_errors(tmp_path):
         read_records(tmp_path)
 
 
-def test_records_of_a_folder_come_sorted_and_left_over_temporaries_are_ignored(tmp_path):
+def test_records_come_sorted_without_temporary_files(tmp_path):
+    """Records of a folder come sorted and left over temporaries are ignored."""
     run = make_run()
     for record in reversed(run):
         record.write(tmp_path / f"{record.name}.json")
@@ -267,7 +269,8 @@ def test_a_run_that_failed_in_part_says_which_folds_and_why():
     assert summary["folds_total"] == 8
 
 
-def test_a_run_without_a_finished_fold_has_a_summary_without_scores():
+def test_no_finished_fold_gives_a_summary_without_scores():
+    """A run without a finished fold has a summary without scores."""
     summary = summarised([], folds_total=2, failed={"a/b": "no"}, **FEW)
     assert (summary["folds_done"], summary["samples"], summary["selections"], summary["chance"]) == (0, 0, {}, {})
     assert predictions_csv([]) == "dataset,subject,clip,label,final,test_selected\n"
@@ -275,7 +278,8 @@ def test_a_run_without_a_finished_fold_has_a_summary_without_scores():
     assert rates_by_epoch([]) == {}
 
 
-def test_no_interval_and_no_chance_level_where_none_was_asked_for():
+def test_intervals_and_chance_can_be_left_out():
+    """No interval and no chance level where none was asked for."""
     nothing = {"num_classes": 3, "bootstrap": 0, "chance_trials": 0, "seed": 0}
     summary = summarised(make_run(validated=False), folds_total=6, failed={}, **nothing)
     assert summary["chance"] == {}
@@ -291,14 +295,16 @@ def test_no_interval_and_no_chance_level_where_none_was_asked_for():
         ([make_record(), make_record("samm/1", epochs=6)], "differ in epochs"),
     ],
 )
-def test_records_that_are_not_of_one_run_are_not_scored_together(records, rule):
+def test_records_of_two_runs_are_not_scored_together(records, rule):
+    """Records that are not of one run are not scored together."""
     with pytest.raises(InputError, match=rule):
         summarised(records, folds_total=2, failed={}, **FEW)
     with pytest.raises(InputError, match="classes apart, the run 5"):
         summarised([make_record()], folds_total=1, failed={}, **{**FEW, "num_classes": 5})
 
 
-def test_predictions_hold_a_row_per_clip_and_a_column_per_selection(tmp_path):
+def test_predictions_have_a_row_per_clip(tmp_path):
+    """Predictions hold a row per clip and a column per selection."""
     run = make_run()
     path = tmp_path / "predictions.csv"
     write_whole(path, predictions_csv(run))
@@ -352,7 +358,8 @@ def test_a_recorded_sample_is_what_identifies_the_sample():
     assert RecordedSample.of(sample) == RecordedSample(dataset="smic", subject="s01", clip="s1_ne_01", label=0)
 
 
-def test_published_figures_are_comparable_only_on_the_official_list(shared_data):
+def test_figures_compare_only_on_the_official_list(shared_data):
+    """Published figures are comparable only on the official list."""
     listed = shared_data / "megc2019" / "combined_3class_gt.csv"
     if not listed.is_file():
         pytest.skip(f"{listed} not found")

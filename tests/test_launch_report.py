@@ -104,7 +104,8 @@ def make_run(folder: Path, folds: dict[str, int], *, failed=None, epochs=6, vali
 FOLDS = {"casme2/sub01": 4, "casme2/sub02": 3, "smic/s1": 5, "smic/s2": 2}
 
 
-def test_the_report_holds_every_score_with_its_interval_and_chance_level(tmp_path):
+def test_the_report_holds_scores_intervals_and_chance(tmp_path):
+    """The report holds every score with its interval and chance level."""
     summary = make_run(tmp_path / "run", FOLDS, validated=True)
     path = write_report(tmp_path / "run")
     assert path == tmp_path / "run" / "report.html"
@@ -138,7 +139,8 @@ def test_the_leaking_selection_is_labelled_as_leaking(tmp_path):
     assert "Quote final instead" in shown.text
 
 
-def test_the_report_says_what_is_needed_to_judge_and_repeat_the_run(tmp_path):
+def test_the_report_lets_a_reader_judge_and_repeat_the_run(tmp_path):
+    """The report says what is needed to judge and repeat the run."""
     make_run(tmp_path / "run", FOLDS, failed={"samm/006": "the loss became NaN in epoch 3"})
     shown = Page(write_report(tmp_path / "run").read_text())
     for text in (
@@ -196,7 +198,8 @@ def test_every_driver_of_a_run_is_named_with_what_it_was(tmp_path):
         assert text in shown.text
 
 
-def test_the_page_fetches_nothing_and_its_own_links_lead_somewhere(tmp_path):
+def test_the_page_fetches_nothing_and_its_links_work(tmp_path):
+    """The page fetches nothing and its own links lead somewhere."""
     make_run(tmp_path / "run", FOLDS, failed={"samm/006": "no"})
     markup = write_report(tmp_path / "run").read_text()
     shown = Page(markup)
@@ -229,7 +232,8 @@ def test_any_number_of_epochs_makes_a_curve(tmp_path, epochs):
     assert f"after each of {epochs} epoch" in shown.text
 
 
-def test_a_run_without_scores_intervals_or_chance_levels_still_has_a_report(tmp_path):
+def test_a_run_without_scores_has_a_report(tmp_path):
+    """A run without scores intervals or chance levels still has a report."""
     make_run(tmp_path / "empty", {}, failed={"smic/s1": "no GPU"})
     assert "No fold is finished" in Page(write_report(tmp_path / "empty").read_text()).text
     summary = make_run(tmp_path / "plain", {"smic/s1": 2}, chance=0)
@@ -298,7 +302,8 @@ def test_a_damaged_summary_is_refused_in_one_line_and_stays(tmp_path, capsys, co
     assert cli.main(["report", str(tmp_path / "run")]) == 0
 
 
-def test_the_table_of_a_sweep_fits_eighty_columns_and_names_failures(tmp_path):
+def test_the_table_fits_eighty_columns_and_names_failures(tmp_path):
+    """The table of a sweep fits eighty columns and names failures."""
     summary = make_run(tmp_path / "run", FOLDS, validated=True, failed={"samm/006": "died"})
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary_table(summary))
@@ -320,7 +325,8 @@ def test_the_table_of_a_sweep_without_a_finished_fold_prints(tmp_path):
     assert "failed smic/s1: no GPU" in console.export_text()
 
 
-def test_the_table_of_a_sweep_stays_on_the_screen_when_everything_fails(tmp_path):
+def test_the_table_stays_on_the_screen_if_all_fails(tmp_path):
+    """The table of a sweep stays on the screen when everything fails."""
     summary = make_run(tmp_path / "run", {}, failed={f"smic/s{i}": "no GPU" for i in range(68)})
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary_table(summary))

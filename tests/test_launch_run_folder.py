@@ -53,7 +53,8 @@ def names(run: RunFolder) -> list[str]:
     return sorted(str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file())
 
 
-def test_records_that_hold_are_done_and_what_they_no_longer_need_is_gone(run, tiny_config, tiny_store):
+def test_records_that_hold_are_done_and_their_left_overs_go(run, tiny_config, tiny_store):
+    """Records that hold are done, and their checkpoints go."""
     run.checkpoint("casme2/sub00").mkdir(parents=True)
     with open_run(run.path, tiny_config, tiny_store) as opened:
         assert list(opened.records()) == ["casme2/sub00", "casme2/sub01"]
@@ -143,7 +144,8 @@ def test_an_event_after_a_line_that_was_cut_short_is_a_line(run, tiny_config, ti
     assert json.loads(run.events.read_text().splitlines()[1])["event"] == "sweep_started"
 
 
-def test_without_its_environment_a_run_still_belongs_to_its_configuration(run, tiny_config, tiny_store):
+def test_a_run_without_environment_keeps_its_configuration(run, tiny_config, tiny_store):
+    """Without its environment a run still belongs to its configuration."""
     run.environment.write_text("{")
     assert check_run(run.path, tiny_config, tiny_store) == run.config_hash
     assert run.environment.read_text() == "{"  # a look changes nothing
@@ -213,7 +215,8 @@ def test_processors_of_one_generation_are_of_one_kind():
     assert processor_kind({}) != ""
 
 
-def test_the_first_fold_decides_and_a_machine_that_differs_refuses(run, tiny_config, tiny_store, monkeypatch):
+def test_a_machine_unlike_that_of_the_first_fold_refuses(run, tiny_config, tiny_store, monkeypatch):
+    """The first fold decides and a machine that differs refuses."""
     spec = spec_of(run, tiny_config, tiny_store)
     check_machine(spec)
     facts = json.loads(run.machine.read_text())
@@ -243,7 +246,8 @@ def test_what_is_mixed_is_noted_in_the_record(tiny_config):
     assert "deepspeed" not in deciding_facts(EngineConfig(name="torch"), device)
 
 
-def test_a_run_without_a_record_binds_no_machine_and_records_bind_theirs(run, tiny_config, tiny_store):
+def test_only_a_run_with_records_binds_a_machine(run, tiny_config, tiny_store):
+    """A run without a record binds no machine and records bind theirs."""
     run.machine.write_text('{"torch": "1.0"}')
     with open_run(run.path, tiny_config, tiny_store):
         assert run.machine.exists()

@@ -147,7 +147,8 @@ def test_two_folds_at_a_time_predict_the_same(reference, run_sweep, sweep_config
     assert (one.train_loss, one.final_logits) == (other.train_loss, other.final_logits)
 
 
-def test_a_fold_whose_record_the_driver_does_not_find_has_failed(sweep_config, tmp_path, monkeypatch):
+def test_a_fold_whose_record_is_not_found_has_failed(sweep_config, tmp_path, monkeypatch):
+    """A fold whose record the driver does not find has failed."""
     monkeypatch.setattr(launch.commands.sweep, "ray_cluster", lambda address, needs: contextlib.nullcontext())
     monkeypatch.setattr(
         Pool, "run", lambda self, specs: ((spec, FoldOutcome(fold=spec.name, seconds=1.0)) for spec in specs)
@@ -170,7 +171,8 @@ def test_running_a_finished_sweep_again_trains_nothing(reference, run_sweep, swe
     assert {path: path.stat().st_mtime_ns for path in (reference / "folds").iterdir()} == stamps
 
 
-def test_what_a_kill_left_of_a_finished_fold_is_removed_by_the_next_driver(reference, sweep_config, tmp_path):
+def test_left_overs_of_a_finished_fold_go_with_the_next_driver(reference, sweep_config, tmp_path):
+    """The next driver removes everything that a kill left of a finished fold."""
     run = tmp_path / "run"
     shutil.copytree(reference, run)
     (run / "checkpoints").mkdir(exist_ok=True)
@@ -184,7 +186,8 @@ def test_what_a_kill_left_of_a_finished_fold_is_removed_by_the_next_driver(refer
     assert left == [Path("checkpoints/samm__sub09/state.pt")]  # of a fold without a record
 
 
-def test_a_failed_fold_is_named_and_the_rest_is_done_and_it_can_be_mended(reference, run_sweep, sweep_config, tmp_path):
+def test_a_failed_fold_is_named_and_can_be_mended(reference, run_sweep, sweep_config, tmp_path):
+    """A failed fold is named and the rest is done and it can be mended."""
     run = tmp_path / "run [bold]"  # no mark-up for the terminal
     some = changed(sweep_config, data={"subjects": ("casme2/sub00", "smic/sub01")})
     done = run_sweep(some, run)
@@ -214,7 +217,8 @@ def test_a_failed_fold_is_named_and_the_rest_is_done_and_it_can_be_mended(refere
     assert bytes_of(run) == bytes_of(reference)
 
 
-def test_a_run_that_is_damaged_all_over_is_mended_by_the_same_command(reference, run_sweep, sweep_config, tmp_path):
+def test_a_run_damaged_all_over_is_mended_by_its_command(reference, run_sweep, sweep_config, tmp_path):
+    """A run that is damaged all over is mended by the same command."""
     run = tmp_path / "run"
     shutil.copytree(reference, run)
     edited = json.loads((run / "folds" / "samm__sub01.json").read_text())
@@ -268,9 +272,9 @@ def test_a_second_driver_of_a_run_is_refused(sweep_config, tiny_store, tmp_path,
     assert line.endswith("another process is running this sweep; wait for it or choose another --out")
 
 
-def test_the_run_of_another_configuration_is_refused_and_its_difference_named(
-    reference, sweep_config, tiny_store, tmp_path, capsys
-):
+def test_the_run_of_another_configuration_is_refused(reference, sweep_config, tiny_store, tmp_path, capsys):
+    """The run of another configuration is refused and its difference named."""
+
     def content():
         return {path.name: path.read_bytes() for path in reference.iterdir() if path.is_file()}
 
@@ -297,9 +301,8 @@ def test_a_folder_that_is_no_run_is_left_alone(sweep_config, tiny_store, tmp_pat
         pass
 
 
-def test_a_folder_that_holds_but_a_lock_is_no_run_and_what_a_killed_start_leaves_is_no_obstacle(
-    sweep_config, tiny_store, tmp_path
-):
+def test_the_rest_of_a_killed_start_is_no_obstacle(sweep_config, tiny_store, tmp_path):
+    """A folder that holds but a lock is no run and the rest of a killed start is no obstacle."""
     (tmp_path / ".lock").touch()
     (tmp_path / ".config.yaml.c0ffee.tmp").touch()
     with open_run(tmp_path, sweep_config, tiny_store):
@@ -328,7 +331,9 @@ def test_more_than_one_gpu_for_a_fold_is_refused(sweep_config, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
-def test_where_files_cannot_be_locked_the_run_goes_on_and_says_so(sweep_config, tmp_path, monkeypatch, code):
+def test_a_run_without_locks_goes_on_and_says_so(sweep_config, tmp_path, monkeypatch, code):
+    """A file system without locks is said on the screen and in the events."""
+
     def refuse(file, operation):
         raise OSError(code, os.strerror(code))
 
@@ -341,9 +346,8 @@ def test_where_files_cannot_be_locked_the_run_goes_on_and_says_so(sweep_config, 
     assert event["reason"] == os.strerror(code)
 
 
-def test_the_environment_keeps_the_first_drivers_words_and_adds_those_of_later_ones(
-    sweep_config, tiny_store, tmp_path, monkeypatch
-):
+def test_the_environment_keeps_every_drivers_words(sweep_config, tiny_store, tmp_path, monkeypatch):
+    """The environment keeps the words of the first driver and adds those of later ones."""
     run = tmp_path / "run"
 
     def drive_once(command: str, config: Config = sweep_config) -> dict:

@@ -101,6 +101,7 @@ def fold_environment(config: Config, device: torch.device, first: Mapping[str, s
     }
 
 
+@cache
 def deciding_facts(engine: EngineConfig, device: torch.device) -> dict[str, str]:
     """Return the facts of this machine that decide the last bits of a fold: device and versions, by name."""
     import torch

@@ -234,7 +234,7 @@ def open_run(path: Path, config: Config, store: Store) -> Iterator[OpenRun]:
     run = RunFolder(path=path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        run.lock.touch()
+        run.lock.open("a").close()  # says at once if nothing can be written there
     except OSError as error:
         raise InputError(f"{path}: no run can be written there: {error.filename}: {error.strerror}") from None
     with locked(run.lock, f"{path}: another process is running this sweep; wait for it or choose another --out") as why:
