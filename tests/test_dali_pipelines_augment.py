@@ -359,7 +359,7 @@ def test_mixed_labels_say_what_the_picture_holds(kind):
             "drop_region with scaling=minmax needs standardise=true",
         ),
         ({"balance": "class", "shuffle": False}, "balance=class needs shuffle=true"),
-        ({"cache_mb": -1}, "cache_mb must not be negative, got -1"),
+        ({"cache_mb": -1}, r"cache_mb\s+Input should be greater than or equal to 0 .*-1"),
     ],
 )
 def test_settings_that_would_do_nothing_or_the_wrong_thing_are_refused(changes, message):

@@ -217,5 +217,5 @@ def test_what_changes_frames_needs_frames():
         ValueError, match=r"augment\.time_jitter needs input=frames: with input=flow no flow is computed"
     ):
         DataConfig(augment=JITTERED)
-    with pytest.raises(ValueError, match="frames must not be negative, got -1"):
+    with pytest.raises(ValueError, match=r"frames\s+Input should be greater than or equal to 0 .*-1"):
         TimeJitterConfig(frames=-1)

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from htnet.data.prepared import PreparedSample
 from htnet.data.samples import Sample, SampleId
+from htnet.data.store import writer as store_module
 from htnet.data.store.manifest import SCHEMA, file_stem, manifest_digest, read_manifest, write_manifest
 from htnet.data.store.writer import (
     FORMAT_VERSION,
@@ -35,7 +36,6 @@ from htnet.data.store.writer import (
     write_part,
     write_store,
 )
-from htnet.data.store.writer import writer as store_module
 from htnet.errors import InputError
 
 RECIPE = {"sources": [{"adapter": "made up"}]}
