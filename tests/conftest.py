@@ -86,7 +86,6 @@ def pytest_configure(config) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
             importlib.import_module("kernels.local_attention.kernels")
-            importlib.import_module("kernels.attention_block.kernels")
             # imported by Triton at the first launch, and insists on the variable then
             importlib.import_module("triton.experimental.gluon")
 

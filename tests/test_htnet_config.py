@@ -469,6 +469,7 @@ OTHER = {
     "resources.checkpoint_every": 1,
     "resources.retries": 1,
     "resources.stall_minutes": 1.0,
+    "resources.mixed_devices": True,
 }
 """A valid other value for every key; a new key has to be added here, and thought about below."""
 NEEDED = {

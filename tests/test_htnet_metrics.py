@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,7 @@ def _guess_one_by_one(labels, subjects, *, tries, trials, seed):
                 accuracy = (guess == labels[mask]).mean()
                 if best <= accuracy:
                     best, kept[mask] = accuracy, guess
-        rates.append(metrics.pooled_rates(metrics.confusion(labels, kept, 3)))
+        rates.append(list(metrics.pooled_rates(metrics.confusion(labels, kept, 3)).values()))
     return np.asarray(rates)
 
 
@@ -123,7 +124,7 @@ def test_the_chance_level_equals_a_guesser_simulated_try_by_try(tries):
     subjects = ["a"] * 5 + ["b"] * 4 + ["c"] * 3 + ["d"]
     slow = _guess_one_by_one(labels, subjects, tries=tries, trials=800, seed=1)
     drawn = metrics.chance_confusions(labels, subjects, num_classes=3, tries=tries, trials=4000, seed=2)
-    fast = metrics.pooled_rates(drawn.sum(axis=1))
+    fast = np.stack(list(metrics.pooled_rates(drawn.sum(axis=1)).values()), axis=-1)
     standard_error = np.sqrt(slow.var(axis=0) / len(slow) + fast.var(axis=0) / len(fast))
     assert np.all(np.abs(slow.mean(axis=0) - fast.mean(axis=0)) < 4 * standard_error)
     assert np.allclose(slow.std(axis=0), fast.std(axis=0), rtol=0.15)
@@ -155,5 +156,11 @@ def test_chance_level_of_the_official_list_is_the_documented_one(shared_data: Pa
     subjects, labels = [f"{row[0]}/{row[1]}" for row in rows], [int(row[3]) for row in rows]
     drawn = metrics.chance_confusions(labels, subjects, num_classes=3, tries=tries, trials=1000, seed=0)
     rates = metrics.pooled_rates(drawn.sum(axis=1))
-    assert rates.mean(axis=0)[:2] == pytest.approx([uf1, uar], abs=0.003)
-    assert abs(rates[:, 0].mean() - noted) < 2 * rates[:, 0].std()
+    assert [rates["uf1"].mean(), rates["uar"].mean()] == pytest.approx([uf1, uar], abs=0.003)
+    assert abs(rates["uf1"].mean() - noted) < 2 * rates["uf1"].std()
+
+
+def test_every_metric_has_a_place_in_scores_and_intervals():
+    named = {field.name for field in fields(metrics.Rates)}
+    assert named == metrics.METRICS.keys()
+    assert {field.name for field in fields(metrics.Interval)} == named | {"level"}

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import launch.commands.prepare
-from htnet.config import PrepareConfig, ResourcesConfig, SourceConfig
+from htnet.config import PrepareConfig, SourceConfig
 from htnet.data.datasets import ADAPTERS
 from htnet.data.datasets.base import APEX_NOT_CODED, MISSING_FRAMES
 from htnet.data.extraction import Extraction, extract
@@ -24,7 +24,7 @@ from htnet.data.synth.generate import DATASETS, plan_clips, true_flow
 from htnet.data.synth.layouts.files import write_table
 from htnet.data.synth.like import TABLES, read_like
 from launch import cli
-from launch.pool import ray_cluster
+from launch.cluster import ray_cluster
 
 NO_APEX = ("smic", "casme3_c")
 """Their annotations have none, so that every clip's is found."""
@@ -369,7 +369,7 @@ def test_what_cannot_be_done_with_an_annotation_is_one_line(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def one_ray():
-    with ray_cluster(None, ResourcesConfig()) as ray:
+    with ray_cluster(None) as ray:
         yield ray
 
 
@@ -390,9 +390,7 @@ def test_the_owners_own_annotations_run_to_a_store(
 ):
     if not (shared_data / file).is_file():
         pytest.skip(f"{shared_data / file} not found")
-    monkeypatch.setattr(
-        launch.commands.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(one_ray)
-    )
+    monkeypatch.setattr(launch.commands.prepare, "ray_cluster", lambda address, needs: contextlib.nullcontext(one_ray))
     assert cli.main(["synth", str(tmp_path / "raw"), "--like", str(shared_data / file), *options]) == 0
     # what is printed is a whole configuration
     written, told = capsys.readouterr().out.splitlines()

@@ -31,10 +31,12 @@ from htnet.data.extraction import extract
 from htnet.data.flow.head_motion import HeadMotion
 from htnet.data.frames import list_frames, read_frame
 from htnet.data.plan import make_plan
+from htnet.data.samples import COMPOSITE
 from htnet.data.store.writer import Store, write_store
 from htnet.data.synth.generate import generate
 from htnet.errors import InputError
-from htnet.scoring.record import read_records, summarise
+from htnet.scoring.record import read_records
+from htnet.scoring.summary import summarise
 from kernels.benchmarks.record import append_lines
 from launch.benchmarks.end_to_end import environment
 from launch.benchmarks.results import results_file
@@ -126,8 +128,8 @@ def _final(config: Config, store: Store, path: Path) -> tuple[float, float]:
             read_records(run.folds), folds_total=len(folds), failed={}, num_classes=config.model.num_classes,
             bootstrap=0, chance_trials=0, seed=config.seed,
         )  # fmt: skip
-    scores = summary["selections"]["final"]["composite"]
-    return float(scores["uf1"]), float(scores["uar"])
+    scores = summary.selections["final"][COMPOSITE]
+    return scores.uf1, scores.uar
 
 
 def main(arguments: list[str] | None = None) -> int:

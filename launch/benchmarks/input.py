@@ -58,7 +58,7 @@ from launch.benchmarks.input_rivals import (
     make_store,
 )
 from launch.benchmarks.results import results_file
-from launch.pool import usable_cpus
+from launch.cluster import usable_cpus
 
 __all__ = ["CASES", "DIFFERENCE", "OURS", "PROVIDERS", "Plan", "Result", "check_equal", "measure", "profile_input"]
 

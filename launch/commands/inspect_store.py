@@ -31,7 +31,7 @@ from htnet.data.regions import region_starts
 from htnet.data.store.writer import Store, open_store
 from htnet.data.stretched import is_stretched
 from htnet.errors import EXIT_DONE, InputError
-from htnet.whole_folder import whole_folder
+from htnet.files import whole_folder
 
 __all__ = ["flow_colours", "inspect_store", "pick_rows"]
 

@@ -6,9 +6,7 @@ folder, on storage that all nodes share, is the only channel: checkpoints, progr
 
 from __future__ import annotations
 
-import dataclasses
-import glob
-import json
+import io
 import math
 import os
 import platform
@@ -16,7 +14,6 @@ import time
 import traceback
 import uuid
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +24,11 @@ from htnet.cpu import configure_cpu
 from htnet.data.samples import Fold
 from htnet.data.store.writer import open_store
 from htnet.errors import HTNetError, InputError, NonFiniteLossError
+from htnet.files import write_whole
 from htnet.scoring.record import FoldRecord, RecordedSample, Validation
+from launch.run.environment import deciding_facts, differences, fold_environment
+from launch.run.folder import RunFolder
+from launch.run.progress import ProgressWriter
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from dali_pipelines import Batch
     from htnet.training.engine import Engine
 
-PROGRESS_SECONDS = 1.0
 CHECKPOINT_FORMAT = 2
 """Since queries and keys of one-token blocks have no optimizer state; earlier checkpoints have no number."""
 
@@ -57,26 +57,46 @@ class FoldSpec:
         return replace(self, attempt=self.attempt + 1, submission=uuid.uuid4().hex)
 
     @property
+    def name(self) -> str:
+        return self.fold.subject
+
+    @property
+    def cpus(self) -> float:
+        return self.config.resources.cpus_per_fold
+
+    @property
+    def gpus(self) -> float:
+        return self.config.resources.gpus_per_fold
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(path=self.run_dir)
+
+    @property
     def record_path(self) -> Path:
-        return self.run_dir / "folds" / f"{self.fold.name}.json"
+        return self.run.record(self.fold.subject)
 
     @property
     def checkpoint_path(self) -> Path:
-        return self.run_dir / "checkpoints" / f"{self.fold.name}.pt"
+        return self.run.checkpoint(self.fold.subject) / "state.pt"
 
     @property
     def progress_path(self) -> Path:
-        return self.run_dir / "progress" / f"{self.fold.name}.{self.submission}.json"
+        return self.run.progress(self.fold.subject, self.submission)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldOutcome:
-    """What comes back to the driver: the record's existence, or the reason why there is none."""
+    """What comes back to the driver: the record's existence, or the reason why there is none.
+
+    ``bad_node``: the node sees another store or run than the driver, so nothing was done; another node may.
+    """
 
     fold: str
     seconds: float
     resumed_epoch: int = 0
     reason: str | None = None
+    bad_node: str | None = None
     traceback: str | None = None
 
 
@@ -86,10 +106,15 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
     try:
         if spec.record_path.exists():
             return _done_before(spec)
-        check_node(spec)
         os.environ.pop("HTNET_ATTENTION", None)  # the driver took it into the configuration; a node's own has no say
         configure_cpu(spec.config.engine.threads)
-        _Progress(spec, start=0).write(0, force=True)  # from here on the watchdog knows that the fold has started
+        try:
+            check_node(spec)
+            check_machine(spec)
+        except InputError as error:
+            return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, bad_node=str(error))
+        # from here on the watchdog knows that the fold has started
+        ProgressWriter(spec.progress_path, start=0).write(0, force=True)
         training = FoldTraining(spec)
         resumed = training.epoch
         try:
@@ -128,24 +153,29 @@ def check_node(spec: FoldSpec) -> None:
     if config_hash(spec.config, digest) != spec.config_hash:
         raise InputError(f"{node}: {spec.config.data.store}: not the store of this run; the store {rule}")
     try:
-        seen = config_hash(load_config(spec.run_dir / "config.yaml"), digest)
+        seen = config_hash(load_config(spec.run.config), digest)
     except InputError as error:
         raise InputError(f"{node}: {error}; the run's folder {rule}") from None
     if seen != spec.config_hash:
         raise InputError(f"{node}: {spec.run_dir}: holds another run; the run's folder {rule}")
 
 
-def tidy_up(run_dir: Path, fold: str) -> None:
-    """Remove what only an unfinished fold needs, of workers that died, too; ``fold`` as in its files' names.
+def check_machine(spec: FoldSpec) -> None:
+    """Make sure that this machine gives the bits that the run's first fold got; the first fold decides.
 
-    The driver does it once more for folds with a record: a worker may have been killed between record and here.
+    Raises:
+        InputError: it does not, and ``resources.mixed_devices`` is not set; names the node and what differs.
     """
-    checkpoints, progress = run_dir / "checkpoints", run_dir / "progress"
-    name, submission = glob.escape(fold), "[0-9a-f]" * 32  # a subject may be called s[12], another s1.b beside s1
-    partial = checkpoints.glob(f".{name}.pt.*.tmp")
-    told = progress.glob(f"{name}.{submission}.json"), progress.glob(f".{name}.{submission}.json.*.tmp")
-    for path in (checkpoints / f"{fold}.pt", *partial, *told[0], *told[1]):
-        path.unlink(missing_ok=True)
+    from htnet.training.engine import resolve_device
+
+    device = resolve_device(spec.config.engine, spec.config.resources.gpus_per_fold)
+    here = deciding_facts(spec.config.engine, device)
+    differs = differences(spec.run.settle_machine(here), here)
+    if differs and not spec.config.resources.mixed_devices:
+        raise InputError(
+            f"node {platform.node()}: not of the kind of the run's first fold: {', '.join(differs)}; "
+            "resources.mixed_devices=true lets a run mix them"
+        )
 
 
 def fold_seed(seed: int, fold: str) -> int:
@@ -220,7 +250,7 @@ class FoldTraining:
         """Train what is left and publish the record."""
         config = self.spec.config
         every = config.resources.checkpoint_every
-        progress = _Progress(self.spec, start=self.epoch)
+        progress = ProgressWriter(self.spec.progress_path, start=self.epoch)
         progress.write(self.epoch, force=True)
         while self.epoch < config.train.epochs:
             self.train_loss.append(self._train_epoch())
@@ -232,7 +262,7 @@ class FoldTraining:
             if every and self.epoch % every == 0 and self.epoch < config.train.epochs:
                 self._write_checkpoint()
         self._write_record()
-        tidy_up(self.spec.run_dir, self.spec.fold.name)
+        self.spec.run.remove_leftovers(self.spec.fold.subject)
 
     def _train_epoch(self) -> float:
         """One pass over the training samples; returns the mean loss of its steps."""
@@ -294,11 +324,16 @@ class FoldTraining:
             train_loss=tuple(self.train_loss),
             final_logits=tuple(tuple(row) for row in self._logits(self.test).tolist()),
             seconds=round(self.seconds_before + time.monotonic() - self.started, 3),
-            environment=fold_environment(self.spec.config, self.device),
+            environment=self._environment(),
             attempts=self.spec.attempt,
         )
         self.spec.record_path.parent.mkdir(parents=True, exist_ok=True)
         record.write(self.spec.record_path)
+
+    def _environment(self) -> dict[str, Any]:
+        config = self.spec.config
+        first = self.spec.run.settle_machine(deciding_facts(config.engine, self.device))
+        return fold_environment(config, self.device, first)
 
     def _write_checkpoint(self) -> None:
         """Everything that the rest of the fold depends on, whole or not at all."""
@@ -319,12 +354,9 @@ class FoldTraining:
             "rng": {"cpu": torch.get_rng_state(), "cuda": _cuda_rng(self.device)},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{self.spec.submission}.tmp")
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_whole(path, content.getvalue())
 
     def _read_checkpoint(self) -> dict[Any, Any] | None:
         import torch
@@ -362,52 +394,12 @@ class FoldTraining:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
 
 
-class _Progress:
-    """Tells the driver how far a fold is, at most once a second, and at which epoch this worker took it up."""
-
-    def __init__(self, spec: FoldSpec, *, start: int) -> None:
-        self._path, self._start, self._epochs = spec.progress_path, start, spec.config.train.epochs
-        self._last = 0.0
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(self, epoch: int, *, force: bool = False) -> None:
-        if not force and time.monotonic() - self._last < PROGRESS_SECONDS:
-            return
-        self._last = time.monotonic()
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        temporary.write_text(
-            json.dumps({"epoch": epoch, "start": self._start, "epochs": self._epochs}), encoding="utf-8"
-        )
-        temporary.replace(self._path)
-
-
 def limit_gpu_memory(device: torch.device, share: float) -> None:
     """Ray's share of a GPU is bookkeeping only; this makes torch keep to it."""
     import torch
 
     if device.type == "cuda" and 0 < share < 1:
         torch.cuda.set_per_process_memory_fraction(share, device)
-
-
-def fold_environment(config: Config, device: torch.device) -> dict[str, Any]:
-    """What computed a fold, for its record."""
-    import torch
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "host": platform.node(),
-        "device": device.type,
-        "device_name": name,
-        **{key: value for key, value in dataclasses.asdict(config.engine).items() if key != "device"},
-        "versions": {package: version(package) for package in ("torch", "deepspeed", "ray")}
-        | {"dali": _dali_version()},
-    }
-
-
-def _dali_version() -> str:
-    from dali_pipelines import DALI_VERSION
-
-    return str(DALI_VERSION)
 
 
 def _cuda_rng(device: torch.device) -> torch.Tensor | None:

@@ -23,15 +23,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import errno
-import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
 import tarfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,12 +53,11 @@ from htnet.data.store.manifest import (
     write_manifest,
 )
 from htnet.errors import InputError
+from htnet.files import csv_text, locked, move_folder, write_whole
 
 FORMAT_VERSION = 2
 LEFT_OUT_COLUMNS = ("clip", "rule", "reason", "place", "failed")
 """``clip`` is dataset/subject/clip; ``failed`` is true where something is wrong with the files."""
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""How a network file system says that it does not lock files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,16 +202,10 @@ class Staging:
             raise InputError(f"{self.path}: the sources hold no sample; a store needs at least one")
         whole = self.folder / "store"
         write_manifest(whole / "manifest.parquet", rows)
-        with (whole / "left_out.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(LEFT_OUT_COLUMNS)
-            writer.writerows([_cell(item[name]) for name in LEFT_OUT_COLUMNS] for item in left_out)
+        rows_left_out = ([_cell(item[name]) for name in LEFT_OUT_COLUMNS] for item in left_out)
+        (whole / "left_out.csv").write_text(csv_text([LEFT_OUT_COLUMNS, *rows_left_out]), encoding="utf-8", newline="")
         _write_record(whole, rows, self.recipe)
-        _sync_tree(whole)
-        whole.rename(self.path)
-        # some network file systems cannot sync a folder
-        with contextlib.suppress(OSError):
-            _sync(self.path.parent)
+        move_folder(whole, self.path)
         self.discard()
         return open_store(self.path)
 
@@ -252,7 +242,7 @@ def staging(path: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any] 
     text = json.dumps({"recipe": dict(recipe), "made_with": dict(made_with or {})}, sort_keys=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(lock) as unlocked:
+        with locked(lock, _busy(lock)) as unlocked:
             if os.path.lexists(path):
                 raise InputError(f"{path}: is there already; remove it or choose another --out")
             mark = partial / "parts" / "recipe.txt"
@@ -262,7 +252,7 @@ def staging(path: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any] 
                 shutil.rmtree(partial, ignore_errors=True)
                 (partial / "parts").mkdir(parents=True)
                 (partial / "store").mkdir()
-                _write_atomically(mark, text.encode())
+                write_whole(mark, text)
             yield Staging(path=path, folder=partial, recipe=recipe, cleared=cleared, unlocked=unlocked)
     except OSError as error:  # no right to write, a full disk, a name that the file system cannot hold
         raise InputError(f"{path}: the store cannot be written: {error}") from None
@@ -310,7 +300,7 @@ def write_part(
     }
     target = folder / "parts" / file_stem(dataset) / f"{file_stem(subject)}.json"
     target.parent.mkdir(exist_ok=True)
-    _write_atomically(target, json.dumps(part).encode())
+    write_whole(target, json.dumps(part))
 
 
 def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[str, Any]) -> Store:
@@ -353,7 +343,7 @@ def remove_leftovers(path: Path) -> None:
     """
     partial, lock = _beside(path)
     if partial.exists() or lock.exists():
-        with contextlib.suppress(InputError, OSError), _locked(lock) as unlocked:
+        with contextlib.suppress(InputError, OSError), locked(lock, _busy(lock)) as unlocked:
             if unlocked is None:
                 shutil.rmtree(partial, ignore_errors=True)
 
@@ -362,39 +352,8 @@ def _beside(path: Path) -> tuple[Path, Path]:
     return path.parent / f".{path.name}.partial", path.parent / f".{path.name}.lock"
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[str | None]:
-    """Keeps other processes out; yields the reason where the file system has no locks, else None.
-
-    The file is removed at the end; a kill frees the lock and leaves the file.
-    """
-    with path.open("w") as lock:
-        unlocked = None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # the holder before us removes the file when it ends: a lock on the removed one guards nothing
-            held = os.path.samestat(os.fstat(lock.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            held = False
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            held, unlocked = True, os.strerror(error.errno)
-        if not held:
-            raise InputError(f"{path}: another htnet prepare is writing this store; wait for it")
-        try:
-            yield unlocked
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _write_atomically(path: Path, data: bytes, temporary_folder: Path | None = None) -> None:
-    temporary = (temporary_folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _busy(lock: Path) -> str:
+    return f"{lock}: another htnet prepare is writing this store; wait for it"
 
 
 def _write_shard(folder: Path, name: str, items: Sequence[PreparedSample]) -> list[ManifestRow]:
@@ -417,7 +376,7 @@ def _write_shard(folder: Path, name: str, items: Sequence[PreparedSample]) -> li
             info.name: ByteRange(start=info.offset_data, bytes=info.size, sha256=checksums[info.name]) for info in tar
         }
     # what a killed writer leaves must not lie among the shards
-    _write_atomically(target, buffer.getvalue(), folder / "parts")
+    write_whole(target, buffer.getvalue(), beside=folder / "parts")
     return [
         ManifestRow(
             sample=item.sample,
@@ -447,19 +406,3 @@ def _write_record(root: Path, rows: Sequence[ManifestRow], recipe: Mapping[str, 
         "recipe": dict(recipe),
     }
     (root / "store.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_tree(root: Path) -> None:
-    for folder, _, files in os.walk(root):
-        for name in files:
-            _sync(Path(folder) / name)
-        with contextlib.suppress(OSError):
-            _sync(Path(folder))
