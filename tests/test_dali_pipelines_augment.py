@@ -37,9 +37,9 @@ from htnet.config import (
     RotateConfig,
 )
 from htnet.data.flow.strain import optical_strain
-from htnet.data.prepared import PreparedSample
 from htnet.data.regions import mosaic, region_starts, scale_minmax
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import PreparedSample, write_store
 from htnet.errors import InputError
 from htnet.training.batch import Batch
 from launch.commands.sweep import check_folds

@@ -21,7 +21,8 @@ from htnet.config import AugmentConfig, DataConfig, FlipConfig, JitterConfig, Ti
 from htnet.data.flow.image import flow_images
 from htnet.data.regions import mosaic
 from htnet.data.store.frames import frame_member
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from htnet.errors import InputError
 
 CPU = torch.device("cpu")

@@ -20,7 +20,8 @@ from dali_pipelines.frames import decode_frames
 from htnet.config import AugmentConfig, Config, DataConfig, PhotometricConfig, PrepareConfig, SourceConfig
 from htnet.data.extraction import extract
 from htnet.data.plan import make_plan
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from htnet.data.synth.generate import generate
 from htnet.errors import InputError
 

@@ -21,7 +21,8 @@ from htnet.data.entries import Clip
 from htnet.data.extraction import Extraction, extract, recipe_of
 from htnet.data.faces.landmarks import LandmarkTable, read_landmarks
 from htnet.data.frames import list_frames, read_frame, to_gray
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from htnet.data.synth.generate import generate
 
 SETTINGS = PrepareConfig(keep_frames=True, working_size=96)

@@ -46,7 +46,8 @@ from dali_pipelines.photometric import (
     stretch,
 )
 from htnet.config import AugmentConfig, DataConfig, PhotometricConfig, TimeJitterConfig
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 
 __all__ = ["frames_store"]  # the fixture
 

@@ -20,7 +20,7 @@ from htnet.data.entries import read_flow_picture
 from htnet.data.extraction import extract
 from htnet.data.faces.landmarks import SOURCE_COLUMNS, UPSTREAM_COLUMNS, read_landmarks
 from htnet.data.plan import check_landmarks
-from htnet.data.prepared import PreparedSample
+from htnet.data.store.writer import PreparedSample
 from htnet.errors import InputError
 
 CLIPS = [

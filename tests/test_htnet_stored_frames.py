@@ -24,7 +24,8 @@ from htnet.data.extraction import extract, recipe_of
 from htnet.data.faces.landmarks import LandmarkTable, face_crop, read_landmarks
 from htnet.data.frames import list_frames, read_frame
 from htnet.data.store.frames import frame_member, nearest_member, neighbours
-from htnet.data.store.writer import Store, open_store, write_store
+from htnet.data.store.reader import Store, open_store
+from htnet.data.store.writer import write_store
 from htnet.data.synth.generate import generate
 from htnet.data.video import VideoFrames
 from htnet.errors import InputError

@@ -40,7 +40,8 @@ from htnet.data.faces.detectors import build_detector
 from htnet.data.faces.landmarks import SOURCE_COLUMNS, LandmarkTable, read_landmarks
 from htnet.data.frames import list_frames
 from htnet.data.plan import make_plan
-from htnet.data.store.writer import Staging, open_store, staging
+from htnet.data.store.reader import open_store
+from htnet.data.store.writer import Staging, staging
 from htnet.data.synth.generate import generate
 from launch import cli
 from launch.cluster import check_fits, ray_cluster

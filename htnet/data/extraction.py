@@ -30,9 +30,9 @@ from htnet.data.flow.apex import APEX_FOUND, find_apex, spotting_recipe
 from htnet.data.flow.image import flow_images
 from htnet.data.flow.methods import flow_parameters
 from htnet.data.frames import FolderFrames, Frames, open_frames, resized, to_gray
-from htnet.data.prepared import PreparedSample
 from htnet.data.samples import Landmarks, Sample
 from htnet.data.store.frames import frame_member, neighbours
+from htnet.data.store.writer import PreparedSample
 from htnet.errors import InputError
 
 UNREADABLE = "unreadable_frames"

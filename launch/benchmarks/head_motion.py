@@ -32,7 +32,8 @@ from htnet.data.flow.head_motion import HeadMotion
 from htnet.data.frames import list_frames, read_frame
 from htnet.data.plan import make_plan
 from htnet.data.samples import COMPOSITE
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from htnet.data.synth.generate import generate
 from htnet.errors import InputError
 from htnet.scoring.record import read_records

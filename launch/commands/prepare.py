@@ -16,7 +16,8 @@ from htnet.config import Config, PrepareConfig
 from htnet.config.identity import changed_keys
 from htnet.data.entries import LeftOut
 from htnet.data.plan import Plan, composite_lines, flow_device, make_plan
-from htnet.data.store.writer import Staging, Store, open_store, read_left_out, remove_leftovers, staging
+from htnet.data.store.reader import Store, open_store, read_left_out
+from htnet.data.store.writer import Staging, remove_leftovers, staging
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from kernels.machine import package_version
 from launch.cluster import ClusterGoneError, Needs, ray_cluster

@@ -17,7 +17,7 @@ from htnet.data.datasets.labels import LabelScheme
 from htnet.data.entries import Entry, LeftOut
 from htnet.data.extraction import NO_LANDMARKS
 from htnet.data.faces.finder import MEAN_SHAPE
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.files import write_json
 from launch.run.environment import driver_environment
 from launch.screen import say
