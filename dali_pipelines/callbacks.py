@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dali_pipelines.augment import Places
 from dali_pipelines.sampler import EpochSampler
 from htnet.data.regions import CropRule, region_starts
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 
 Reader = Callable[[int], NDArray[Any]]
 

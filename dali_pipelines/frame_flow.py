@@ -33,7 +33,7 @@ from dali_pipelines.sources import rows_of
 from htnet.config import AugmentConfig
 from htnet.data.flow.image import flow_tensor, landmark_tensor
 from htnet.data.store.frames import check_frames
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 
 _BATCH = 32
 

@@ -21,7 +21,7 @@ from dali_pipelines.frame_flow import flow_from_frames
 from dali_pipelines.sampler import EpochSampler, in_order
 from dali_pipelines.sources import ResidentSource, Source, StreamedSource
 from htnet.config import DataConfig
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.data.transform import FlowTransform, normalise
 from htnet.training.batch import Batch
 

@@ -16,7 +16,7 @@ from dali_pipelines.callbacks import ImageSource, Reader, RegionSource
 from dali_pipelines.graph import decode, image_to_mosaic, to_device
 from dali_pipelines.sampler import EpochSampler
 from htnet.data.regions import CropRule
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.training.batch import sent
 
 AHEAD = 2

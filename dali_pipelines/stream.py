@@ -22,7 +22,7 @@ from dali_pipelines.resident import Resident
 from dali_pipelines.sampler import EpochSampler
 from dali_pipelines.sources import AHEAD, Source
 from htnet.config import AugmentConfig, MixConfig
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.data.transform import FlowTransform, normalise
 from htnet.errors import InputError
 from htnet.training.batch import Batch, sent

@@ -38,7 +38,8 @@ from htnet.data.datasets.htnet_release import HTNetRelease
 from htnet.data.datasets.labels import load_scheme
 from htnet.data.loso import loso_folds
 from htnet.data.regions import mosaic, scale_minmax
-from htnet.data.store.writer import Store, open_store, write_store
+from htnet.data.store.reader import Store, open_store
+from htnet.data.store.writer import write_store
 from htnet.errors import InputError
 from htnet.training.engine import resolve_device
 from launch.commands.prepare import prepare

@@ -21,7 +21,8 @@ from htnet.config import AugmentConfig, DataConfig, FlipConfig, JitterConfig, Ti
 from htnet.data.flow.image import flow_images
 from htnet.data.regions import mosaic
 from htnet.data.store.frames import frame_member
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from htnet.errors import InputError
 
 CPU = torch.device("cpu")
@@ -217,5 +218,5 @@ def test_what_changes_frames_needs_frames():
         ValueError, match=r"augment\.time_jitter needs input=frames: with input=flow no flow is computed"
     ):
         DataConfig(augment=JITTERED)
-    with pytest.raises(ValueError, match="frames must not be negative, got -1"):
+    with pytest.raises(ValueError, match=r"frames\s+Input should be greater than or equal to 0 .*-1"):
         TimeJitterConfig(frames=-1)

@@ -19,10 +19,11 @@ from dali_pipelines import EpochSampler, FlowStream, Resident, fit_transform, fl
 from dali_pipelines.frames import decode_frames
 from htnet.config import AugmentConfig, Config, DataConfig, PhotometricConfig, PrepareConfig, SourceConfig
 from htnet.data.extraction import extract
-from htnet.data.store.writer import Store, write_store
+from htnet.data.plan import make_plan
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from htnet.data.synth.generate import generate
 from htnet.errors import InputError
-from launch.commands.prepare import extraction_settings, make_plan
 
 CPU = torch.device("cpu")
 RECIPE = {"flow": {"method": "dis", "size": 28, "working_size": 64, "strain": "central"}}
@@ -65,9 +66,7 @@ def kept(tmp_path_factory) -> Store:
     source = SourceConfig(adapter="casme2", root=str(folder / "raw" / "casme2"))
     config = Config(prepare=PrepareConfig(sources=(source,), keep_frames=True, working_size=96))
     plan = make_plan(config.prepare)
-    settings = extraction_settings(config.prepare, strict=True)
-    tables = {entry: plan.tables[entry.id] for entries in plan.subjects.values() for entry in entries}
-    samples = [extract([entry], table, settings).samples[0] for entry, table in tables.items()]
+    samples = [extract([entry], config.prepare, strict=True).samples[0] for entry in plan.entries]
     return write_store(folder / "store", iter(samples), plan.recipe)
 
 

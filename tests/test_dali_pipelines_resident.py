@@ -14,7 +14,7 @@ from test_dali_pipelines_frame_flow import frames_store
 from dali_pipelines import EpochSampler, FlowStream, FlowTransform, fit_transform, load_set, open_resident
 from htnet.config import AugmentConfig, DataConfig, FlipConfig
 from htnet.data.loso import loso_folds
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.data.transform import normalise
 
 __all__ = ["frames_store"]  # the fixture

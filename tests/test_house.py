@@ -171,12 +171,6 @@ def test_no_file_is_named_like_a_module_of_python():
     assert [path for path in named if path.name != "__init__.py"] == []
 
 
-@pytest.mark.parametrize("room", ["htnet.data.frames", "htnet.data.store.frames", "dali_pipelines"])
-def test_a_room_can_be_imported_first(room):
-    """Each by a new interpreter: a circle of imports shows only where nothing was imported before."""
-    subprocess.run([sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, check=True)
-
-
 def nodes_of_the_product() -> list[tuple[str, ast.AST]]:
     """Every node of the product's code, with its file."""
     rooms = ("htnet", "kernels", "launch", "dali_pipelines")

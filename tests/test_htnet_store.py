@@ -24,18 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htnet import files
-from htnet.data.prepared import PreparedSample
 from htnet.data.samples import Sample, SampleId
 from htnet.data.store.manifest import SCHEMA, file_stem, manifest_digest, read_manifest, write_manifest
-from htnet.data.store.writer import (
-    FORMAT_VERSION,
-    Store,
-    open_store,
-    remove_leftovers,
-    staging,
-    write_part,
-    write_store,
-)
+from htnet.data.store.reader import FORMAT_VERSION, Store, open_store
+from htnet.data.store.writer import PreparedSample, remove_leftovers, staging, write_part, write_store
 from htnet.errors import InputError
 
 RECIPE = {"sources": [{"adapter": "made up"}]}

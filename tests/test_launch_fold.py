@@ -21,7 +21,8 @@ from htnet.config import AugmentConfig, Config, TimeJitterConfig
 from htnet.config.identity import config_hash
 from htnet.config.load import dump_config
 from htnet.data.loso import loso_folds, validation_subjects
-from htnet.data.store.writer import open_store, write_store
+from htnet.data.store.reader import open_store
+from htnet.data.store.writer import write_store
 from htnet.scoring.record import FoldRecord
 from launch.run import progress
 from launch.run.progress import Progress, read_progress

@@ -26,25 +26,25 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
-from test_htnet_adapters import clips, make, read
+from test_htnet_adapters import clips, make, placed, read
 from test_htnet_landmark_tables import openface, openface_row
 from test_htnet_release import CLIPS, make_release
 from test_launch_sweep import free_port, ray_head, served
 
+import htnet.data.plan
 import launch.commands.prepare
-import launch.plan
 from htnet.config import PrepareConfig, SourceConfig
 from htnet.config.load import load_config
-from htnet.data.extraction import ExtractionSettings
+from htnet.data.faces import mtcnn
 from htnet.data.faces.detectors import build_detector
-from htnet.data.faces.finder import mtcnn
 from htnet.data.faces.landmarks import SOURCE_COLUMNS, LandmarkTable, read_landmarks
 from htnet.data.frames import list_frames
-from htnet.data.store.writer import Staging, open_store, staging
+from htnet.data.plan import make_plan
+from htnet.data.store.reader import open_store
+from htnet.data.store.writer import Staging, staging
 from htnet.data.synth.generate import generate
 from launch import cli
 from launch.cluster import check_fits, ray_cluster
-from launch.plan import make_plan
 from launch.screen import RESUME, PrepareBoard
 from launch.tasks.subject import SubjectOutcome, SubjectTask, prepare_subject
 
@@ -370,13 +370,17 @@ def test_a_node_that_does_not_see_the_clips_or_the_store_refuses_and_leaves_noth
 
 def task_of(raw: Path, folder: Path) -> SubjectTask:
     entries = tuple(entry for entry in clips(read(raw / "samm", "samm")) if entry.id.subject == "006")
-    points = {entry.id: ((30.0, 35.0), (60.0, 35.0), (45.0, 50.0), (33.0, 65.0), (57.0, 65.0)) for entry in entries}
+    table = LandmarkTable(
+        path=raw,
+        flow_size=None,
+        points={entry.id: ((30.0, 35.0), (60.0, 35.0), (45.0, 50.0), (33.0, 65.0), (57.0, 65.0)) for entry in entries},
+    )
     return SubjectTask(
         dataset="samm",
         subject="006",
-        entries=entries,
-        landmarks=LandmarkTable(path=raw, points=points, flow_size=None),
-        settings=ExtractionSettings(working_size=32),
+        entries=tuple(placed(entries, table)),
+        prepare=PrepareConfig(working_size=32),
+        device="cpu",
         folder=folder,
     )
 
@@ -570,8 +574,8 @@ def test_the_frames_of_a_recording_are_looked_at_once_for_all_its_clips(tmp_path
     root = make(tmp_path / "own", "samples.csv", numbers, ["film"])
     (root / "landmarks.csv").write_text(",".join(["dataset", "subject", "clip", *SOURCE_COLUMNS]) + "\n")
     looked_at = []
-    size = launch.plan._size
-    monkeypatch.setattr(launch.plan, "_size", lambda file: looked_at.append(file.name) or size(file))
+    size = htnet.data.plan._size
+    monkeypatch.setattr(htnet.data.plan, "_size", lambda file: looked_at.append(file.name) or size(file))
     prepare = PrepareConfig(sources=(SourceConfig(adapter="csv", root=str(root)),))
     before = make_plan(prepare).recipe
     assert looked_at == ["1.jpg"]
@@ -737,11 +741,11 @@ def test_a_folder_of_openface_files_is_a_table_and_a_changed_file_another_input(
     prepare = load_config(configured(tmp_path, raw, sources=[source])).prepare
     plan = make_plan(prepare)
     assert plan.landmarks() == {"samm": {"table openface": 9, "not given": 1}}
-    table = plan.tables[entries[1].id]
-    np.testing.assert_allclose(table.points[entries[1].id], given.points[entries[1].id], atol=0.06)
+    face = plan.entries[1].face
+    np.testing.assert_allclose(face.points, given.points[entries[1].id], atol=0.06)
     shutil.rmtree(folder / "samm")
     assert make_plan(prepare).landmarks() == {"samm": {"table openface": 10}}
-    assert make_plan(prepare).recipe["sources"][0]["landmarks_sha256"] != table.sha256
+    assert make_plan(prepare).recipe["sources"][0]["landmarks_sha256"] != plan.recipe["sources"][0]["landmarks_sha256"]
 
 
 def test_faces_without_a_table_are_found_in_the_tasks(raw, tmp_path, capsys, started_ray):
@@ -773,7 +777,7 @@ def test_a_node_without_the_detectors_weights_says_so(raw, tmp_path, monkeypatch
     monkeypatch.setattr(mtcnn, "PACKAGES", ("no_such_package_of_weights",))
     build_detector.cache_clear()
     task = task_of(raw, tmp_path)
-    done = prepare_subject(replace(task, settings=replace(task.settings, detector="mtcnn")))
+    done = prepare_subject(replace(task, prepare=replace(task.prepare, detector="mtcnn")))
     assert f"node {platform.node()}: prepare.detector=mtcnn: its weights are not installed" in done.bad_node
 
 

@@ -28,7 +28,7 @@ import launch.commands.sweep
 from htnet.config import Config
 from htnet.config.load import dump_config
 from htnet.data.samples import Fold
-from htnet.data.store.writer import open_store
+from htnet.data.store.reader import open_store
 from htnet.errors import InputError
 from htnet.scoring.record import FoldRecord
 from launch.cli import main

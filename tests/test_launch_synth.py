@@ -17,14 +17,14 @@ import launch.commands.prepare
 from htnet.config import PrepareConfig, SourceConfig
 from htnet.data.datasets import ADAPTERS
 from htnet.data.datasets.base import APEX_NOT_CODED, MISSING_FRAMES
-from htnet.data.extraction import Extraction, ExtractionSettings, extract
-from htnet.data.store.writer import open_store
+from htnet.data.extraction import Extraction, extract
+from htnet.data.plan import Plan, make_plan
+from htnet.data.store.reader import open_store
 from htnet.data.synth.generate import DATASETS, plan_clips, true_flow
 from htnet.data.synth.layouts.files import write_table
 from htnet.data.synth.like import TABLES, read_like
 from launch import cli
 from launch.cluster import ray_cluster
-from launch.plan import Plan, make_plan
 
 NO_APEX = ("smic", "casme3_c")
 """Their annotations have none, so that every clip's is found."""
@@ -47,8 +47,8 @@ def planned(raw: Path, *names: str) -> Plan:
 
 
 def made(plan: Plan) -> list[Extraction]:
-    settings = ExtractionSettings(flow_method="dis", working_size=64)
-    return [extract(found, plan.tables[found[0].id], settings) for found in plan.subjects.values()]
+    settings = PrepareConfig(flow_method="dis", working_size=64)
+    return [extract(found, settings) for found in plan.subjects.values()]
 
 
 # --- traps, layout by layout

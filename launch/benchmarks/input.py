@@ -43,7 +43,7 @@ from htnet.config import (
 )
 from htnet.cpu import configure_cpu
 from htnet.data.flow.tvl1 import tvl1
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from kernels.benchmarks.record import append_lines
 from launch.benchmarks.end_to_end import environment

@@ -28,7 +28,7 @@ from dali_pipelines import EpochSampler, FlowStream, Resident, load_set
 from htnet.config import AugmentConfig, DataConfig, FlipConfig, JitterConfig, MagnifyConfig, RotateConfig
 from htnet.data.frames import is_whole
 from htnet.data.regions import region_starts
-from htnet.data.store.writer import Store, open_store
+from htnet.data.store.reader import Store, open_store
 from htnet.data.stretched import is_stretched
 from htnet.errors import EXIT_DONE, InputError
 from htnet.files import whole_folder

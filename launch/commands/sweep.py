@@ -13,7 +13,7 @@ from htnet.config.identity import config_hash
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold
 from htnet.data.store.frames import check_frames
-from htnet.data.store.writer import Store, open_store
+from htnet.data.store.reader import Store, open_store
 from htnet.data.stretched import check_stretched
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from htnet.scoring.record import FoldRecord

@@ -24,7 +24,7 @@ from htnet.config.identity import config_hash, identity_changes
 from htnet.config.load import dump_config, load_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold, fold_stem
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.errors import InputError
 from htnet.files import locked, read_json, remove_leftovers, set_aside, write_first, write_json, write_whole
 from htnet.scoring.record import FoldRecord, check_record

@@ -22,7 +22,7 @@ from htnet.config.identity import config_hash
 from htnet.config.load import load_config
 from htnet.cpu import configure_cpu
 from htnet.data.samples import Fold
-from htnet.data.store.writer import open_store
+from htnet.data.store.reader import open_store
 from htnet.errors import HTNetError, InputError, NonFiniteLossError
 from htnet.files import write_whole
 from htnet.scoring.record import FoldRecord, RecordedSample, Validation
