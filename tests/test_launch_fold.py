@@ -438,7 +438,7 @@ def test_two_submissions_never_write_the_same_file(make_spec):
     assert read_progress(other.progress_path) is None
     assert read_progress(one.progress_path) == Progress(epoch=4, start=0)
     one.progress_path.write_text('{"epoch": 2, "ep')
-    assert read_progress(one) is None
+    assert read_progress(one.progress_path) is None
     assert run_fold(third).resumed_epoch == 0
     assert files_in(one.run_dir) == ["config.yaml", "folds/casme2__sub01.json", "machine.json"]
 
