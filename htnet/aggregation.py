@@ -129,7 +129,7 @@ class _MaxPool(torch.autograd.Function):
         )
         first_row = 2 * torch.arange(rows, device=gradient.device).view(-1, 1, 1) - 1
         first_column = 2 * torch.arange(columns, device=gradient.device).view(-1, 1) - 1
-        # a tap touches each pixel once, so the order of the taps is the order in which its windows are added: as they lie
+        # a tap touches each pixel once, so that the order of the taps is that in which a pixel's windows are added
         for i, j in product((2, 1, 0), repeat=2):
             hit = places == (first_row + i) * width + first_column + j
             whole[:, i : i + 2 * rows : 2, j : j + 2 * columns : 2] += gradient.where(hit, 0)

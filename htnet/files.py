@@ -7,20 +7,27 @@ meanwhile, so that :func:`remove_leftovers` can tell the work of a living writer
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import glob
+import io
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from htnet.errors import DiskFullError, InputError
 
+T = TypeVar("T")
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _TEMPORARY = f".{'[0-9a-f]' * 32}.tmp"
 
 
@@ -54,6 +61,33 @@ def write_first(path: Path, content: str) -> bool:
 def write_json(path: Path, content: object) -> None:
     """Write ``content`` as JSON by :func:`write_whole`; a float that is NaN or infinite is a ValueError."""
     write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+
+
+def read_json(path: Path, kind: TypeAdapter[T], name: str) -> T:
+    """Read a JSON file that holds a value of a known kind; ``name`` is the kind for people.
+
+    Raises:
+        InputError: it is missing, cannot be read or holds something else; names file, place and rule.
+    """
+    try:
+        return kind.validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        rule = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        raise InputError(f"{path} is no valid {name}: {rule}") from error
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as CSV; a text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 @contextmanager

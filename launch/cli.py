@@ -1,6 +1,7 @@
 """The program ``htnet``: one sub-command per job, no flag per configuration field.
 
-Exit codes: 0 done, 1 some of the work failed, 2 bad input (one line per error, no traceback).
+Exit codes: 0 done; 1 some of the work failed, or it was interrupted by Ctrl-C or SIGTERM; 2 bad input (one line per
+error, no traceback).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -19,9 +21,20 @@ from htnet import __version__
 from htnet.config import Config, HTNetConfig
 from htnet.config.load import dump_config, load_config
 from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PARTIAL, InputError, StartError
-from launch.commands.profiling import add_arguments, profile
+from launch.cluster import terminable
+from launch.commands.profiling import add_arguments as add_profile_arguments
+from launch.commands.profiling import profile
 
-Command = Callable[[argparse.Namespace, Console], int]
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command. ``run`` imports its work, so that the parser stays fast."""
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Console], int]
+
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 _MACHINE_REFUSES = {
@@ -31,12 +44,12 @@ _MACHINE_REFUSES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Run the command line; return the exit code."""
     options = build_parser().parse_args(arguments)
-    console = Console(soft_wrap=False)
-    command: Command = options.command
     try:
-        return command(options, console)
+        with terminable():
+            command: Command = options.command
+            return command.run(options, Console())
     except InputError as error:
         for line in str(error).splitlines():
             print(f"htnet {options.name}: {line}", file=sys.stderr)
@@ -57,18 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="htnet", description="LOSO training of HTNet for micro-expression recognition."
     )
     parser.add_argument("--version", action="version", version=f"htnet {__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    _add_synth(commands)
-    _add_prepare(commands)
-    _add_inspect(commands)
-    _add_sweep(commands)
-    _add_profile(commands)
-    _add_report(commands)
-    _add_doctor(commands)
+    for command in COMMANDS:
+        own = commands.add_parser(command.name, help=command.help)
+        own.set_defaults(command=command)
+        command.add_arguments(own)
     return parser
 
 
@@ -86,6 +97,10 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, and stop")
 
 
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", help="a Ray cluster's address; without it, this machine")
+
+
 def _load(options: argparse.Namespace) -> Config:
     overrides = list(options.overrides)
     # taken into the configuration, so that workers on other machines use it and the run's identity holds it
@@ -97,8 +112,27 @@ def _load(options: argparse.Namespace) -> Config:
     return load_config(options.config, overrides)
 
 
-def _add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("synth", help="synthetic raw datasets in the real datasets' layouts")
+def _run_configured(
+    options: argparse.Namespace,
+    console: Console,
+    plan: Callable[[Config], list[str]],
+    run: Callable[[Config], int],
+) -> int:
+    """Run a command that a configuration describes, or print the configuration or the command's plan."""
+    config = _load(options)
+    if options.print_config:
+        print(dump_config(config), end="")
+        return EXIT_DONE
+    if not options.dry_run:
+        return run(config)
+    from launch.screen import say
+
+    for line in plan(config):
+        say(console, line)
+    return EXIT_DONE
+
+
+def _add_synth(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="folder to create")
     add("--datasets", metavar="A,B,...", help="layouts, as the adapters are named (default casme2,samm,smic)")
@@ -116,53 +150,46 @@ def _add_synth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--damaged", type=float, default=0.0, metavar="SHARE", help="share of clips with a damaged frame (default 0)")
     add("--video", action="store_true", help="videos instead of pictures where a layout may have them")
     add("--xls", action="store_true", help="the older workbook where a layout has one")
-    parser.set_defaults(command=_synth)
 
 
 def _synth(options: argparse.Namespace, console: Console) -> int:
     from htnet.data.synth.generate import generate
+    from launch.screen import say
 
     names = ("subjects", "clips", "like", "seed", "image_size", "difficulty", "traps", "damaged", "video", "xls")
     chosen = None if options.datasets is None else [name.strip() for name in options.datasets.split(",")]
     summary = generate(options.out, datasets=chosen, **{name: getattr(options, name) for name in names})
-    console.print(str(summary), markup=False, highlight=False, soft_wrap=True)
+    say(console, str(summary))
     return EXIT_DONE
 
 
-def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("prepare", help="raw dataset folders to a store")
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     parser.add_argument("--out", type=Path, help="the store to write (default: data.store of the configuration)")
     parser.add_argument("--list", action="store_true", help="print what the sources hold, and what is left out why")
     parser.add_argument("--strict", action="store_true", help="stop at the first clip that cannot be used")
-    parser.add_argument("--address", help="a Ray cluster's address; without it, this machine")
-    parser.set_defaults(command=_prepare)
+    _add_address(parser)
 
 
 def _prepare(options: argparse.Namespace, console: Console) -> int:
-    config = _load(options)
-    out = options.out or Path(config.data.store)
-    if options.print_config:
-        print(dump_config(config), end="")
-        return EXIT_DONE
-    from launch.commands.prepare import dry_run, list_sources, prepare
+    from launch.commands import prepare
 
-    if options.list:
-        return list_sources(config, console)
-    if options.dry_run:
-        for line in dry_run(config, out):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        return EXIT_DONE
-    return prepare(config, out, console, strict=options.strict, address=options.address)
+    def out(config: Config) -> Path:
+        return Path(options.out or config.data.store)
+
+    def run(config: Config) -> int:
+        return prepare.prepare(config, out(config), console, strict=options.strict, address=options.address)
+
+    if options.list and not options.print_config:
+        return prepare.list_sources(_load(options), console)
+    return _run_configured(options, console, lambda config: prepare.dry_run(config, out(config)), run)
 
 
-def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("inspect", help="pictures of a store's samples and of what training makes of them")
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, metavar="STORE", help="folder that htnet prepare wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the pictures")
     parser.add_argument("--samples", type=int, default=8, metavar="N", help="samples, even over classes (default 8)")
     parser.add_argument("--seed", type=int, default=0, help="seed of choice and augmentation (default 0)")
-    parser.set_defaults(command=_inspect)
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> int:
@@ -171,58 +198,54 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
     return inspect_store(options.store, options.out, console, samples=options.samples, seed=options.seed)
 
 
-def _add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("sweep", help="LOSO: train and score a fold per subject; run again to go on")
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     parser.add_argument("--out", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--address", help="a Ray cluster's address; without it, this machine")
-    parser.set_defaults(command=_sweep)
+    _add_address(parser)
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
-    config = _load(options)
-    if options.print_config:
-        print(dump_config(config), end="")
-        return EXIT_DONE
     from launch.commands.sweep import plan, sweep
 
-    if options.dry_run:
-        for line in plan(config, options.out):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        return EXIT_DONE
-    return sweep(config, options.out, options.address, console)
-
-
-def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "profile", help="throughput on this machine: local attention, input, training; needs no data"
+    return _run_configured(
+        options,
+        console,
+        lambda config: plan(config, options.out),
+        lambda config: sweep(config, options.out, options.address, console),
     )
-    add_arguments(parser)
-    parser.set_defaults(command=profile)
 
 
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("report", help="score a run's records again and rewrite its report")
+def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
-    parser.set_defaults(command=_report)
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    from launch.commands.sweep import rescore
+    from launch.commands.report import rescore
 
     rescore(options.run, console)
     return EXIT_DONE
-
-
-def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("doctor", help="say what this machine has and whether the parts work here")
-    parser.set_defaults(command=_doctor)
 
 
 def _doctor(options: argparse.Namespace, console: Console) -> int:
     from launch.commands.doctor import doctor
 
     return doctor(console)
+
+
+COMMANDS = (
+    Command("synth", "synthetic raw datasets in the real datasets' layouts", _add_synth, _synth),
+    Command("prepare", "raw dataset folders to a store", _add_prepare, _prepare),
+    Command("inspect", "pictures of a store's samples and of what training makes of them", _add_inspect, _inspect),
+    Command("sweep", "LOSO: train and score a fold per subject; run again to go on", _add_sweep, _sweep),
+    Command(
+        "profile",
+        "throughput on this machine: local attention, input, training; needs no data",
+        add_profile_arguments,
+        profile,
+    ),
+    Command("report", "score a run's records again and rewrite its report", _add_report, _report),
+    Command("doctor", "say what this machine has and whether the parts work here", lambda parser: None, _doctor),
+)
 
 
 if __name__ == "__main__":

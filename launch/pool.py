@@ -1,361 +1,263 @@
-"""Folds as Ray tasks: submission, retries after a death, a watchdog, and a stop that leaves a resumable run."""
+"""Ray tasks in, outcomes out: submission, retries, a watchdog, and an end in words when the cluster dies."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import os
-import secrets
-import signal
-import socket
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from htnet.config import ResourcesConfig
-from htnet.errors import HTNetError, InputError, StartError
-from launch.tasks.fold import FoldOutcome, FoldSpec, run_fold
+from launch.cluster import ClusterGoneError, Nodes
+from launch.retry import Action, Decision, Failure, History, decide
+from launch.run.progress import ProgressReader
 
-_log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
-CONNECT_SECONDS = 10.0
-FOLDS_PER_PROCESS = {"gpu": 1, "cpu": 16}
-"""A fresh process for every fold surely frees its GPU memory; on a CPU the imports (5 s) are worth sharing."""
-# harmless calls that a Ray answers before anything else, if it knows who asks
-_CALLS = {"head": "/ray.rpc.NodeInfoGcsService/CheckAlive", "client server": "/ray.rpc.RayletDriver/ClusterInfo"}
-_SOCKET_BYTES = 107
-_SESSION = "/ray/session_2026-01-31_23-59-59_999999_1234567/sockets/plasma_store"
-LONGEST_FOLDER = _SOCKET_BYTES - len(_SESSION)
-"""Bytes of a folder's path in which Ray can make its sockets: a Unix socket has at most 107 bytes of path."""
-_LAST_RESORT = "/tmp"  # Ray's own
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_DEDUP_LOGS": "0"}
+IN_FLIGHT_PER_PLACE = 2
+"""Tasks submitted per place of the cluster: one that runs, one that is ready for it."""
 
 
-@contextmanager
-def ray_cluster(address: str | None, resources: ResourcesConfig) -> Iterator[Any]:
-    """Ray on this machine (``address`` None) or a running cluster; checks that a fold fits.
+class Spec(Protocol):
+    """A task's input; small, because it is sent to the worker."""
 
-    Our packages travel to a cluster's nodes; what they depend on has to be installed there.
+    @property
+    def name(self) -> str: ...
+    @property
+    def cpus(self) -> float: ...
+    @property
+    def gpus(self) -> float: ...
+    @property
+    def progress_path(self) -> Path | None:
+        """The file in which the worker tells of its progress; None: it tells nothing, and no watchdog looks."""
 
-    Raises:
-        InputError: no cluster answers at the address or it refuses us, or no node of it can hold a fold.
-        StartError: Ray did not start on this machine.
-    """
-    session = None
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    if address is None:
-        session = _session_folder()
-        _name_a_token()
-        options |= {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False, "_temp_dir": session}
-    else:
-        _approach(address)
-        root = Path(__file__).resolve().parent.parent
-        packages = [str(root / name) for name in ("htnet", "kernels", "dali_pipelines", "launch")]
-        options |= {"address": address, "runtime_env": {"py_modules": packages}}
-    import ray
-
-    try:
-        ray.init(**options)
-    except Exception as error:  # ray.init raises many kinds, a bare Exception among them
-        raise _not_connected(address, error, session) from error
-    try:
-        _check_fits(ray, resources)
-        yield ray
-    finally:
-        ray.shutdown()
+    def again(self) -> Any:
+        """Return the spec of the next attempt."""
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: batch systems send it before they kill.
+class Outcome(Protocol):
+    """A task's result. ``bad_node``: the reason why the node cannot do the work, of which nothing was done then."""
 
-    Enter it after :func:`ray_cluster`: Ray sets a handler of its own when it starts.
-    """
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    @property
+    def bad_node(self) -> str | None: ...
 
 
-def _approach(address: str) -> None:
-    """Before Ray tries for half a minute: does anything listen there, and does it ask for a token?
-
-    With an explicit address Ray shows a token only if RAY_AUTH_MODE says so, even where it knows one. Names such as
-    "auto" are left to Ray.
-    """
-    where = address.removeprefix("ray://")
-    call = _CALLS["head" if where == address else "client server"]
-    host, colon, port = where.rpartition(":")
-    if not (colon and host and port.isdecimal()):
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(f"--address {address}: no Ray cluster answers there: {error}") from None
-    if _turns_away(where, call, token=None):
-        place, token = _known_token()
-        if token is None:
-            raise InputError(
-                f"--address {address}: the cluster asks for a token: set RAY_AUTH_TOKEN to the one that its head was "
-                "started with, or put it into ~/.ray/auth_token"
-            )
-        if _turns_away(where, call, token):
-            raise InputError(f"--address {address}: the cluster asks for a token, and that of {place} is not its own")
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def _known_token() -> tuple[str, str | None]:
-    """Find where Ray looks for its token, and the token: variable, named file, own file; None where there is none."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return "RAY_AUTH_TOKEN", token
-    home = os.path.expanduser("~")  # noqa: PTH111 # Path.home() raises for a user without one
-    place = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or f"{home}/.ray/auth_token")
-    try:
-        return str(place), place.read_text(encoding="utf-8").strip() or None
-    except (OSError, UnicodeDecodeError):
-        return str(place), None
-
-
-def _turns_away(where: str, call: str, token: str | None) -> bool:
-    """Tell if the Ray at ``where`` refuses a call with this token, or without any, as not authenticated."""
-    import grpc  # type: ignore[import-untyped] # published without type information
-
-    shown = [] if token is None else [("authorization", f"Bearer {token}")]
-    with grpc.insecure_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            channel.unary_unary(call)(b"", timeout=CONNECT_SECONDS, metadata=shown)
-        except grpc.RpcError as error:
-            return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
-    return False
-
-
-def _not_connected(address: str | None, error: Exception, session: str | None) -> HTNetError:
-    reason = " ".join(str(error).split())[:200]
-    if address is not None:
-        return InputError(f"--address {address}: no Ray cluster answers there: {reason}")
-    # patience helps against what took too long, and against nothing else
-    hope = "try again when it is less busy; " if "timed out" in reason else ""
-    return StartError(
-        f"Ray did not start on this machine: {reason}; {hope}Ray's logs are in {session}/session_latest/logs"
-    )
-
-
-def _session_folder() -> str:
-    """Find a folder for Ray's sockets and logs: in RAY_TMPDIR, TMPDIR or /tmp, as Ray does, but in one that serves.
-
-    Raises:
-        StartError: none of them does; names each with the rule that it breaks.
-    """
-    unfit: list[str] = []
-    for name in ("RAY_TMPDIR", "TMPDIR", None):
-        value = os.environ.get(name) if name else _LAST_RESORT
-        if not value:
-            continue
-        folder = Path(value).absolute()
-        if (problem := _no_place_for_ray(folder)) is None:
-            if unfit:
-                _log.warning("%s; Ray's sockets and logs are in %s/ray instead", "; ".join(unfit), folder)
-            return f"{folder}/ray"
-        unfit.append(f"{name}={value}: {problem}" if name else f"{value}: {problem}")
-    raise StartError(
-        f"Ray needs a folder for its sockets and logs: {'; '.join(unfit)}; set TMPDIR to a folder that can be written "
-        f"to, with a path of at most {LONGEST_FOLDER} bytes"
-    )
-
-
-def _no_place_for_ray(folder: Path) -> str | None:
-    """The rule for Ray's session that the folder breaks; None where it serves."""
-    if (length := len(os.fsencode(folder))) > LONGEST_FOLDER:
-        return (
-            f"a shorter path is needed, of at most {LONGEST_FOLDER} bytes, got {length}: "
-            f"Ray makes Unix sockets in it, which have at most {_SOCKET_BYTES}"
-        )
-    try:
-        (folder / "ray").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder / "ray") as file:
-            file.write(bytes(1 << 16))  # a full disk takes names, but no content
-    except OSError as error:
-        return f"cannot be written to: {error.strerror}"
-    return None
-
-
-def _name_a_token() -> None:
-    """Give a Ray of this machine a token where it would find none.
-
-    Ray would write one into HOME, which not every job can. It stays in the environment, for Ray remembers the first
-    one that this process shows.
-    """
-    if _known_token()[1] is None:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def usable_cpus(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """CPUs that this process may use: its affinity, and the quotas of its control group (v2) and those around it."""
-    cpus = float(len(os.sched_getaffinity(0)))
-    with contextlib.suppress(OSError):
-        entries = [line for line in own.read_text(encoding="utf-8").splitlines() if line.startswith("0::")]
-        group = cgroups / entries[0].removeprefix("0::").lstrip("/") if entries else cgroups
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(cgroups):
-                cpus = min(cpus, _quota(folder / "cpu.max"))
-    return max(1, int(cpus))
-
-
-def _quota(path: Path) -> float:
-    """CPUs that a ``cpu.max`` ("max 100000" or "150000 100000") allows."""
-    try:
-        quota, period = path.read_text(encoding="utf-8").split()
-        return int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):  # no such file; "max"
-        return float("inf")
-
-
-def _check_fits(ray: Any, resources: ResourcesConfig) -> None:
-    """Refuse folds that would wait for ever: a fold runs on one node."""
-    needs = {"CPU": resources.cpus_per_fold, "GPU": resources.gpus_per_fold}
-    total = ray.cluster_resources()
-    for key, needed in needs.items():
-        if needed > total.get(key, 0):
-            raise InputError(
-                f"{_name(key)}={needed:g}: the cluster has {total.get(key, 0):g} {key}(s): no fold can run"
-            )
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for key, needed in needs.items():
-        largest = max((node.get(key, 0) for node in nodes), default=0)
-        if needed > largest:
-            raise InputError(f"{_name(key)}={needed:g}: no node has more than {largest:g} {key}(s): no fold can run")
-    if not any(all(needed <= node.get(key, 0) for key, needed in needs.items()) for node in nodes):
-        asked = ", ".join(f"{_name(key)}={needed:g}" for key, needed in needs.items())
-        raise InputError(f"{asked}: no single node has as many of both: no fold can run")
-
-
-def _name(resource: str) -> str:
-    return f"resources.{resource.lower()}s_per_fold"
-
-
-@dataclass(kw_only=True)
-class Flight:
-    """A submitted fold and when it last moved."""
-
-    spec: FoldSpec
-    moved: float
-    epoch: int = -1
-    """Finished epochs; -1 while the fold waits for a place."""
-    start: int = 0
-    """Epochs that the worker found done in a checkpoint."""
-
-
-@dataclass(kw_only=True)
-class Scheduler:
-    """Runs the specs to their ends; call :meth:`run`.
-
-    ``on_finish`` gets each outcome, ``on_poll`` the flights at every look, ``on_event`` what happened.
-    """
-
-    ray: Any
-    resources: ResourcesConfig
-    on_finish: Callable[[FoldOutcome], None]
-    on_poll: Callable[[Sequence[Flight]], None]
-    on_event: Callable[..., None]
-    task: Callable[[FoldSpec], FoldOutcome] = run_fold
-    flights: dict[Any, Flight] = field(default_factory=dict)
-
-    def run(self, specs: Sequence[FoldSpec]) -> None:
-        """Submit, wait, resubmit; returns when every fold has an outcome.
-
-        An interrupt leaves folds in flight: they end when Ray is shut down, as :func:`ray_cluster` does. Cancelled
-        by force just before, some make Ray 2.60 abort this process (a failed check in its task_manager.cc).
-        """
-        remote = self._remote()
-        waiting = deque(specs)
-        limit = self.resources.max_parallel_folds or len(waiting)
-        while waiting or self.flights:
-            while waiting and len(self.flights) < limit:
-                spec = waiting.popleft()
-                self.flights[remote.remote(spec)] = Flight(spec=spec, moved=time.monotonic())
-            done, _ = self.ray.wait(list(self.flights), num_returns=1, timeout=POLL_SECONDS)
-            for ref in done:
-                waiting.extendleft(self._collect(ref))
-            waiting.extendleft(self._watch())
-            self.on_poll(list(self.flights.values()))
-
-    def _remote(self) -> Any:
-        # built once from the configuration, because max_calls cannot be given later through .options;
-        # the retries are counted here, where the reason can be logged
-        return self.ray.remote(
-            num_cpus=self.resources.cpus_per_fold,
-            num_gpus=self.resources.gpus_per_fold,
-            max_calls=FOLDS_PER_PROCESS["gpu" if self.resources.gpus_per_fold else "cpu"],
-            max_retries=0,
-        )(self.task)
-
-    def _collect(self, ref: Any) -> list[FoldSpec]:
-        """Hand on a finished fold; the spec to submit again where its worker or node died."""
-        flight = self.flights.pop(ref)
-        try:
-            self.on_finish(self.ray.get(ref))
-        except self.ray.exceptions.RayError as error:
-            return self._again(flight, _describe(error))
-        return []
-
-    def _watch(self) -> list[FoldSpec]:
-        """Cancel folds that finish no epoch for too long; their specs, to submit again."""
-        again: list[FoldSpec] = []
-        for ref, flight in list(self.flights.items()):
-            progress = read_progress(flight.spec)
-            if progress is None:
-                flight.moved = time.monotonic()  # queued: Ray has not started it yet
-            elif progress.epoch != flight.epoch:
-                flight.epoch, flight.start, flight.moved = progress.epoch, progress.start, time.monotonic()
-            elif self.resources.stall_minutes and time.monotonic() - flight.moved > 60 * self.resources.stall_minutes:
-                self.ray.cancel(ref, force=True)
-                del self.flights[ref]
-                again += self._again(flight, f"no epoch finished for {self.resources.stall_minutes:g} minutes")
-        return again
-
-    def _again(self, flight: Flight, reason: str) -> list[FoldSpec]:
-        spec = flight.spec
-        if spec.attempt > self.resources.retries:
-            reason = f"gave up after {spec.attempt} attempts: {reason}"
-            self.on_finish(FoldOutcome(fold=spec.fold.subject, seconds=0.0, reason=reason))
-            return []
-        self.on_event("fold_again", fold=spec.fold.subject, attempt=spec.attempt, reason=reason)
-        return [spec.again()]
-
-
-def _describe(error: Exception) -> str:
-    """A death or an exception of a task on one line: what was raised there, with both ends of a long message."""
-    raised = getattr(error, "cause", None) or error  # Ray's own text of an exception is its traceback
-    text = " ".join(f"{type(raised).__name__}: {raised}".split())
-    return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"
+SpecT = TypeVar("SpecT", bound=Spec)
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Finished epochs of a fold, and how many of them its worker found done."""
+class GivenUp:
+    """The end of a task that has no outcome; ``unfit``: no node could do its work."""
 
-    epoch: int
-    start: int
+    reason: str
+    unfit: bool = False
 
 
-def read_progress(spec: FoldSpec) -> Progress | None:
-    """Read how far the spec's submission is; None while it has not started."""
-    try:
-        state = json.loads(spec.progress_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return Progress(epoch=int(state["epoch"]), start=int(state["start"]))
+@dataclass(kw_only=True)
+class Flight(Generic[SpecT]):
+    """A task between its first submission and its end."""
+
+    spec: SpecT
+    moved: float = 0.0
+    """When it was submitted or last made progress, in seconds of ``time.monotonic``."""
+    not_before: float = 0.0
+    epoch: int = -1
+    """Finished epochs; -1 while the task waits for a place."""
+    start: int = 0
+    """Epochs that the worker found done in a checkpoint."""
+    attempt: int = 1
+    history: History = field(default_factory=History)
+    avoided: dict[str, str] = field(default_factory=dict)
+    """Nodes that were found unfit for this task, each with its reason."""
+
+
+@dataclass(kw_only=True)
+class Pool(Generic[SpecT, OutcomeT]):
+    """Runs tasks to their ends; iterate over :meth:`run`.
+
+    ``on_look`` gets the flights at every look, ``on_event`` what happened, as ``events.jsonl`` takes it.
+    """
+
+    ray: Any
+    task: Callable[[SpecT], OutcomeT]
+    retries: int
+    max_parallel: int = 0
+    """Most tasks in flight; 0: as many as the cluster's places allow."""
+    tasks_per_process: int = 0
+    """Tasks after which a worker process is replaced; 0: never."""
+    stall_minutes: float = 0.0
+    on_look: Callable[[Sequence[Flight[SpecT]]], None] = lambda flights: None
+    on_event: Callable[..., None] = lambda kind, **facts: None
+    _flights: dict[Any, Flight[SpecT]] = field(default_factory=dict, init=False)
+    _waiting: deque[Flight[SpecT]] = field(default_factory=deque, init=False)
+    _ended: deque[tuple[SpecT, OutcomeT | GivenUp]] = field(default_factory=deque, init=False)
+    _reader: ProgressReader = field(default_factory=ProgressReader, init=False)
+    _nodes: Nodes = field(init=False)
+
+    def run(self, specs: Sequence[SpecT]) -> Iterator[tuple[SpecT, OutcomeT | GivenUp]]:
+        """Submit, wait, submit again; yields every task's end as it comes.
+
+        An interrupt leaves tasks in flight: they end when Ray is shut down, as ``ray_cluster`` does. Cancelled by force
+        just before, some make Ray 2.60 abort this process (a failed check in its task_manager.cc).
+
+        Raises:
+            ClusterGoneError: the cluster, or this process's way to it, is gone.
+        """
+        try:
+            yield from self._run(specs)
+        except (ConnectionError, self.ray.exceptions.RaySystemError, self.ray.exceptions.RpcError) as error:
+            raise ClusterGoneError(f"the Ray cluster is gone: {_describe(error)}") from None
+
+    def _run(self, specs: Sequence[SpecT]) -> Iterator[tuple[SpecT, OutcomeT | GivenUp]]:
+        remote = self._remote()
+        self._waiting.extend(Flight(spec=spec) for spec in specs)
+        self._nodes = Nodes(self.ray)
+        next_look = 0.0
+        while self._waiting or self._flights:
+            self._nodes.look()
+            self._submit(remote)
+            self._collect()
+            if time.monotonic() >= next_look:
+                self._watch()
+                self.on_look(list(self._flights.values()))
+                next_look = time.monotonic() + POLL_SECONDS
+            while self._ended:
+                yield self._ended.popleft()
+
+    def _remote(self) -> Any:
+        # max_calls cannot be given later through .options; retries are counted here, where the reason can be logged
+        return self.ray.remote(max_calls=self.tasks_per_process, max_retries=0)(_with_node(self.task))
+
+    def _submit(self, remote: Any) -> None:
+        """Submit waiting tasks while there is room; a task that no node may run is given up."""
+        for _ in range(len(self._waiting)):
+            flight = self._waiting[0]
+            limit = IN_FLIGHT_PER_PLACE * self._nodes.places(flight.spec.cpus, flight.spec.gpus)
+            if len(self._flights) >= min(limit, self.max_parallel or limit):
+                return
+            self._waiting.popleft()
+            if flight.not_before > time.monotonic():
+                self._waiting.append(flight)
+                continue
+            avoided = self._avoided(flight)
+            if not self._may_run(flight):
+                reason = f"no node is fit: {'; '.join(avoided.values())}"
+                self._ended.append((flight.spec, GivenUp(reason, unfit=True)))
+                continue
+            options: dict[str, Any] = {"num_cpus": flight.spec.cpus, "num_gpus": flight.spec.gpus}
+            if avoided:
+                options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoided)})"}
+            flight.moved = time.monotonic()
+            self._flights[remote.options(**options).remote(flight.spec)] = flight
+
+    def _collect(self) -> None:
+        """Wait for the first end, for half a second at most, and take all that have ended by then."""
+        if not self._flights:
+            time.sleep(POLL_SECONDS)
+            return
+        flying = list(self._flights)
+        self.ray.wait(flying, num_returns=1, timeout=POLL_SECONDS)
+        done, _ = self.ray.wait(flying, num_returns=len(flying), timeout=0)
+        for ref in done:
+            flight = self._flights.pop(ref)
+            try:
+                node, outcome = self.ray.get(ref)
+            except self.ray.exceptions.RayError as error:
+                self._failed(flight, _failure(self.ray.exceptions, error), _describe(error))
+                continue
+            if outcome.bad_node is None:
+                self._nodes.fit.add(node)
+                self._ended.append((flight.spec, outcome))
+            else:
+                self._avoid(flight, node, outcome.bad_node)
+                self._failed(flight, Failure.NODE_UNFIT, outcome.bad_node)
+
+    def _avoid(self, flight: Flight[SpecT], node: str, reason: str) -> None:
+        """Keep all tasks from an unfit node, or only this one where the node has done another before."""
+        flight.avoided[node] = reason
+        if node not in self._nodes.fit and node not in self._nodes.unfit:
+            self._nodes.unfit[node] = reason
+            self.on_event("node_avoided", node=node, reason=reason)
+
+    def _avoided(self, flight: Flight[SpecT]) -> dict[str, str]:
+        return self._nodes.unfit | flight.avoided
+
+    def _may_run(self, flight: Flight[SpecT]) -> bool:
+        return self._nodes.any_fit(flight.spec.cpus, flight.spec.gpus, self._avoided(flight))
+
+    def _watch(self) -> None:
+        """Look at the progress of all flights; cancel those that finish no epoch for too long."""
+        paths = {flight.spec.progress_path for flight in self._flights.values()}
+        seen = self._reader.look({path.parent for path in paths if path is not None})
+        now = time.monotonic()
+        for ref, flight in list(self._flights.items()):
+            if flight.spec.progress_path not in seen:
+                flight.moved = now  # queued: Ray has not started it yet
+                if not self._may_run(flight):  # and never will: the last fit node has died
+                    self._cancel(ref)
+                    self._waiting.appendleft(flight)
+                continue
+            progress = seen[flight.spec.progress_path]
+            if progress is not None and progress.epoch != flight.epoch:
+                flight.epoch, flight.start, flight.moved = progress.epoch, progress.start, now
+            elif self.stall_minutes and now - flight.moved > 60 * self.stall_minutes:
+                self._cancel(ref)
+                self._failed(flight, Failure.STALLED, f"no epoch finished for {self.stall_minutes:g} minutes")
+
+    def _cancel(self, ref: Any) -> None:
+        self.ray.cancel(ref, force=True)
+        del self._flights[ref]
+
+    def _failed(self, flight: Flight[SpecT], failure: Failure, detail: str) -> None:
+        """Do as :func:`decide` says; what is tried again comes before what was never tried."""
+        flight.history = flight.history.after(failure)
+        decision = decide(failure, detail, flight.history, retries=self.retries, fit_node_left=self._may_run(flight))
+        if decision.action is Action.STOP:
+            raise ClusterGoneError(f"the Ray cluster is gone: {decision.reason}")
+        if decision.action is Action.GIVE_UP:
+            unfit = failure is Failure.NODE_UNFIT
+            self._ended.append((flight.spec, GivenUp(decision.reason, unfit=unfit)))
+        else:
+            self._again(flight, failure, decision)
+
+    def _again(self, flight: Flight[SpecT], failure: Failure, decision: Decision) -> None:
+        spec = flight.spec
+        self.on_event(
+            "task_again", task=spec.name, attempt=flight.attempt, failure=failure.name.lower(), reason=decision.reason
+        )
+        later = time.monotonic() + decision.seconds
+        self._waiting.appendleft(
+            replace(flight, spec=spec.again(), attempt=flight.attempt + 1, epoch=-1, start=0, not_before=later)
+        )
+
+
+def _with_node(task: Callable[[SpecT], OutcomeT]) -> Callable[[SpecT], tuple[str, OutcomeT]]:
+    """Make a task return the node that it ran on, too."""
+
+    def run(spec: SpecT) -> tuple[str, OutcomeT]:
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), task(spec)
+
+    return run
+
+
+def _failure(exceptions: Any, error: Exception) -> Failure:
+    """Name the kind of a task's death by Ray's exception."""
+    kinds = {
+        exceptions.LocalRayletDiedError: Failure.CLUSTER_GONE,
+        exceptions.NodeDiedError: Failure.NODE_DEAD,
+        exceptions.ObjectLostError: Failure.NODE_DEAD,  # its outcome lay on a node that died
+        exceptions.OutOfMemoryError: Failure.OUT_OF_MEMORY,
+        exceptions.RayTaskError: Failure.RAISED,
+    }
+    found = (failure for kind, failure in kinds.items() if isinstance(error, kind))
+    return next(found, Failure.WORKER_CRASHED)
+
+
+def _describe(error: Exception) -> str:
+    """Describe a death or an exception of a task on one line, with both ends of a long message."""
+    raised = getattr(error, "cause", None) or error  # Ray's own text of an exception is its traceback
+    text = " ".join(f"{type(raised).__name__}: {raised}".split())
+    return text if len(text) <= 400 else f"{text[:200]} ... {text[-200:]}"

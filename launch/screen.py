@@ -1,110 +1,179 @@
-"""What a sweep shows while it runs: a board on a terminal, a line per fold in a log file."""
+"""The terminal: lines printed as they are, and the boards of a sweep and of a store in the making."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-from rich.console import Console, Group
+import numpy as np
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from htnet.scoring import metrics
-from htnet.scoring.record import FoldRecord, selected_predictions
+from htnet.scoring.record import FoldRecord
+from htnet.scoring.selection import selected_predictions
 from launch.pool import Flight
-from launch.tasks.fold import FoldOutcome
+from launch.tasks.fold import FoldOutcome, FoldSpec
+
+if TYPE_CHECKING:
+    from launch.tasks.subject import SubjectOutcome  # it imports torch, which a sweep's driver does without
 
 SHOWN_FLIGHTS = 16
+RESUME = "Run the same command again to resume."
 
 
-class LiveBoard:
-    """Folds, epochs, remaining time and running UF1; a context manager around a sweep's folds."""
+def say(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line as it is: a name in it is no markup, and it is not broken to fit the terminal."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def __init__(
-        self, console: Console, *, total: int, done: Sequence[FoldRecord], epochs: int, num_classes: int
-    ) -> None:
+
+class Board:
+    """A live text at the foot of a terminal, nothing in a log file; a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        """Start the clock; called last, for the first text is made here."""
         self._console = console
-        self._total, self._epochs, self._num_classes = total, epochs, num_classes
-        self._records = list(done)
-        self._failed = 0
-        self._trained = 0  # epochs of finished folds, without those that a checkpoint held
-        self._flights: Sequence[Flight] = ()
         self._start = time.monotonic()
-        self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._render)
+        self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self.render)
 
-    def __enter__(self) -> LiveBoard:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
 
-    def poll(self, flights: Sequence[Flight]) -> None:
+    def render(self) -> RenderableType:
+        """Return the text of this moment."""
+        raise NotImplementedError
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+class SweepBoard(Board):
+    """Folds, epochs, remaining time and running UF1."""
+
+    def __init__(
+        self, console: Console, *, total: int, done: Collection[FoldRecord], epochs: int, num_classes: int
+    ) -> None:
+        self._total, self._epochs, self._num_classes = total, epochs, num_classes
+        self._done = self._failed = 0
+        self._trained = 0  # epochs of finished folds, without those that a checkpoint held
+        self._confusion = np.zeros((num_classes, num_classes), np.int64)
+        self._flights: Sequence[Flight[FoldSpec]] = ()
+        for record in done:
+            self._count(record)
+        super().__init__(console)
+
+    def poll(self, flights: Sequence[Flight[FoldSpec]]) -> None:
         """Take note of the folds in flight."""
         self._flights = flights
 
-    def finished(self, outcome: FoldOutcome, records: Sequence[FoldRecord]) -> None:
-        """Take note of a fold's end; in a log file this is a line."""
-        self._records = list(records)
-        if outcome.reason is None:
-            self._trained += self._epochs - outcome.resumed_epoch
-        if outcome.reason is not None:
+    def finished(self, outcome: FoldOutcome, record: FoldRecord | None) -> None:
+        """Take note of a fold's end, with its record where there is one; in a log file this is a line."""
+        if record is None:
             self._failed += 1
-            self._console.print(
-                f"fold {outcome.fold} failed: {outcome.reason}",
-                style="red",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-        elif not self._console.is_terminal:
-            self._console.print(
-                f"fold {outcome.fold} done in {outcome.seconds:.0f} s  {self._headline()}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(self._console, f"fold {outcome.fold} failed: {outcome.reason}", style="red")
+            return
+        self._trained += self._epochs - outcome.resumed_epoch
+        self._count(record)
+        if not self._console.is_terminal:
+            say(self._console, f"fold {outcome.fold} done in {outcome.seconds:.0f} s  {self._headline()}")
+
+    def _count(self, record: FoldRecord) -> None:
+        """Add a record to the pooled counts: to pool all of them at every end would cost ever more."""
+        self._done += 1
+        guesses = selected_predictions(record, "final")
+        self._confusion += metrics.confusion(record.labels, guesses, self._num_classes)
 
     def _headline(self) -> str:
-        parts = [f"{len(self._records)}/{self._total} folds"]
+        parts = [f"{self._done}/{self._total} folds"]
         if self._failed:
             parts.append(f"{self._failed} failed")
-        if self._records:
-            parts.append(f"running UF1 {self._running_uf1():.3f} (final epochs, {len(self._records)} folds)")
+        if self._done:
+            uf1 = float(metrics.METRICS["uf1"](self._confusion))
+            parts.append(f"running UF1 {uf1:.3f} (final epochs, {self._done} folds)")
         parts.append(f"left {self._remaining()}")
         return "  ".join(parts)
 
-    def _running_uf1(self) -> float:
-        labels = [label for record in self._records for label in record.labels]
-        guesses = [guess for record in self._records for guess in selected_predictions(record, "final")]
-        return metrics.scores(labels, guesses, self._num_classes).uf1
-
     def _remaining(self) -> str:
-        """Time to the end at the pace so far, in epochs of all folds; what a checkpoint held was no work."""
-        running = [flight for flight in self._flights if flight.epoch >= 0]
+        """Reckon the time to the end at the pace so far, in epochs of all folds; what a checkpoint held was no work."""
+        running = self._running()
         trained = self._trained + sum(flight.epoch - flight.start for flight in running)
-        open_folds = self._total - len(self._records) - self._failed
-        left = max(0, open_folds * self._epochs - sum(flight.epoch for flight in running))
+        left = max(0, self._open() * self._epochs - sum(flight.epoch for flight in running))
         if left and not trained:
             return "?"
-        seconds = round((time.monotonic() - self._start) * left / max(1, trained))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        return _clock(self._seconds() * left / max(1, trained))
 
-    def _render(self) -> Group:
+    def _open(self) -> int:
+        return self._total - self._done - self._failed
+
+    def _running(self) -> list[Flight[FoldSpec]]:
+        return [flight for flight in self._flights if flight.epoch >= 0]
+
+    def render(self) -> RenderableType:
+        """Return the headline, a bar per running fold, and the number of folds that wait."""
         table = Table.grid(padding=(0, 2))
-        running = [flight for flight in self._flights if flight.epoch >= 0]
+        running = self._running()
         for flight in running[:SHOWN_FLIGHTS]:
-            attempt = "" if flight.spec.attempt == 1 else f"attempt {flight.spec.attempt}"
+            attempt = "" if flight.attempt == 1 else f"attempt {flight.attempt}"
             bar = ProgressBar(total=self._epochs, completed=flight.epoch, width=30)
-            table.add_row(Text(flight.spec.fold.subject), bar, f"epoch {flight.epoch}/{self._epochs}", attempt)
-        hidden, waiting = len(running) - SHOWN_FLIGHTS, len(self._flights) - len(running)
+            table.add_row(Text(flight.spec.name), bar, f"epoch {flight.epoch}/{self._epochs}", attempt)
+        hidden, waiting = len(running) - SHOWN_FLIGHTS, self._open() - len(running)
         notes = [f"and {hidden} more"] if hidden > 0 else []
-        notes += [f"{waiting} waiting for a free place"] if waiting else []
+        notes += [f"{waiting} waiting for a free place"] if waiting > 0 else []
         return Group(Text(self._headline()), table, *notes)
+
+
+class PrepareBoard(Board):
+    """Clips and subjects done, left out and still to come; a line on a terminal, a line per subject in a log file."""
+
+    def __init__(self, console: Console, *, clips: int, subjects: int, before: Collection[int]) -> None:
+        """Start at the subjects that earlier runs have done; ``before``: clips of each of them."""
+        self._clips, self._clips_done, self._clips_before = clips, sum(before), sum(before)
+        self._subjects, self._subjects_done = subjects, len(before)
+        self._left_out = self._failed = 0
+        super().__init__(console)
+
+    def __enter__(self) -> Self:
+        if self._subjects_done:
+            say(self._console, f"going on: {self._clips_done} of {self._clips} clips were done before")
+        return super().__enter__()
+
+    def advance(self, subject: str, outcome: SubjectOutcome) -> None:
+        """Take note of a subject's end."""
+        if outcome.error is None:
+            self._clips_done += outcome.clips
+            self._subjects_done += 1
+            self._left_out += outcome.left_out
+        else:
+            self._failed += 1
+        if not self._console.is_terminal:
+            end = "not done" if outcome.error is not None else f"{outcome.clips} clips"
+            say(self._console, f"{subject}: {end}; {self.render()}")
+
+    def render(self) -> Text:
+        """Return the counts, the pace and the time to the end."""
+        parts = [f"{self._clips_done} of {self._clips} clips", f"{self._subjects_done} of {self._subjects} subjects"]
+        parts += [f"{self._left_out} clips left out"] if self._left_out else []
+        parts += [f"{self._failed} subjects not done"] if self._failed else []
+        rate = (self._clips_done - self._clips_before) / max(self._seconds(), 1e-9)
+        if rate:
+            left = _clock((self._clips - self._clips_done) / rate)
+            parts += [f"{rate:.3g} clips a second", f"left {left}"]
+        return Text(", ".join(parts))
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dali_pipelines_flow import DEVICES
 
-from dali_pipelines import EpochSampler, FlowStream, FlowTransform, fit_transform
+from dali_pipelines import EpochSampler, FlowStream, FlowTransform, Resident, fit_transform
 from dali_pipelines.augment import (
     Places,
     draw,
@@ -37,9 +37,9 @@ from htnet.config import (
     RotateConfig,
 )
 from htnet.data.flow.strain import optical_strain
-from htnet.data.prepared import PreparedSample
 from htnet.data.regions import mosaic, region_starts, scale_minmax
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import PreparedSample, write_store
 from htnet.errors import InputError
 from htnet.training.batch import Batch
 from launch.commands.sweep import check_folds
@@ -58,11 +58,16 @@ def smooth_store(tmp_path_factory) -> Store:
     return write_store(tmp_path_factory.mktemp("smooth") / "store", blurred, {})
 
 
+def resident_of(store: Store, *, cache_mb: int = 2048, device: str = "cpu", threads: int = 1) -> Resident:
+    data = replace(STORED, cache_mb=cache_mb)
+    place = {"device": torch.device(device), "threads": threads}
+    return Resident(store, range(len(store.rows)), data=data, mosaic_size=28, **place)
+
+
 def batch_of(store: Store, *, seed: int = 3, steps: int = 1, transform=RAW, device: str = "cpu", **augment) -> Batch:
-    data = replace(STORED, augment=AugmentConfig(**augment))
     sampler = EpochSampler(rows=tuple(range(len(store.rows))), batch_size=64, seed=seed, shuffle=False)
-    options = {"transform": transform, "device": torch.device(device), "threads": 1, "num_classes": 3}
-    stream = FlowStream(store, sampler, data=data, **options)
+    resident = resident_of(store, device=device)
+    stream = FlowStream(resident, sampler, augment=AugmentConfig(**augment), transform=transform, num_classes=3)
     return [stream.next() for _ in range(steps)][-1]
 
 
@@ -219,7 +224,7 @@ def test_a_channel_that_does_not_vary_is_zero_after_stretching(tmp_path, value, 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_dropped_region_is_the_training_mean(smooth_store, device):
-    transform = fit_transform(smooth_store, range(12), data=replace(STORED, standardise=True), mosaic_size=28)
+    transform = fit_transform(resident_of(smooth_store), range(12), standardise=True)
     batch = batch_of(smooth_store, device=device, transform=transform, drop_region=DropRegionConfig(probability=0.5))
     plain = batch_of(smooth_store, device=device, transform=transform)
     dropped = 0
@@ -248,16 +253,9 @@ def make_stream(
     store: Store, *, batch_size=5, threads=1, state=None, cache_mb=2048, augment=EVERYTHING, device="cpu", **changes
 ):
     options = {"rows": tuple(range(len(store.rows))), "batch_size": batch_size, "seed": 9, "shuffle": True}
-    return FlowStream(
-        store,
-        EpochSampler(**(options | changes)),
-        data=replace(STORED, augment=augment, cache_mb=cache_mb),
-        transform=RAW,
-        device=torch.device(device),
-        threads=threads,
-        num_classes=3,
-        state=state,
-    )
+    resident = resident_of(store, cache_mb=cache_mb, device=device, threads=threads)
+    sampler = EpochSampler(**(options | changes))
+    return FlowStream(resident, sampler, augment=augment, transform=RAW, num_classes=3, state=state)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -361,7 +359,7 @@ def test_mixed_labels_say_what_the_picture_holds(kind):
             "drop_region with scaling=minmax needs standardise=true",
         ),
         ({"balance": "class", "shuffle": False}, "balance=class needs shuffle=true"),
-        ({"cache_mb": -1}, "cache_mb must not be negative, got -1"),
+        ({"cache_mb": -1}, r"cache_mb\s+Input should be greater than or equal to 0 .*-1"),
     ],
 )
 def test_settings_that_would_do_nothing_or_the_wrong_thing_are_refused(changes, message):

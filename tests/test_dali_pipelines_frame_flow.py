@@ -14,14 +14,15 @@ from conftest import random_samples
 from test_dali_pipelines_flow import DEVICES, least_growth_of_gpu_memory
 from test_dali_pipelines_frames import face, jpeg
 
-from dali_pipelines import Batch, EpochSampler, FlowStream, FlowTransform, flow_from_frames, stream
+from dali_pipelines import Batch, EpochSampler, FlowStream, FlowTransform, Resident, flow_from_frames, stream
 from dali_pipelines.frame_flow import FrameFlow
 from dali_pipelines.frames import PairChoice, decode_frames, draw_offsets
 from htnet.config import AugmentConfig, DataConfig, FlipConfig, JitterConfig, TimeJitterConfig
 from htnet.data.flow.image import flow_images
 from htnet.data.regions import mosaic
 from htnet.data.store.frames import frame_member
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from htnet.errors import InputError
 
 CPU = torch.device("cpu")
@@ -57,8 +58,10 @@ def make_stream(
     store: Store, *, data=DATA, threads=1, state=None, cache_mb=2048, augment=JITTERED, device="cpu", **changes
 ) -> FlowStream:
     data = replace(data, cache_mb=cache_mb, augment=augment)
-    options = {"data": data, "transform": RAW, "device": torch.device(device), "threads": threads, "num_classes": 3}
-    return FlowStream(store, sampler_of(store, **changes), state=state, **options)
+    sampler = sampler_of(store, **changes)
+    place = {"device": torch.device(device), "threads": threads}
+    resident = Resident(store, sampler.rows, data=data, mosaic_size=28, **place)
+    return FlowStream(resident, sampler, augment=augment, transform=RAW, num_classes=3, state=state)
 
 
 def take(batches: FlowStream, count: int) -> list[Batch]:
@@ -190,7 +193,7 @@ def test_a_rank_gets_its_part_of_the_very_batch_that_one_process_would_get(frame
 def test_where_no_frame_changes_a_step_computes_what_is_computed_once(frames_store, device):
     sampler, placed = sampler_of(frames_store), {"device": torch.device(device), "threads": 1}
     once = flow_from_frames(frames_store, range(10), **placed)
-    flow = FrameFlow(frames_store, sampler, augment=AugmentConfig(), method="tvl1", **placed)
+    flow = FrameFlow(frames_store, sampler, augment=AugmentConfig(), **placed)
     for step in range(4):
         images = flow.next().half().cpu().numpy()
         assert np.array_equal(images, np.stack([once(row) for row in sampler.batch(step)]))
@@ -215,5 +218,5 @@ def test_what_changes_frames_needs_frames():
         ValueError, match=r"augment\.time_jitter needs input=frames: with input=flow no flow is computed"
     ):
         DataConfig(augment=JITTERED)
-    with pytest.raises(ValueError, match="frames must not be negative, got -1"):
+    with pytest.raises(ValueError, match=r"frames\s+Input should be greater than or equal to 0 .*-1"):
         TimeJitterConfig(frames=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import subprocess
 import sys
@@ -135,6 +136,12 @@ def test_every_sub_command_of_the_documentation_exists_and_the_readme_names_ever
     assert {command for command in known if "README.md" not in named.get(command, ())} == set()
 
 
+@pytest.mark.parametrize("room", ["htnet.data.frames", "htnet.data.store.frames", "dali_pipelines"])
+def test_a_room_can_be_imported_first(room):
+    """Each by a new interpreter: a circle of imports shows only where nothing was imported before."""
+    subprocess.run([sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, check=True)
+
+
 def test_figures_that_are_quoted_twice_agree():
     """A figure in two places is one number; a fold's seconds are quoted in the README alone."""
     parameters = {
@@ -162,3 +169,49 @@ def test_no_file_is_named_like_a_module_of_python():
     """A file that is run by its path has its folder first on the path, and would shadow that module."""
     named = [path for path in tracked_files() if path.suffix == ".py" and path.stem in sys.stdlib_module_names]
     assert [path for path in named if path.name != "__init__.py"] == []
+
+
+def nodes_of_the_product() -> list[tuple[str, ast.AST]]:
+    """Every node of the product's code, with its file."""
+    rooms = ("htnet", "kernels", "launch", "dali_pipelines")
+    files = [path for path in tracked_files() if path.suffix == ".py" and path.parts[0] in rooms]
+    trees = [(path.as_posix(), ast.parse((ROOT / path).read_text(encoding="utf-8"))) for path in files]
+    return [(name, node) for name, tree in trees for node in ast.walk(tree)]
+
+
+def renames_or_locks(node: ast.AST) -> bool:
+    """Tell a rename or a lock; a replace of one argument is Path's, for that of a text takes two."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return "fcntl" in (getattr(node, "module", None), *(alias.name for alias in node.names))
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    of_os = isinstance(node.func.value, ast.Name) and node.func.value.id == "os"
+    replaces = node.func.attr == "replace" and (of_os or (len(node.args) == 1 and not node.keywords))
+    return replaces or node.func.attr in {"rename", "renames", "hardlink_to", "flock", "lockf"}
+
+
+def joins_a_path_of_a_run(node: ast.AST) -> bool:
+    names = {"folds", "checkpoints", "progress", "events.jsonl", "environment.json", "machine.json"}
+    names |= {"summary.json", "predictions.csv", "megc_log.txt", "report.html"}
+    return (
+        isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Div)
+        and any(isinstance(side, ast.Constant) and side.value in names for side in (node.left, node.right))
+    )
+
+
+def starts_ray(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "ray.init"
+
+
+@pytest.mark.parametrize(
+    ("does", "home"),
+    [
+        (renames_or_locks, "htnet/files.py"),
+        (joins_a_path_of_a_run, "launch/run/folder.py"),
+        (starts_ray, "launch/cluster.py" if (ROOT / "launch" / "cluster.py").exists() else "launch/pool.py"),
+    ],
+)
+def test_there_is_no_second_way(does, home):
+    """One file writes whole files and locks, one knows the paths of a run, one starts Ray."""
+    assert {file for file, node in nodes_of_the_product() if does(node)} == {home}

@@ -6,7 +6,8 @@ import csv
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from openpyxl import Workbook, load_workbook
 
 from htnet.config import SourceConfig
 from htnet.data.datasets import ADAPTERS, DATASETS, build_adapter
-from htnet.data.datasets.base import Clip, Entry, LeftOut
 from htnet.data.datasets.labels import load_scheme
+from htnet.data.entries import Clip, Entry, LeftOut
+from htnet.data.faces.landmarks import LandmarkTable
 from htnet.data.synth.generate import generate, plan_clips
 from htnet.errors import InputError
 
@@ -36,6 +38,11 @@ def read(root: Path, name: str, *, scheme: str = "megc2019_3class", annotations:
 
 def clips(entries: Sequence[Entry]) -> list[Clip]:
     return [entry for entry in entries if isinstance(entry, Clip)]
+
+
+def placed(entries: Iterable[Entry], table: LandmarkTable) -> list[Entry]:
+    """The entries with their landmarks of the table, as a plan has them."""
+    return [replace(entry, face=table.face_of(entry.id)) for entry in entries]
 
 
 def left_out(entries: Sequence[Entry]) -> list[LeftOut]:

@@ -396,7 +396,7 @@ OTHER = {
     "prepare.label_scheme": "5class",
     "prepare.official_list": "list.csv",
     "prepare.flow_size": 56,
-    "prepare.flow_method": "farneback",
+    "prepare.flow_method": "dis",
     "prepare.working_size": 128,
     "prepare.strain": "sobel",
     "prepare.head_motion": "median",
@@ -418,7 +418,6 @@ OTHER = {
     "data.shuffle": False,
     "data.balance": "class",
     "data.input": "frames",
-    "data.frames_flow": "hardware",
     "data.cache_mb": 0,
     "data.augment.flip.probability": 0.5,
     "data.augment.rotate.degrees": 5.0,
@@ -445,6 +444,7 @@ OTHER = {
     "model.in_channels": 2,
     "model.num_classes": 5,
     "model.dropout": 0.1,
+    "model.position": "channel",
     "model.attention_backend": "sdpa",
     "train.epochs": 1,
     "train.batch_size": 1,
@@ -467,15 +467,15 @@ OTHER = {
     "resources.cpus_per_fold": 2.0,
     "resources.gpus_per_fold": 1.0,
     "resources.max_parallel_folds": 1,
-    "resources.checkpoint_every": 1,
+    "resources.checkpoint_minutes": 1.0,
     "resources.retries": 1,
     "resources.stall_minutes": 1.0,
+    "resources.mixed_devices": True,
 }
 """A valid other value for every key; a new key has to be added here, and thought about below."""
 NEEDED = {
     "prepare.keep_neighbours": {"prepare.keep_frames": True},
     "data.augment.magnify": {"data.scaling": "stored"},  # minmax would undo it
-    "data.frames_flow": {"data.input": "frames"},
     "data.augment.photometric": {"data.input": "frames"},
     "data.augment.time_jitter": {"data.input": "frames"},
 }

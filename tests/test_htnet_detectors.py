@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from skimage import data
 
+from htnet.data.faces import mtcnn, yunet
 from htnet.data.faces.detectors import DETECTORS, Detector, Face, build_detector, choose_face
-from htnet.data.faces.finder import mtcnn, yunet
 from htnet.data.faces.mtcnn import suppress
 from htnet.errors import InputError
 

@@ -122,7 +122,8 @@ def test_damage_is_set_aside_under_the_next_free_name(tmp_path):
     assert (tmp_path / "a.json.damaged-2").read_text() == "two"
 
 
-def test_the_folder_appears_at_the_end_and_not_when_its_writer_fails(tmp_path):
+def test_a_folder_appears_at_the_end_or_not_at_all(tmp_path):
+    """The folder appears at the end and not when its writer fails."""
     with whole_folder(tmp_path / "new", sync=True) as partial:
         (partial / "a").write_text("1")
         assert not (tmp_path / "new").exists()
@@ -133,7 +134,8 @@ def test_the_folder_appears_at_the_end_and_not_when_its_writer_fails(tmp_path):
     assert (tmp_path / "new" / "a").read_text() == "1"
 
 
-def test_what_a_killed_writer_left_goes_and_a_living_ones_work_stays(tmp_path):
+def test_a_dead_writers_folder_goes_and_a_living_ones_stays(tmp_path):
+    """The next writer removes the work of a killed one, and leaves that of a living one alone."""
     killed_in_fsync(f"""
         with whole_folder(Path({str(tmp_path / "new")!r}), sync=True) as partial:
             (partial / "a").write_text("0")
@@ -153,7 +155,7 @@ def test_what_a_killed_writer_left_goes_and_a_living_ones_work_stays(tmp_path):
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_a_new_folder_that_is_taken_for_a_left_over_is_made_again(tmp_path, monkeypatch, gone: bool):
+def test_a_folder_taken_for_a_left_over_is_made_again(tmp_path, monkeypatch, gone: bool):
     """Between the folder and its lock, the other holds the lock, or has removed the folder already."""
     lock, tries = fcntl.flock, []
 
@@ -173,7 +175,8 @@ def test_a_new_folder_that_is_taken_for_a_left_over_is_made_again(tmp_path, monk
     assert (tmp_path / "new" / "a").read_text() == "1"
 
 
-def test_left_overs_are_those_of_our_pattern_and_without_locks_the_owners(tmp_path, monkeypatch):
+def test_left_overs_follow_the_pattern(tmp_path, monkeypatch):
+    """Left-overs have our pattern; where nothing can be locked, only the holder of the lock above removes them."""
     for name in (f".a{DEAD}", f".b*{DEAD}", ".mine.tmp", "b.tmp", ".a.c0ffee.tmp"):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path, "b*")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from htnet.data.datasets.base import Clip
+from htnet.data.entries import Clip
 from htnet.data.faces.landmarks import COLUMNS68, LandmarkTable, read_landmarks
 from htnet.data.samples import Landmarks, SampleId
 from htnet.errors import InputError
@@ -170,12 +170,11 @@ def test_a_frame_without_success_and_a_clip_without_a_file_have_no_landmarks_and
     folder = openface(tmp_path, openface_row(1, FACE), openface_row(2, FACE, success="0"))
     found = read_landmarks(folder, [here, other])
     assert found.points == {}
-    assert "EP02_01f.csv, row 3, column success: 0: no face in frame 2, the onset" in found.missing(here.id)
-    assert found.missing(other.id).startswith(f"{folder}: no OpenFace file of clip casme2/sub01/other")
+    assert "EP02_01f.csv, row 3, column success: 0: no face in frame 2, the onset" in found.face_of(here.id).reason
+    assert found.face_of(other.id).reason.startswith(f"{folder}: no OpenFace file of clip casme2/sub01/other")
     missing = replace(here, onset=9)
-    assert "frame 9, the onset of clip casme2/sub01/EP02_01f, is missing" in read_landmarks(folder, [missing]).missing(
-        here.id
-    )
+    face = read_landmarks(folder, [missing]).face_of(here.id)
+    assert "frame 9, the onset of clip casme2/sub01/EP02_01f, is missing" in face.reason
 
 
 def test_of_several_faces_the_largest_that_was_found_is_taken(tmp_path):

@@ -84,7 +84,7 @@ def test_a_missing_table_an_empty_one_and_a_clip_without_landmarks_are_named(tmp
         read_landmarks(empty)
     found, other = read_landmarks(table(tmp_path, f"a,b,c,{NUMBERS}")), SampleId(dataset="a", subject="b", clip="other")
     assert other not in found.points
-    assert found.missing(other) == f"{found.path}: no landmarks for clip a/b/other"
+    assert found.face_of(other).reason == f"{found.path}: no landmarks for clip a/b/other"
 
 
 def test_the_crop_is_a_square_around_eyes_and_mouth_and_the_points_land_in_the_flow_image() -> None:

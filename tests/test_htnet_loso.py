@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Sample, SampleId
 from htnet.data.store.manifest import ManifestRow
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.errors import InputError
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from htnet.aggregation import BlockAggregation, conv, conv_2x2, max_pool
 from htnet import HTNet, HTNetConfig
 from htnet.checkpoint import from_upstream
-from htnet.model import BlockAggregation, LocalAttention, _conv, _conv_2x2, attention_backend
+from htnet.model import LocalAttention, _element_size, attention_backend
+from kernels.testing import BLOCK_TOLERANCES, assert_close
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = ("seq1", "seq4", "seq16_oddheads")
@@ -181,6 +185,64 @@ def test_many_tokens_go_through_values_and_output_as_one_map_with_the_same_resul
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
 
 
+def attended(attention, x, *, padded):
+    """Output and gradients of input and weights, dropout drawn alike."""
+    attention.zero_grad()
+    torch.manual_seed(1)
+    leaf = x.clone().requires_grad_()
+    out = attention.attend(leaf, padded=padded)
+    gradients = torch.autograd.grad(out.square().sum(), [leaf, *(p for p in attention.parameters() if p.requires_grad)])
+    return out.detach(), *gradients
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("tokens", "batch"), [(4, 2), (1, 2), (1, 40)], ids=["4", "1", "1-one-map"])
+def test_padded_heads_compute_the_same_function(tokens, batch, dropout):
+    """In float64, with heads of 5 and of 85 channels; the inner dimensions 15 and 255 are no multiples of 8 either."""
+    side = 2 * math.isqrt(tokens)
+    for dim in (16, 256):
+        torch.manual_seed(0)
+        attention = LocalAttention(dim, 3, 2, tokens, dropout=dropout, backend="sdpa").double()
+        x = torch.randn(batch, side, side, dim, dtype=torch.float64)
+        plain, padded = (attended(attention, x, padded=way) for way in (False, True))
+        torch.testing.assert_close(padded, plain, rtol=1e-11, atol=1e-11)
+
+
+def assert_padding_costs_no_digits(device, tokens, dtype):
+    torch.manual_seed(0)
+    attention = LocalAttention(256, 3, 2, tokens, dropout=0.0, backend="auto").to(device, dtype)
+    x = torch.randn(8, 4, 4, 256) if tokens == 4 else torch.randn(2, 2, 2, 256)
+    x = x.to(device, dtype)
+    exact = attended(copy.deepcopy(attention).cpu().double(), x.cpu().double(), padded=False)
+    found = attended(attention, x, padded=True)
+    allowed = BLOCK_TOLERANCES[dtype]
+    for number, (actual, truth) in enumerate(zip(found, exact, strict=True)):
+        assert_close(f"result {number}", actual, truth, allowed.backward if number else allowed.forward)
+    if device == "cuda":
+        torch.testing.assert_close(attention(x), found[0], rtol=0, atol=0)  # the module pads there by itself
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [4, 1])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_padded_heads_are_within_the_tolerances_of_16_bits(device, tokens, dtype):
+    assert_padding_costs_no_digits(device, tokens, dtype)
+
+
+def test_heads_on_a_cpu_are_computed_as_they_are(monkeypatch):
+    monkeypatch.setattr("htnet.model.pad_heads", lambda *_: pytest.fail("padded"))
+    for tokens in (1, 4):
+        attention = LocalAttention(16, 3, 2, tokens, dropout=0.0, backend="auto").bfloat16()
+        attention(torch.randn(1, 4, 4, 16, dtype=torch.bfloat16))
+
+
+def test_the_size_of_an_element_follows_autocast():
+    weight = torch.empty(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _element_size(weight) == 2
+    assert (_element_size(weight), _element_size(weight.half())) == (4, 2)
+
+
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
 def test_aggregation_is_convolution_then_norm_then_pool_for_maps_of_any_size(side):
     torch.manual_seed(0)
@@ -199,27 +261,27 @@ def test_aggregation_is_convolution_then_norm_then_pool_for_maps_of_any_size(sid
 
 @pytest.fixture
 def small_map():
-    """A 2x2 map with weight and bias, float64: what :func:`_conv_2x2` takes."""
+    """A 2x2 map with weight and bias, float64: what :func:`conv_2x2` takes."""
     torch.manual_seed(0)
     shapes = ((3, 2, 2, 2), (4, 3, 3, 2), (4,))
     return tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
 
 
 def test_the_convolution_of_a_2x2_map_has_true_first_and_second_derivatives(small_map):
-    torch.testing.assert_close(_conv_2x2(*small_map), _conv(*small_map))
-    assert torch.autograd.gradcheck(_conv_2x2, small_map, fast_mode=True)
-    assert torch.autograd.gradgradcheck(_conv_2x2, small_map, fast_mode=True)
+    torch.testing.assert_close(conv_2x2(*small_map), conv(*small_map))
+    assert torch.autograd.gradcheck(conv_2x2, small_map, fast_mode=True)
+    assert torch.autograd.gradgradcheck(conv_2x2, small_map, fast_mode=True)
 
 
 def test_the_convolution_of_a_2x2_map_has_gradients_for_each_sample_as_functorch_takes_them(small_map):
     x, *parameters = (tensor.detach() for tensor in small_map)
 
     def loss(parameters, sample):
-        return _conv_2x2(sample[None], *parameters).sin().sum()
+        return conv_2x2(sample[None], *parameters).sin().sum()
 
     found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
     for index, sample in enumerate(x):
-        expected = torch.func.grad(lambda p, s=sample: _conv(s[None], *p).sin().sum())(parameters)
+        expected = torch.func.grad(lambda p, s=sample: conv(s[None], *p).sin().sum())(parameters)
         torch.testing.assert_close([whole[index] for whole in found], expected)
 
 
@@ -229,9 +291,9 @@ def test_the_convolution_of_a_2x2_map_has_gradients_for_each_sample_as_functorch
 def test_the_convolution_of_a_2x2_map_follows_autocast(small_map, device, dtype):
     tensors = [tensor.detach().float().to(device).requires_grad_() for tensor in small_map]
     with torch.autocast(device, dtype):
-        out = _conv_2x2(*tensors)
+        out = conv_2x2(*tensors)
     assert out.dtype == dtype
-    expected = torch.autograd.grad(_conv(*tensors).sum(), tensors)
+    expected = torch.autograd.grad(conv(*tensors).sum(), tensors)
     actual = torch.autograd.grad(out.float().sum(), tensors)
     assert {gradient.dtype for gradient in actual} == {torch.float32}
     torch.testing.assert_close(actual, expected, rtol=2e-2, atol=5e-2)

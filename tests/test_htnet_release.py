@@ -11,12 +11,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from test_htnet_adapters import placed
 
-from htnet.data.datasets.htnet_release import LABELS, LANDMARKS, PICTURES, HTNetRelease, read_flow_picture
+from htnet.config import PrepareConfig
+from htnet.data.datasets.htnet_release import LABELS, LANDMARKS, PICTURES, HTNetRelease
 from htnet.data.datasets.labels import OfficialList, load_scheme
-from htnet.data.extraction import ExtractionSettings, check_landmarks, extract
+from htnet.data.entries import read_flow_picture
+from htnet.data.extraction import extract
 from htnet.data.faces.landmarks import SOURCE_COLUMNS, UPSTREAM_COLUMNS, read_landmarks
-from htnet.data.prepared import PreparedSample
+from htnet.data.plan import check_landmarks
+from htnet.data.store.writer import PreparedSample
 from htnet.errors import InputError
 
 CLIPS = [
@@ -68,8 +72,9 @@ def samples(root: Path, landmarks: Path | None = None) -> list[PreparedSample]:
     """Everything of a release, as ``htnet prepare`` makes it."""
     entries = list(adapter(root).entries())
     table = read_landmarks(landmarks or root / LANDMARKS)
-    check_landmarks(table, entries)
-    found = extract(entries, table, ExtractionSettings())
+    for entry in entries:
+        check_landmarks(table, entry)
+    found = extract(placed(entries, table), PrepareConfig())
     assert found.left_out == ()
     return list(found.samples)
 
@@ -221,7 +226,7 @@ def test_landmarks_of_frames_are_refused_because_the_release_has_no_frames(tmp_p
 def test_a_picture_that_is_not_what_the_landmarks_are_pixels_of_is_refused(release):
     path = release / PICTURES / "006_006_1_2 .png"
     cv2.imwrite(str(path), random_picture(0, 56))
-    assert f"{path}: a picture of 56 pixels, but the landmarks in {release / LANDMARKS}" in refusal(release)
+    assert f"{path}: a picture of 56 pixels, but its landmarks are in pixels of a picture of 28" in refusal(release)
 
 
 def test_an_unreadable_picture_is_named_wherever_it_is_cut_and_nothing_else_is_said(tmp_path, capfd):

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 import launch.commands.prepare
-from htnet.config import ResourcesConfig
-from htnet.data.store.writer import open_store
+from htnet.data.store.reader import open_store
 from launch import cli
-from launch.pool import ray_cluster
+from launch.cluster import ray_cluster
 
 
 @pytest.fixture
@@ -39,8 +38,8 @@ def case(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(scope="module")
 def one_ray():
     """One Ray for the cases whose frames matter."""
-    with ray_cluster(None, ResourcesConfig()) as ray, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch.commands.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray))
+    with ray_cluster(None) as ray, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch.commands.prepare, "ray_cluster", lambda address, needs: contextlib.nullcontext(ray))
         yield
 
 

@@ -20,7 +20,7 @@ from htnet.config import Config
 from htnet.config.identity import config_hash
 from htnet.config.load import load_config, parse_yaml, validate_config
 from htnet.data.datasets.htnet_release import LABELS, LANDMARKS
-from htnet.data.store.writer import FORMAT_VERSION, open_store
+from htnet.data.store.reader import FORMAT_VERSION, open_store
 from launch import cli
 from launch.commands import doctor, prepare
 from launch.run.folder import open_run

@@ -21,11 +21,13 @@ from htnet.config import AugmentConfig, Config, TimeJitterConfig
 from htnet.config.identity import config_hash
 from htnet.config.load import dump_config
 from htnet.data.loso import loso_folds, validation_subjects
-from htnet.data.store.writer import open_store, write_store
+from htnet.data.store.reader import open_store
+from htnet.data.store.writer import write_store
 from htnet.scoring.record import FoldRecord
-from launch.pool import Progress, read_progress
+from launch.run import progress
+from launch.run.progress import Progress, read_progress
 from launch.tasks import fold as fold_task
-from launch.tasks.fold import FoldSpec, FoldTraining, fold_seed, run_fold, tidy_up
+from launch.tasks.fold import FoldSpec, FoldTraining, fold_seed, run_fold
 
 KILLED = 137
 
@@ -117,7 +119,7 @@ def test_a_fold_leaves_a_valid_record_and_nothing_else(make_spec):
     assert record.seconds > 0
     assert {"host", "device", "threads", "name", "precision", "versions"} <= set(record.environment)
     assert set(record.environment["versions"]) == {"torch", "deepspeed", "ray", "dali"}
-    assert files_in(spec.run_dir) == ["config.yaml", "folds/casme2__sub01.json"]
+    assert files_in(spec.run_dir) == ["config.yaml", "folds/casme2__sub01.json", "machine.json"]
 
 
 def test_training_learns_what_there_is_to_learn(make_spec):
@@ -159,7 +161,7 @@ def test_an_interrupted_fold_gives_the_record_of_an_undisturbed_one(make_spec, d
     assert (outcome.reason, outcome.resumed_epoch) == (None, 2)
     assert comparable(spec) == undisturbed
     assert FoldRecord.read(spec.record_path).attempts == 2
-    assert files_in(spec.run_dir) == ["config.yaml", "folds/casme2__sub01.json"]
+    assert files_in(spec.run_dir) == ["config.yaml", "folds/casme2__sub01.json", "machine.json"]
 
 
 def test_a_fold_whose_frames_change_resumes_to_the_same_record(make_spec, die_in_epoch, tmp_path):
@@ -264,7 +266,7 @@ def test_a_death_while_a_checkpoint_is_written_leaves_the_one_before(make_spec, 
     outcome = run_fold(replace(spec, attempt=2))
     assert (outcome.reason, outcome.resumed_epoch) == (None, 2)
     assert comparable(spec) == undisturbed
-    assert files_in(spec.run_dir) == ["config.yaml", "folds/casme2__sub01.json"]
+    assert files_in(spec.run_dir) == ["config.yaml", "folds/casme2__sub01.json", "machine.json"]
 
 
 def test_a_fold_does_not_depend_on_what_its_process_did_before(make_spec):
@@ -394,20 +396,20 @@ def test_progress_tells_the_watchdog_from_the_first_moment_how_far_a_fold_is(mak
     create, train = FoldTraining.__init__, FoldTraining._train_epoch
 
     def watched_create(self, spec):
-        seen.append(read_progress(spec))  # a fold that hangs while it reads its data is noticed, too
+        seen.append(read_progress(spec.progress_path))  # a fold that hangs while it reads its data is noticed, too
         create(self, spec)
 
     def watched_train(self):
-        seen.append(read_progress(spec))
+        seen.append(read_progress(spec.progress_path))
         return train(self)
 
-    monkeypatch.setattr(fold_task, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr(FoldTraining, "__init__", watched_create)
     monkeypatch.setattr(FoldTraining, "_train_epoch", watched_train)
-    assert read_progress(spec) is None
+    assert read_progress(spec.progress_path) is None
     run_fold(spec)
     assert seen == [Progress(epoch=epoch, start=0) for epoch in (0, 0, 1, 2, 3, 4)]
-    assert read_progress(spec) is None
+    assert read_progress(spec.progress_path) is None
 
 
 def test_progress_says_which_epochs_a_checkpoint_held(make_spec, die_in_epoch, monkeypatch):
@@ -417,7 +419,7 @@ def test_progress_says_which_epochs_a_checkpoint_held(make_spec, die_in_epoch, m
     seen, train = [], FoldTraining._train_epoch
 
     def watched(self):
-        seen.append(read_progress(spec))
+        seen.append(read_progress(spec.progress_path))
         return train(self)
 
     monkeypatch.setattr(FoldTraining, "_train_epoch", watched)
@@ -425,7 +427,7 @@ def test_progress_says_which_epochs_a_checkpoint_held(make_spec, die_in_epoch, m
     assert seen == [Progress(epoch=4, start=4)]
 
 
-def test_two_submissions_of_a_fold_never_write_the_same_file(make_spec, monkeypatch):
+def test_two_submissions_never_write_the_same_file(make_spec):
     one = make_spec()
     other = make_spec()  # of a second driver: the same attempt
     third = one.again()
@@ -433,23 +435,12 @@ def test_two_submissions_of_a_fold_never_write_the_same_file(make_spec, monkeypa
     assert len({spec.progress_path for spec in (one, other, third)}) == 3
     one.progress_path.parent.mkdir(parents=True)
     one.progress_path.write_text(json.dumps({"epoch": 4, "start": 0, "epochs": 5}))
-    assert read_progress(other) is None
-    assert read_progress(one) == Progress(epoch=4, start=0)
+    assert read_progress(other.progress_path) is None
+    assert read_progress(one.progress_path) == Progress(epoch=4, start=0)
     one.progress_path.write_text('{"epoch": 2, "ep')
-    assert read_progress(one) is None
-    # checkpoints are written beside their place, under a name that only one of them uses
-    written, save = [], torch.save
-
-    def watched(state, file):
-        written.append(Path(file.name).name)
-        save(state, file)
-
-    monkeypatch.setattr(torch, "save", watched)
-    for spec in (one, other):
-        FoldTraining(spec)._write_checkpoint()
-    assert len(set(written)) == 2
+    assert read_progress(one.progress_path) is None
     assert run_fold(third).resumed_epoch == 0
-    assert files_in(one.run_dir) == ["config.yaml", "folds/casme2__sub01.json"]
+    assert files_in(one.run_dir) == ["config.yaml", "folds/casme2__sub01.json", "machine.json"]
 
 
 def test_a_fold_that_another_driver_finished_meanwhile_is_done(make_spec, monkeypatch):
@@ -471,10 +462,10 @@ def test_a_node_that_does_not_see_the_store_says_so(make_spec, tmp_path):
         return replace(spec, config=replace(spec.config, data=replace(spec.config.data, store=str(place))))
 
     shared = "the store must lie on storage that all nodes share"
-    reason = run_fold(with_store("nowhere")).reason
+    reason = run_fold(with_store("nowhere")).bad_node
     assert reason == f"node {platform.node()}: nowhere: no such store; make it with htnet prepare; {shared}"
     other = write_store(tmp_path / "other", random_samples(subjects=4), {}).path
-    assert run_fold(with_store(other)).reason == (
+    assert run_fold(with_store(other)).bad_node == (
         f"node {platform.node()}: {other}: not the store of this run; {shared}"
     )
     assert files_in(spec.run_dir) == ["config.yaml"]
@@ -485,13 +476,13 @@ def test_a_node_that_does_not_see_the_runs_folder_writes_nothing_and_says_so(mak
     shared = "the run's folder must lie on storage that all nodes share"
     elsewhere = tmp_path / "not" / "mounted"
     outcome = run_fold(replace(spec, run_dir=elsewhere))
-    assert outcome.reason == (
+    assert outcome.bad_node == (
         f"node {platform.node()}: {elsewhere / 'config.yaml'}: no such configuration file; {shared}"
     )
     assert outcome.traceback is None
     assert not elsewhere.parent.exists()
     other = make_spec(run="another", train={"epochs": 9})
-    assert run_fold(replace(spec, run_dir=other.run_dir)).reason == (
+    assert run_fold(replace(spec, run_dir=other.run_dir)).bad_node == (
         f"node {platform.node()}: {other.run_dir}: holds another run; {shared}"
     )
 
@@ -516,18 +507,3 @@ def test_an_interrupted_fold_on_a_gpu_gives_the_record_of_an_undisturbed_one(mak
     assert run_fold(spec).reason is not None
     assert result_of(replace(spec, attempt=2)) == undisturbed
     assert FoldRecord.read(spec.record_path).environment["device"] == "cuda"
-
-
-def test_what_is_left_of_a_fold_is_removed_and_nothing_of_another_with_a_like_name(tmp_path):
-    other, own = "0" * 32, "f" * 32
-    kept = ["checkpoints/a__s1.b.pt", f"progress/a__s1.b.{other}.json", f"progress/a__s12.{other}.json"]
-    left = ["checkpoints/a__s1.pt", f"checkpoints/.a__s1.pt.{own}.tmp", f"progress/a__s1.{own}.json"]
-    left.append(f"progress/.a__s1.{own}.json.{own}.tmp")
-    odd = [f"progress/a__s[12].{own}.json"]
-    for name in (*kept, *left, *odd):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    tidy_up(tmp_path, "a__s[12]")
-    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} == {*kept, *left}
-    tidy_up(tmp_path, "a__s1")
-    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")} == set(kept)

@@ -14,7 +14,8 @@ from conftest import random_samples
 from matplotlib.image import imread
 
 from htnet.config import MagnifyConfig, RotateConfig
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from launch import cli
 from launch.commands import inspect_store as inspect
 from launch.commands.inspect_store import STRETCHED, _sheet, _views, flow_colours, pick_rows

@@ -26,33 +26,32 @@ import numpy as np
 import pytest
 import yaml
 from rich.console import Console
-from test_htnet_adapters import clips, make, read
+from test_htnet_adapters import clips, make, placed, read
 from test_htnet_landmark_tables import openface, openface_row
 from test_htnet_release import CLIPS, make_release
 from test_launch_sweep import free_port, ray_head, served
 
+import htnet.data.plan
 import launch.commands.prepare
-import launch.plan
-from htnet.config import PrepareConfig, ResourcesConfig, SourceConfig
+from htnet.config import PrepareConfig, SourceConfig
 from htnet.config.load import load_config
-from htnet.data.extraction import ExtractionSettings
+from htnet.data.faces import mtcnn
 from htnet.data.faces.detectors import build_detector
-from htnet.data.faces.finder import mtcnn
 from htnet.data.faces.landmarks import SOURCE_COLUMNS, LandmarkTable, read_landmarks
 from htnet.data.frames import list_frames
-from htnet.data.store.writer import Staging, open_store, staging
+from htnet.data.plan import make_plan
+from htnet.data.store.reader import open_store
+from htnet.data.store.writer import Staging, staging
 from htnet.data.synth.generate import generate
 from launch import cli
-from launch.plan import make_plan
-from launch.pool import ray_cluster
-from launch.report.store import Progress
+from launch.cluster import check_fits, ray_cluster
+from launch.screen import RESUME, PrepareBoard
 from launch.tasks.subject import SubjectOutcome, SubjectTask, prepare_subject
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ("casme2", "samm")
 KILLS = int(os.environ.get("HTNET_TEST_KILLS", "3"))
 """How often a run is killed; each start of Ray costs seconds."""
-GO_ON = "The same command goes on from here."
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +63,25 @@ def raw(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ray_of_all(tmp_path_factory):
-    with ray_cluster(None, ResourcesConfig()) as ray:
+    with ray_cluster(None) as ray:
         yield ray
+
+
+def join(ray):
+    """Make a stand-in for ``ray_cluster`` that joins a Ray which runs already."""
+
+    @contextlib.contextmanager
+    def joined(address, needs):
+        check_fits(ray, needs)
+        yield ray
+
+    return joined
 
 
 @pytest.fixture
 def started_ray(ray_of_all, monkeypatch):
     """One Ray for many tests, because to start it takes longer than all of them."""
-    monkeypatch.setattr(
-        launch.commands.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all)
-    )
+    monkeypatch.setattr(launch.commands.prepare, "ray_cluster", join(ray_of_all))
 
 
 def sources(raw: Path) -> list[dict[str, str]]:
@@ -111,9 +119,7 @@ def times_of_shards(folder: Path) -> dict[str, int]:
 def undisturbed(raw, ray_of_all, tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            launch.commands.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all)
-        )
+        patch.setattr(launch.commands.prepare, "ray_cluster", join(ray_of_all))
         assert run(configured(folder, raw)) == 0
     return content(folder / "store")
 
@@ -213,7 +219,7 @@ def test_strict_sees_the_failures_of_the_run_that_it_goes_on_with(damaged, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(Staging, "finish", stop)
         assert run(config) == 1
-    assert f"Interrupted with 20 of 20 clips done. {GO_ON}" in capsys.readouterr().out
+    assert f"Interrupted with 20 of 20 clips done. {RESUME}" in capsys.readouterr().out
     assert run(config, "--strict") == 2
     assert f"{clip}: {path}: unreadable picture" in capsys.readouterr().err
     assert not list(tmp_path.glob(".store*"))
@@ -263,16 +269,14 @@ def test_what_is_done_stays_when_the_machines_cannot_be_used(
     assert run(interrupted, "--address", f"127.0.0.1:{port}") == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"htnet prepare: --address 127.0.0.1:{port}: no Ray cluster answers there: ")
-    monkeypatch.setattr(
-        launch.commands.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(ray_of_all)
-    )
+    monkeypatch.setattr(launch.commands.prepare, "ray_cluster", join(ray_of_all))
     assert run(interrupted, "--set", "prepare.gpus_per_task=64", "--set", "prepare.device=cpu") == 2
-    assert "no node has as many CPUs and GPUs" in capsys.readouterr().err
+    assert "prepare.gpus_per_task=64: no node has more than 0 GPU(s): no task can run" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         unseen = "node x: the sources: not there"
-        patch.setattr(launch.commands.prepare, "prepare_subject", lambda task: SubjectOutcome(clips=2, unfit=unseen))
+        patch.setattr(launch.commands.prepare, "prepare_subject", lambda task: SubjectOutcome(clips=2, bad_node=unseen))
         assert run(interrupted) == 2
-        assert capsys.readouterr().err == f"htnet prepare: {unseen}\n"
+        assert capsys.readouterr().err == f"htnet prepare: no node is fit: {unseen}\n"
     assert times_of_shards(partial) == before
     assert run(interrupted) == 0
     assert "going on: 18 of 20 clips were done before" in capsys.readouterr().out
@@ -312,7 +316,7 @@ def test_a_subject_that_the_machine_failed_stops_no_other_and_can_be_mended(
             died_once.touch()
             os._exit(1)
         if task.subject == "sub01":
-            return SubjectOutcome(clips=2, failed="node x: No space left on device")
+            return SubjectOutcome(clips=2, error="node x: No space left on device")
         return prepare_subject(task)
 
     with monkeypatch.context() as patch:
@@ -320,8 +324,8 @@ def test_a_subject_that_the_machine_failed_stops_no_other_and_can_be_mended(
         assert run(config) == 1
     out = capsys.readouterr().out
     assert "casme2/sub01: not done: node x: No space left on device" in out
-    assert "casme2/sub02: not done: its worker died again and again:" in out
-    assert f"2 subjects are not done, so there is no store. {GO_ON}" in out
+    assert "casme2/sub02: not done: gave up after 4 attempts: WorkerCrashedError: " in out
+    assert f"2 subjects are not done, so there is no store. {RESUME}" in out
     assert not (tmp_path / "store").exists()
     before = times_of_shards(tmp_path / ".store.partial")
     assert set(before) == {"sub03.tar", "sub04.tar", "sub05.tar", *(f"{n:03d}.tar" for n in range(6, 11))}
@@ -346,32 +350,37 @@ def test_a_task_tells_what_the_machine_refused_in_a_line_and_a_defect_with_its_t
 
     monkeypatch.setattr("htnet.data.store.writer.write_part", fail)
     done = prepare_subject(task_of(raw, tmp_path))
-    assert outcome[0] in done.failed
+    assert outcome[0] in done.error
     assert (done.traceback is not None) == outcome[1]
-    assert done.refused is None
+    assert done.bad_input is None
 
 
 def test_a_node_that_does_not_see_the_clips_or_the_store_refuses_and_leaves_nothing_out(raw, tmp_path):
     task = task_of(raw, tmp_path / "none")
     assert (
-        f"{task.folder}: not there; the store must lie on storage that all nodes share" in prepare_subject(task).unfit
+        f"{task.folder}: not there; the store must lie on storage that all nodes share"
+        in prepare_subject(task).bad_node
     )
     copy = Path(shutil.copytree(raw / "samm", tmp_path / "samm"))
     task = task_of(copy.parent, tmp_path)
     shutil.rmtree(task.entries[1].frames)
     expected = f"{task.entries[1].frames}: not there; the sources must lie on storage that all nodes share"
-    assert expected in prepare_subject(task).unfit
+    assert expected in prepare_subject(task).bad_node
 
 
 def task_of(raw: Path, folder: Path) -> SubjectTask:
     entries = tuple(entry for entry in clips(read(raw / "samm", "samm")) if entry.id.subject == "006")
-    points = {entry.id: ((30.0, 35.0), (60.0, 35.0), (45.0, 50.0), (33.0, 65.0), (57.0, 65.0)) for entry in entries}
+    table = LandmarkTable(
+        path=raw,
+        flow_size=None,
+        points={entry.id: ((30.0, 35.0), (60.0, 35.0), (45.0, 50.0), (33.0, 65.0), (57.0, 65.0)) for entry in entries},
+    )
     return SubjectTask(
         dataset="samm",
         subject="006",
-        entries=entries,
-        landmarks=LandmarkTable(path=raw, points=points, flow_size=None),
-        settings=ExtractionSettings(working_size=32),
+        entries=tuple(placed(entries, table)),
+        prepare=PrepareConfig(working_size=32),
+        device="cpu",
         folder=folder,
     )
 
@@ -456,7 +465,7 @@ def kill_once(config: Path, parts: Path, end: signal.Signals, seconds: float | N
     (os.killpg if end == signal.SIGKILL else os.kill)(process.pid, end)
     out, err = process.communicate(timeout=120)
     if process.returncode == 1:
-        assert f"clips done. {GO_ON}" in out
+        assert f"clips done. {RESUME}" in out or "htnet prepare: interrupted" in err  # before anything could be done
         assert "Traceback" not in err
 
 
@@ -477,7 +486,7 @@ def test_a_task_that_fits_nowhere_is_refused_by_the_keys_of_prepare(raw, tmp_pat
         assert run(configured(tmp_path, raw), "--set", f"prepare.{override}") == 2
         err = capsys.readouterr().err
         assert words in err
-        assert "no node has as many CPUs and GPUs" in err
+        assert "no node has more than" in err
         assert not list(tmp_path.glob(".store*"))
 
 
@@ -565,8 +574,8 @@ def test_the_frames_of_a_recording_are_looked_at_once_for_all_its_clips(tmp_path
     root = make(tmp_path / "own", "samples.csv", numbers, ["film"])
     (root / "landmarks.csv").write_text(",".join(["dataset", "subject", "clip", *SOURCE_COLUMNS]) + "\n")
     looked_at = []
-    size = launch.plan._size
-    monkeypatch.setattr(launch.plan, "_size", lambda file: looked_at.append(file.name) or size(file))
+    size = htnet.data.plan._size
+    monkeypatch.setattr(htnet.data.plan, "_size", lambda file: looked_at.append(file.name) or size(file))
     prepare = PrepareConfig(sources=(SourceConfig(adapter="csv", root=str(root)),))
     before = make_plan(prepare).recipe
     assert looked_at == ["1.jpg"]
@@ -732,11 +741,11 @@ def test_a_folder_of_openface_files_is_a_table_and_a_changed_file_another_input(
     prepare = load_config(configured(tmp_path, raw, sources=[source])).prepare
     plan = make_plan(prepare)
     assert plan.landmarks() == {"samm": {"table openface": 9, "not given": 1}}
-    table = plan.tables[entries[1].id]
-    np.testing.assert_allclose(table.points[entries[1].id], given.points[entries[1].id], atol=0.06)
+    face = plan.entries[1].face
+    np.testing.assert_allclose(face.points, given.points[entries[1].id], atol=0.06)
     shutil.rmtree(folder / "samm")
     assert make_plan(prepare).landmarks() == {"samm": {"table openface": 10}}
-    assert make_plan(prepare).recipe["sources"][0]["landmarks_sha256"] != table.sha256
+    assert make_plan(prepare).recipe["sources"][0]["landmarks_sha256"] != plan.recipe["sources"][0]["landmarks_sha256"]
 
 
 def test_faces_without_a_table_are_found_in_the_tasks(raw, tmp_path, capsys, started_ray):
@@ -768,8 +777,8 @@ def test_a_node_without_the_detectors_weights_says_so(raw, tmp_path, monkeypatch
     monkeypatch.setattr(mtcnn, "PACKAGES", ("no_such_package_of_weights",))
     build_detector.cache_clear()
     task = task_of(raw, tmp_path)
-    done = prepare_subject(replace(task, settings=replace(task.settings, detector="mtcnn")))
-    assert f"node {platform.node()}: prepare.detector=mtcnn: its weights are not installed" in done.unfit
+    done = prepare_subject(replace(task, prepare=replace(task.prepare, detector="mtcnn")))
+    assert f"node {platform.node()}: prepare.detector=mtcnn: its weights are not installed" in done.bad_node
 
 
 # --- the place
@@ -845,12 +854,12 @@ def test_a_kill_when_the_store_has_just_got_its_name_costs_no_report(interrupted
 
 def test_the_line_counts_what_this_run_did_and_reckons_the_rest_from_it(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("launch.report.store.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("launch.screen.time.monotonic", lambda: now[0])
     text = io.StringIO()
-    with Progress(Console(file=text, width=200), clips=40, subjects=6, before=[10, 10]) as progress:
+    with PrepareBoard(Console(file=text, width=200), clips=40, subjects=6, before=[10, 10]) as board:
         now[0] = 110.0
-        progress.advance("samm/006", SubjectOutcome(clips=5, left_out=1))
-        progress.advance("samm/007", SubjectOutcome(clips=5, failed="no luck"))
+        board.advance("samm/006", SubjectOutcome(clips=5, left_out=1))
+        board.advance("samm/007", SubjectOutcome(clips=5, error="no luck"))
     assert text.getvalue().splitlines() == [
         "going on: 20 of 40 clips were done before",
         "samm/006: 5 clips; 25 of 40 clips, 3 of 6 subjects, 1 clips left out, 0.5 clips a second, left 0:00:30",

@@ -38,11 +38,10 @@ def test_on_a_cpu_it_prints_rivals_and_static_figures_and_writes_both_pictures(t
     assert done.returncode == 0, done.stderr
     for expected in ("least traffic and arithmetic", "compiled for H200 SXM (sm_90)", "packed_backward", "needs CUDA"):
         assert expected in done.stdout
-    fused = next(line.split() for line in done.stdout.splitlines() if "fused_forward" in line)
-    case, _, registers, spills, stack, shared, warps, tile = fused
-    assert (case, spills, stack, warps, tile) == ("4x5", "0", "0", "8", "128")
+    packed = next(line.split() for line in done.stdout.splitlines() if "packed_forward" in line)
+    case, _, registers, spills, stack, _, warps, tile = packed
+    assert (case, spills, stack, warps, tile) == ("4x5", "0", "0", "1", "16")
     assert 0 < int(registers) <= 255
-    assert int(shared) > 0
     assert "4x85" not in done.stdout
     rows = read_rows(tmp_path / "out" / "local_attention.csv")
     assert {(row.provider, row.mode) for row in rows if row.status == "ok"} >= {("sdpa", "backward")}
@@ -197,14 +196,12 @@ def test_goals_are_ratios_to_the_quickest_rival_of_the_same_case_and_mode():
         timed("triton", 10.0, "forward", copy_percent=91.0, graph=True),
         *(timed("triton", 40.0), timed("sdpa", 90.0), timed("sdpa", 80.0, graph=True)),
         *(timed("block-triton", 60.0), timed("block-sdpa", 120.0), timed("block-compile", 96.0)),
-        *(timed("block-fused", 20.0, "forward"), timed("block-triton", 34.0, "forward")),
-        timed("block-fused", 1.0, "forward", case="other", status="refused"),
     ]
     console = Console(width=120, file=io.StringIO())
     profile._say_goals(rows, console)
     (line,) = (line for line in console.file.getvalue().splitlines() if line.split()[:1] == [row.case])
-    # of equal times the first counts; the fused block is compared with our composed one too, forward alone
-    assert line.split()[1:] == ["87", "%", "2.00", "1.60", "1.70"]
+    # of equal times the first counts
+    assert line.split()[1:] == ["87", "%", "2.00", "1.60"]
 
 
 def test_it_runs_where_the_packages_for_data_and_clusters_are_absent():

@@ -9,7 +9,7 @@ import cv2
 import pytest
 import torch
 
-from dali_pipelines import EpochSampler, FlowStream, fit_transform
+from dali_pipelines import EpochSampler, FlowStream, Resident, fit_transform
 from htnet.config import HTNetConfig
 from launch import cli
 from launch.benchmarks import input as profile_input
@@ -46,9 +46,10 @@ def store(tmp_path_factory):
 @pytest.mark.parametrize("case", ["plain", "augmented", "streamed"])
 def test_the_rival_makes_the_batches_that_folds_train_on_over_several_epochs(case, store):
     data, rows = CASES[case].data, tuple(range(30))
-    transform = fit_transform(store, rows, data=data, mosaic_size=28)
+    resident = Resident(store, rows, data=data, mosaic_size=28, device=CPU, threads=1)
+    transform = fit_transform(resident, rows, standardise=True)
     sampler = EpochSampler(rows=rows, batch_size=16, seed=5, shuffle=True)
-    stream = FlowStream(store, sampler, data=data, transform=transform, device=CPU, threads=1)
+    stream = FlowStream(resident, sampler, augment=data.augment, transform=transform)
     rival = PlainBatches(store, sampler, data=data, transform=transform)
     for step in range(5):
         batch, (images, labels) = stream.next(), rival[step]
@@ -60,7 +61,8 @@ def test_the_augmented_case_changes_what_the_plain_one_leaves(store):
     sampler = EpochSampler(rows=tuple(range(30)), batch_size=30, seed=0, shuffle=False)
     for case, changes in (("plain", False), ("augmented", True), ("streamed", False)):
         data = CASES[case].data
-        transform = fit_transform(store, range(30), data=data, mosaic_size=28)
+        resident = Resident(store, range(30), data=data, mosaic_size=28, device=CPU, threads=1)
+        transform = fit_transform(resident, range(30), standardise=True)
         rival = PlainBatches(store, sampler, data=data, transform=transform)
         assert torch.equal(rival[0][0], rival[1][0]) is not changes
 
@@ -69,8 +71,8 @@ def test_the_rival_of_frames_makes_the_batches_that_folds_train_on(tmp_path):
     case, plan = CASES["own-flow"], Plan(samples=6, batch=4)
     store = make_frame_store(tmp_path / "store", samples=6, size=28, side=64, working_size=64)
     sampler, transform = profile_input._setting(case, store, plan)
-    placed = {"device": CPU, "threads": 1}
-    stream = FlowStream(store, sampler, data=case.data, transform=transform, num_classes=3, **placed)
+    resident = Resident(store, sampler.rows, data=case.data, mosaic_size=28, device=CPU, threads=1)
+    stream = FlowStream(resident, sampler, augment=case.data.augment, transform=transform, num_classes=3)
     rival = case.rival(store, sampler, data=case.data, transform=transform)
     for step in range(3):
         batch, (images, labels) = stream.next(), rival[step]

@@ -14,17 +14,17 @@ import pytest
 import yaml
 
 import launch.commands.prepare
-from htnet.config import PrepareConfig, ResourcesConfig, SourceConfig
+from htnet.config import PrepareConfig, SourceConfig
 from htnet.data.datasets import ADAPTERS
 from htnet.data.datasets.base import APEX_NOT_CODED, MISSING_FRAMES
-from htnet.data.extraction import Extraction, ExtractionSettings, extract
-from htnet.data.store.writer import open_store
+from htnet.data.extraction import Extraction, extract
+from htnet.data.plan import Plan, make_plan
+from htnet.data.store.reader import open_store
 from htnet.data.synth.generate import DATASETS, plan_clips, true_flow
 from htnet.data.synth.layouts.files import write_table
 from htnet.data.synth.like import TABLES, read_like
 from launch import cli
-from launch.plan import Plan, make_plan
-from launch.pool import ray_cluster
+from launch.cluster import ray_cluster
 
 NO_APEX = ("smic", "casme3_c")
 """Their annotations have none, so that every clip's is found."""
@@ -47,8 +47,8 @@ def planned(raw: Path, *names: str) -> Plan:
 
 
 def made(plan: Plan) -> list[Extraction]:
-    settings = ExtractionSettings(flow_method="dis", working_size=64)
-    return [extract(found, plan.tables[found[0].id], settings) for found in plan.subjects.values()]
+    settings = PrepareConfig(flow_method="dis", working_size=64)
+    return [extract(found, settings) for found in plan.subjects.values()]
 
 
 # --- traps, layout by layout
@@ -369,7 +369,7 @@ def test_what_cannot_be_done_with_an_annotation_is_one_line(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def one_ray():
-    with ray_cluster(None, ResourcesConfig()) as ray:
+    with ray_cluster(None) as ray:
         yield ray
 
 
@@ -390,9 +390,7 @@ def test_the_owners_own_annotations_run_to_a_store(
 ):
     if not (shared_data / file).is_file():
         pytest.skip(f"{shared_data / file} not found")
-    monkeypatch.setattr(
-        launch.commands.prepare, "ray_cluster", lambda address, resources: contextlib.nullcontext(one_ray)
-    )
+    monkeypatch.setattr(launch.commands.prepare, "ray_cluster", lambda address, needs: contextlib.nullcontext(one_ray))
     assert cli.main(["synth", str(tmp_path / "raw"), "--like", str(shared_data / file), *options]) == 0
     # what is printed is a whole configuration
     written, told = capsys.readouterr().out.splitlines()

@@ -37,9 +37,11 @@ class ResourcesConfig:
     checkpoint_minutes: NotNegative = 10.0
     """Least minutes between snapshots of a fold; an interrupted fold goes on from the last one. 0: none."""
     retries: Count = 3
-    """Times a fold is submitted again after its worker or node died."""
+    """Times a fold is tried again after its worker died; a dead or unfit node does not count."""
     stall_minutes: NotNegative = 30.0
     """A fold without a finished epoch for so long is cancelled and submitted again; 0: never."""
+    mixed_devices: bool = False
+    """Let folds of a run compute on other kinds of device, or other versions, than the first: other last bits."""
 
     def __post_init__(self) -> None:
         if self.gpus_per_fold > 1 and self.gpus_per_fold != int(self.gpus_per_fold):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from htnet.config import DataConfig
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.errors import InputError
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL
 from kernels.machine import card_facts, cpu_name, emulates_bf16, package_versions
-from launch.pool import ray_cluster, usable_cpus
+from launch.cluster import ray_cluster, usable_cpus
 
 
 def doctor(console: Console) -> int:
@@ -110,8 +110,6 @@ def _deepspeed() -> str:
 
 
 def _ray() -> str:
-    from htnet.config import ResourcesConfig
-
-    with ray_cluster(None, ResourcesConfig()) as ray:
+    with ray_cluster(None) as ray:
         resources = ray.cluster_resources()
     return f"{ray.__version__}, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"

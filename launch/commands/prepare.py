@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from typing import Any
 import cv2
 from rich.console import Console
 
-from htnet.config import Config, PrepareConfig, ResourcesConfig
+from htnet.config import Config, PrepareConfig
 from htnet.config.identity import changed_keys
-from htnet.data.datasets.base import Clip, FlowPicture, LeftOut
-from htnet.data.extraction import subject_table
-from htnet.data.store.writer import Staging, Store, open_store, read_left_out, remove_leftovers, staging
+from htnet.data.entries import LeftOut
+from htnet.data.plan import Plan, composite_lines, flow_device, make_plan
+from htnet.data.store.reader import Store, open_store, read_left_out
+from htnet.data.store.writer import Staging, remove_leftovers, staging
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from kernels.machine import package_version
-from launch.plan import Plan, composite_lines, extraction_settings, make_plan
-from launch.pool import ray_cluster, terminable
+from launch.cluster import ClusterGoneError, Needs, ray_cluster
+from launch.pool import GivenUp, Pool
 from launch.report.store import (
-    Progress,
     print_landmarks,
     print_left_out,
     print_list,
@@ -31,13 +31,14 @@ from launch.report.store import (
     print_rules,
     print_store,
     print_times,
-    say,
     write_report,
 )
+from launch.screen import RESUME, PrepareBoard, say
 from launch.tasks.subject import SHARED, RefusedError, SubjectOutcome, SubjectTask, prepare_subject
 
 Parts = Mapping[tuple[str, str], Mapping[str, Any]]
-_GO_ON = "The same command goes on from here."
+RETRIES = 3
+"""Times a subject is tried again after its worker died."""
 _TEXTS = ("clip", "rule", "reason", "place")
 
 
@@ -81,9 +82,10 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
             if isinstance(error, RefusedError) or not stage.done():
                 stage.discard()
             raise
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ClusterGoneError) as error:
             done = sum(len(plan.subjects[key]) for key in stage.done())
-            say(console, f"Interrupted with {done} of {len(plan.entries)} clips done. {_GO_ON}")
+            reason = "Interrupted" if isinstance(error, KeyboardInterrupt) else f"Stopped: {error};"
+            say(console, f"{reason} with {done} of {len(plan.entries)} clips done. {RESUME}")
             return EXIT_PARTIAL
     print_store(store, left_out, console)
     print_read_otherwise(plan.entries, console, each=False)
@@ -155,17 +157,16 @@ def _refuse_failures(left_out: Sequence[LeftOut]) -> None:
 
 def _tell_failed(failed: Sequence[tuple[SubjectTask, SubjectOutcome]], console: Console) -> None:
     for task, outcome in failed:
-        say(console, f"{task.name}: not done: {outcome.failed}")
+        say(console, f"{task.name}: not done: {outcome.error}")
         if outcome.traceback is not None:
             say(console, outcome.traceback)
-    say(console, f"{len(failed)} subjects are not done, so there is no store. {_GO_ON}")
+    say(console, f"{len(failed)} subjects are not done, so there is no store. {RESUME}")
 
 
 def _made_with(prepare: PrepareConfig) -> dict[str, object]:
     """Name what may change the last bits of a flow image: parts of a store are not mixed of two."""
     versions = {name: package_version(name) for name in ("htnet", "torch", "numpy", "av")}
-    device = extraction_settings(prepare, strict=False).device
-    return {**versions, "opencv": cv2.__version__, "device": device, "threads": prepare.threads}
+    return {**versions, "opencv": cv2.__version__, "device": flow_device(prepare), "threads": prepare.threads}
 
 
 def _make_subjects(
@@ -177,80 +178,61 @@ def _make_subjects(
         SubjectTask(
             dataset=dataset,
             subject=subject,
-            entries=tuple(_absolute(entry) for entry in entries),
-            landmarks=subject_table({entry.id: plan.tables[entry.id] for entry in entries}),
-            settings=extraction_settings(prepare, strict=strict),
+            entries=tuple(entry.absolute() for entry in entries),
+            prepare=_absolute(prepare),
+            device=flow_device(prepare),
+            strict=strict,
             folder=stage.folder.resolve(),
         )
         for (dataset, subject), entries in plan.subjects.items()
         if (dataset, subject) not in done
     ]
-    if not any(isinstance(entry, Clip) for task in tasks for entry in task.entries):
+    if not any(entry.has_frames for task in tasks for entry in task.entries):
         # flow pictures are decoded in a second; no cluster is started for them
-        outcomes = [(task, _accepted(prepare_subject(task))) for task in tasks]
-        return [(task, outcome) for task, outcome in outcomes if outcome.failed is not None]
+        outcomes = [(task, _accepted(task, prepare_subject(task))) for task in tasks]
+        return [(task, outcome) for task, outcome in outcomes if outcome.error is not None]
     failed = []
     before = {key: len(plan.subjects[key]) for key in done}
-    # its own check speaks of folds; what a task needs is checked here, by its own names.
-    # terminable last: ray.init sets a handler of its own for SIGTERM
     with (
-        ray_cluster(address, ResourcesConfig()) as ray,
-        terminable(),
-        Progress(console, clips=len(plan.entries), subjects=len(plan.subjects), before=before.values()) as progress,
+        ray_cluster(address, _needs(prepare)) as ray,
+        PrepareBoard(console, clips=len(plan.entries), subjects=len(plan.subjects), before=before.values()) as board,
     ):
-        _check_fits(ray, prepare)
-        for task, outcome in _run(ray, tasks, prepare):
-            progress.advance(task.name, _accepted(outcome))
-            if outcome.failed is not None:
+        pool = Pool[SubjectTask, SubjectOutcome](ray=ray, task=prepare_subject, retries=RETRIES)
+        for task, end in pool.run(tasks):
+            outcome = _accepted(task, end)
+            board.advance(task.name, outcome)
+            if outcome.error is not None:
                 failed.append((task, outcome))
     return failed
 
 
-def _accepted(outcome: SubjectOutcome) -> SubjectOutcome:
-    if outcome.refused is not None:
-        raise RefusedError(outcome.refused)
-    if outcome.unfit is not None:
-        raise InputError(outcome.unfit)
-    return outcome
+def _accepted(task: SubjectTask, end: SubjectOutcome | GivenUp) -> SubjectOutcome:
+    """Return a task's outcome; refuse what ends the run: bad content, and a task for which no node is fit."""
+    if isinstance(end, GivenUp):
+        if end.unfit:
+            raise InputError(end.reason)
+        return SubjectOutcome(clips=len(task.entries), error=end.reason)
+    if end.bad_input is not None:
+        raise RefusedError(end.bad_input)
+    if end.bad_node is not None:
+        raise InputError(end.bad_node)
+    return end
 
 
-def _absolute(entry: Clip | FlowPicture) -> Clip | FlowPicture:
-    """Workers may have another working directory; what a user reads in the annotation's place stays as it was."""
-    if isinstance(entry, Clip):
-        return replace(entry, frames=entry.frames.absolute())
-    return replace(entry, picture=entry.picture.absolute())
+def _absolute(prepare: PrepareConfig) -> PrepareConfig:
+    """Workers may have another working directory."""
+    model = prepare.detector_model
+    return prepare if model is None else replace(prepare, detector_model=str(Path(model).absolute()))
 
 
-def _check_fits(ray: Any, prepare: PrepareConfig) -> None:
-    """Refuse tasks that would wait for ever: a task runs on one node."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needs = {"CPU": prepare.threads, "GPU": prepare.gpus_per_task}
-    if not any(all(needed <= node.get(key, 0) for key, needed in needs.items()) for node in nodes):
-        largest = ", ".join(f"{max(node.get(key, 0) for node in nodes):g} {key}s" for key in needs)
-        raise InputError(
-            f"prepare.threads={prepare.threads}, prepare.gpus_per_task={prepare.gpus_per_task:g}: no node has as many "
-            f"CPUs and GPUs (at most {largest}): no task can run"
-        )
-
-
-def _run(
-    ray: Any, tasks: Sequence[SubjectTask], prepare: PrepareConfig
-) -> Iterator[tuple[SubjectTask, SubjectOutcome]]:
-    """Ray starts a task again whose worker died; its shard is written whole or not at all."""
-    remote = ray.remote(
-        num_cpus=prepare.threads, num_gpus=prepare.gpus_per_task, max_retries=ResourcesConfig().retries, max_calls=0
-    )(prepare_subject)
-    flights = {remote.remote(task): task for task in tasks}
-    while flights:
-        ready, _ = ray.wait(list(flights), num_returns=1)
-        for reference in ready:
-            task = flights.pop(reference)
-            try:
-                outcome = ray.get(reference)
-            except ray.exceptions.RayError as error:
-                reason = f"its worker died again and again: {' '.join(str(error).split())}"
-                outcome = SubjectOutcome(clips=len(task.entries), failed=reason)
-            yield task, outcome
+def _needs(prepare: PrepareConfig) -> Needs:
+    return Needs(
+        task="task",
+        cpus=prepare.threads,
+        gpus=prepare.gpus_per_task,
+        cpus_key="prepare.threads",
+        gpus_key="prepare.gpus_per_task",
+    )
 
 
 def _whole(plan: Plan, stage: Staging) -> Parts:

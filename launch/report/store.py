@@ -1,85 +1,28 @@
-"""The output of ``htnet prepare``: progress, counts, clips that are left out and why, times."""
+"""The output of ``htnet prepare``: counts, clips that are left out and why, times."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from htnet.data.datasets.base import Clip, FlowPicture, LeftOut
 from htnet.data.datasets.labels import LabelScheme
+from htnet.data.entries import Entry, LeftOut
 from htnet.data.extraction import NO_LANDMARKS
 from htnet.data.faces.finder import MEAN_SHAPE
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.files import write_json
-from launch.run.folder import environment
-from launch.tasks.subject import SubjectOutcome
+from launch.run.environment import driver_environment
+from launch.screen import say
 
 _SHOWN_SUBJECTS = 3
-
-
-def say(console: Console, line: str) -> None:
-    """A line as it is: names of folders and clips are no markup, and are not broken to fit the terminal."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-class Progress:
-    """Clips and subjects done, left out and still to come; a line on a terminal, a line per subject in a log file."""
-
-    def __init__(self, console: Console, *, clips: int, subjects: int, before: Collection[int]) -> None:
-        """``before``: clips of each subject that was done before."""
-        self._console = console
-        self._clips, self._clips_done, self._clips_before = clips, sum(before), sum(before)
-        self._subjects, self._subjects_done = subjects, len(before)
-        self._left_out = self._failed = 0
-        self._start = time.monotonic()
-        self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._line)
-
-    def __enter__(self) -> Progress:
-        if self._subjects_done:
-            say(self._console, f"going on: {self._clips_done} of {self._clips} clips were done before")
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
-
-    def advance(self, subject: str, outcome: SubjectOutcome) -> None:
-        """A subject has come to its end."""
-        if outcome.failed is None:
-            self._clips_done += outcome.clips
-            self._subjects_done += 1
-            self._left_out += outcome.left_out
-        else:
-            self._failed += 1
-        if not self._console.is_terminal:
-            end = "not done" if outcome.failed is not None else f"{outcome.clips} clips"
-            say(self._console, f"{subject}: {end}; {self._line()}")
-
-    def _line(self) -> Text:
-        parts = [f"{self._clips_done} of {self._clips} clips", f"{self._subjects_done} of {self._subjects} subjects"]
-        parts += [f"{self._left_out} clips left out"] if self._left_out else []
-        parts += [f"{self._failed} subjects not done"] if self._failed else []
-        rate = (self._clips_done - self._clips_before) / max(time.monotonic() - self._start, 1e-9)
-        if rate:
-            seconds = round((self._clips - self._clips_done) / rate)
-            left = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-            parts += [f"{rate:.3g} clips a second", f"left {left}"]
-        return Text(", ".join(parts))
 
 
 def print_store(store: Store, left_out: Sequence[LeftOut], console: Console) -> None:
@@ -89,9 +32,7 @@ def print_store(store: Store, left_out: Sequence[LeftOut], console: Console) -> 
     print_left_out(left_out, console)
 
 
-def print_list(
-    scheme: LabelScheme, entries: Sequence[Clip | FlowPicture], left_out: Sequence[LeftOut], console: Console
-) -> None:
+def print_list(scheme: LabelScheme, entries: Sequence[Entry], left_out: Sequence[LeftOut], console: Console) -> None:
     """Counts of what the sources hold, how annotations were read, and every clip that is left out."""
     pairs = [(entry.id.dataset, f"{entry.id.dataset}/{entry.id.subject}", entry.label) for entry in entries]
     console.print(_counts(f"label scheme {scheme.name}", pairs, scheme.classes, by_subject=True))
@@ -99,9 +40,9 @@ def print_list(
     print_left_out(left_out, console)
 
 
-def print_read_otherwise(entries: Sequence[Clip | FlowPicture], console: Console, *, each: bool) -> None:
+def print_read_otherwise(entries: Sequence[Entry], console: Console, *, each: bool) -> None:
     """Print how many annotations each rule read otherwise than they stand; ``each``: every value, with its cell."""
-    notes = Counter(note for entry in entries if isinstance(entry, Clip) for note in entry.notes)
+    notes = Counter(note for entry in entries for note in entry.notes)
     for rule, count in sorted(notes.items()):
         say(console, f"read by rule: {rule}: {count} clips")
     remarks = [f"{entry.id}: {remark}" for entry in entries for remark in entry.remarks]
@@ -112,7 +53,7 @@ def print_read_otherwise(entries: Sequence[Clip | FlowPicture], console: Console
 
 
 def _counts(
-    title: str, pairs: Iterable[tuple[str, str, int]], classes: Sequence[str], *, by_subject: bool = False
+    title: str, pairs: Iterable[tuple[str, str, int | None]], classes: Sequence[str], *, by_subject: bool = False
 ) -> Table:
     """(dataset, subject, label) as a table of a row per subject where asked for, one per dataset, and one for all."""
     pairs = list(pairs)
@@ -166,7 +107,7 @@ def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], 
             }
         )
     report = {
-        "run": {"wall_seconds": round(seconds, 3), **environment(out)},
+        "run": {"wall_seconds": round(seconds, 3), **driver_environment(out)},
         "read_by_rule": _by_rule(parts),
         "landmarks": _landmarks(parts),
         "seconds_by_stage": {name: round(value, 3) for name, value in stages.most_common()},

@@ -6,9 +6,6 @@ folder, on storage that all nodes share, is the only channel: checkpoints, progr
 
 from __future__ import annotations
 
-import dataclasses
-import glob
-import json
 import os
 import platform
 import time
@@ -24,19 +21,20 @@ from htnet.config.identity import config_hash
 from htnet.config.load import load_config
 from htnet.cpu import configure_cpu
 from htnet.data.samples import Fold
-from htnet.data.store.writer import Store, open_store
+from htnet.data.store.reader import Store, open_store
 from htnet.errors import HTNetError, InputError, NonFiniteLossError
 from htnet.scoring.record import FoldRecord, RecordedSample, Validation
-from kernels.machine import card_facts, cpu_name, package_version
+from launch.run.environment import deciding_facts, differences, fold_environment
+from launch.run.folder import RunFolder
+from launch.run.progress import ProgressWriter
 
 if TYPE_CHECKING:
     import torch
 
     from dali_pipelines import Batch, FlowStream
     from htnet.training.engine import Engine
-    from htnet.training.trainer import Trainer
-
-PROGRESS_SECONDS = 1.0
+    from htnet.training.snapshot import Snapshots
+    from htnet.training.trainer import Trainer, Watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +54,46 @@ class FoldSpec:
         return replace(self, attempt=self.attempt + 1, submission=uuid.uuid4().hex)
 
     @property
-    def record_path(self) -> Path:
-        return self.run_dir / "folds" / f"{self.fold.name}.json"
+    def name(self) -> str:
+        return self.fold.subject
 
     @property
-    def checkpoint_path(self) -> Path:
-        return self.run_dir / "checkpoints" / f"{self.fold.name}.pt"
+    def cpus(self) -> float:
+        return self.config.resources.cpus_per_fold
+
+    @property
+    def gpus(self) -> float:
+        return self.config.resources.gpus_per_fold
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(path=self.run_dir)
+
+    @property
+    def record_path(self) -> Path:
+        return self.run.record(self.fold.subject)
+
+    @property
+    def snapshot_path(self) -> Path:
+        return self.run.checkpoint(self.fold.subject)
 
     @property
     def progress_path(self) -> Path:
-        return self.run_dir / "progress" / f"{self.fold.name}.{self.submission}.json"
+        return self.run.progress(self.fold.subject, self.submission)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldOutcome:
-    """The answer to the driver: the record's existence, or the reason why there is none."""
+    """The answer to the driver: the record's existence, or the reason why there is none.
+
+    ``bad_node``: the node sees another store or run than the driver, so nothing was done; another node may.
+    """
 
     fold: str
     seconds: float
     resumed_epoch: int = 0
     reason: str | None = None
+    bad_node: str | None = None
     traceback: str | None = None
 
 
@@ -85,10 +103,15 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
     try:
         if spec.record_path.exists():
             return _done_before(spec)
-        check_node(spec)
         os.environ.pop("HTNET_ATTENTION", None)  # the driver took it into the configuration; a node's own has no say
         configure_cpu(spec.config.engine.threads)
-        _Progress(spec, start=0).write(0, force=True)  # from here on the watchdog knows that the fold has started
+        try:
+            check_node(spec)
+            check_machine(spec)
+        except InputError as error:
+            return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, bad_node=str(error))
+        # from here on the watchdog knows that the fold has started
+        ProgressWriter(spec.progress_path, start=0).write(0, force=True)
         resumed = train_fold(spec, start)
         return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, resumed_epoch=resumed)
     except Exception as error:  # whatever one fold dies of, the others go on and the summary names it
@@ -122,24 +145,29 @@ def check_node(spec: FoldSpec) -> None:
     if config_hash(spec.config, digest) != spec.config_hash:
         raise InputError(f"{node}: {spec.config.data.store}: not the store of this run; the store {rule}")
     try:
-        seen = config_hash(load_config(spec.run_dir / "config.yaml"), digest)
+        seen = config_hash(load_config(spec.run.config), digest)
     except InputError as error:
         raise InputError(f"{node}: {error}; the run's folder {rule}") from None
     if seen != spec.config_hash:
         raise InputError(f"{node}: {spec.run_dir}: holds another run; the run's folder {rule}")
 
 
-def tidy_up(run_dir: Path, fold: str) -> None:
-    """Remove what only an unfinished fold needs, of workers that died, too; ``fold`` as in its files' names.
+def check_machine(spec: FoldSpec) -> None:
+    """Make sure that this machine gives the bits that the run's first fold got; the first fold decides.
 
-    The driver does it once more for folds with a record: a worker may have been killed between record and here.
+    Raises:
+        InputError: it does not, and ``resources.mixed_devices`` is not set; names the node and what differs.
     """
-    checkpoints, progress = run_dir / "checkpoints", run_dir / "progress"
-    name, submission = glob.escape(fold), "[0-9a-f]" * 32  # a subject may be called s[12], another s1.b beside s1
-    partial = checkpoints.glob(f".{name}.pt.*.tmp")
-    told = progress.glob(f"{name}.{submission}.json"), progress.glob(f".{name}.{submission}.json.*.tmp")
-    for path in (checkpoints / f"{fold}.pt", *partial, *told[0], *told[1]):
-        path.unlink(missing_ok=True)
+    from htnet.training.engine import resolve_device
+
+    device = resolve_device(spec.config.engine, spec.config.resources.gpus_per_fold)
+    here = deciding_facts(spec.config.engine, device)
+    differs = differences(spec.run.settle_machine(here), here)
+    if differs and not spec.config.resources.mixed_devices:
+        raise InputError(
+            f"node {platform.node()}: not of the kind of the run's first fold: {', '.join(differs)}; "
+            "resources.mixed_devices=true lets a run mix them"
+        )
 
 
 def fold_seed(seed: int, fold: str) -> int:
@@ -162,22 +190,25 @@ class FoldData:
 
 def load_data(spec: FoldSpec, store: Store, device: torch.device, state: bytes | None) -> FoldData:
     """Assemble the data of a fold on the device; ``state`` is that of a source from which training goes on."""
-    from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, flow_from_frames, load_set
+    from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, load_set, open_resident
     from htnet.data.loso import validation_subjects
 
     config, fold, data = spec.config, spec.fold, spec.config.data
     inner = validation_subjects(store, fold, data.validation_subjects, config.seed)
     validation_rows = [row for row in fold.train if store.samples[row].subject in inner]
     train_rows = tuple(row for row in fold.train if store.samples[row].subject not in inner)
-    placed: dict[str, Any] = {"device": device, "threads": config.engine.threads}
-    read = None
-    if data.input == "frames":
-        read = flow_from_frames(store, (*fold.train, *fold.test), method=data.frames_flow, **placed)
-    transform = fit_transform(store, train_rows, data=data, mosaic_size=config.model.image_size, read=read)
-    shared: dict[str, Any] = {"data": data, "transform": transform, "read": read, **placed}
-    sets = {"test": load_set(store, fold.test, **shared)}
-    if validation_rows:
-        sets["validation"] = load_set(store, validation_rows, **shared)
+    resident = open_resident(
+        store,
+        (*fold.train, *fold.test),
+        data=data,
+        mosaic_size=config.model.image_size,
+        device=device,
+        threads=config.engine.threads,
+    )
+    transform = fit_transform(resident, train_rows, standardise=data.standardise)
+    sets = {"test": load_set(resident, fold.test, transform)}
+    if inner:
+        sets["validation"] = load_set(resident, validation_rows, transform)
     sampler = EpochSampler(
         rows=train_rows,
         batch_size=config.train.batch_size,
@@ -185,7 +216,8 @@ def load_data(spec: FoldSpec, store: Store, device: torch.device, state: bytes |
         shuffle=data.shuffle,
         groups=balance_groups(store, train_rows, data.balance),
     )
-    source = FlowStream(store, sampler, num_classes=config.model.num_classes, state=state, **shared)
+    classes = config.model.num_classes
+    source = FlowStream(resident, sampler, augment=data.augment, transform=transform, num_classes=classes, state=state)
     labels = tuple(store.samples[row].label for row in train_rows)
     return FoldData(source=source, train_labels=labels, sets=sets)
 
@@ -197,46 +229,26 @@ def train_fold(spec: FoldSpec, started: float) -> int:
     """
     from htnet.training.engine import resolve_device
     from htnet.training.snapshot import Snapshots
-    from htnet.training.trainer import Trainer, Watched
+    from htnet.training.trainer import Trainer
 
     config = spec.config
     store = open_store(Path(config.data.store))
     device = resolve_device(config.engine, config.resources.gpus_per_fold)
     limit_gpu_memory(device, config.resources.gpus_per_fold)
     minutes = config.resources.checkpoint_minutes
-    with closing(Snapshots(snapshot_place(spec), identity=spec.config_hash, minutes=minutes)) as snapshots:
+    with closing(Snapshots(spec.snapshot_path, identity=spec.config_hash, minutes=minutes)) as snapshots:
         found = snapshots.newest()
         data = load_data(spec, store, device, None if found is None else found.source)
         with closing(make_engine(config, spec.fold, data.train_labels, device)) as engine:
-            watched = {
-                name: Watched(images=batch.images, names=tuple(str(store.samples[row].id) for row in batch.rows))
-                for name, batch in data.sets.items()
-            }
+            watched = watched_sets(store, data)
             trainer = Trainer(engine, data.source, config.train, watched=watched, started=started)
             if found is not None:
                 found.restore(trainer)
-            start = trainer.epoch
-            progress = _Progress(spec, start=start)
-            progress.write(start, force=True)
-
-            def after_epoch(trainer: Trainer) -> None:
-                progress.write(trainer.epoch)
-                snapshots.save_when_due(trainer)
-
-            trainer.after_epoch = after_epoch
-            try:
-                trainer.run()
-            except NonFiniteLossError as error:
-                raise NonFiniteLossError(f"fold {spec.fold.subject}: {error}") from None
+            resumed = trainer.epoch
+            run_trainer(spec, trainer, snapshots)
             write_record(spec, store, trainer, data)
-    snapshots.remove()
-    tidy_up(spec.run_dir, spec.fold.name)
-    return start
-
-
-def snapshot_place(spec: FoldSpec) -> Path:
-    """Return the folder of the fold's snapshots."""
-    return spec.checkpoint_path.with_name(spec.fold.name)
+    spec.run.remove_leftovers(spec.fold.subject)
+    return resumed
 
 
 def make_engine(config: Config, fold: Fold, train_labels: tuple[int, ...], device: torch.device) -> Engine:
@@ -252,6 +264,36 @@ def make_engine(config: Config, fold: Fold, train_labels: tuple[int, ...], devic
     if config.train.class_weights == "balanced":
         weights = class_weights(torch.tensor(train_labels), config.model.num_classes)
     return create_engine(HTNet(config.model), config.train, config.engine, device=device, weights=weights)
+
+
+def watched_sets(store: Store, data: FoldData) -> dict[str, Watched]:
+    """Return the fold's sets as a trainer watches them, with the name of each sample."""
+    from htnet.training.trainer import Watched
+
+    return {
+        name: Watched(images=batch.images, names=tuple(str(store.samples[row].id) for row in batch.rows))
+        for name, batch in data.sets.items()
+    }
+
+
+def run_trainer(spec: FoldSpec, trainer: Trainer, snapshots: Snapshots) -> None:
+    """Train what is left; after every epoch progress is told, and a snapshot is taken where one is due.
+
+    Raises:
+        NonFiniteLossError: a loss or an output is not finite; names the fold, and epoch and step or sample.
+    """
+    progress = ProgressWriter(spec.progress_path, start=trainer.epoch)
+    progress.write(trainer.epoch, force=True)
+
+    def after_epoch(trainer: Trainer) -> None:
+        progress.write(trainer.epoch)
+        snapshots.save_when_due(trainer)
+
+    trainer.after_epoch = after_epoch
+    try:
+        trainer.run()
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(f"fold {spec.fold.subject}: {error}") from None
 
 
 def write_record(spec: FoldSpec, store: Store, trainer: Trainer, data: FoldData) -> None:
@@ -274,30 +316,17 @@ def write_record(spec: FoldSpec, store: Store, trainer: Trainer, data: FoldData)
         train_loss=tuple(trainer.train_loss),
         final_logits=tuple(tuple(row) for row in trainer.logits(data.sets["test"].images).tolist()),
         seconds=round(trainer.seconds, 3),
-        environment=fold_environment(spec.config, trainer.engine.device),
+        environment=describe_environment(spec, trainer.engine.device),
         attempts=spec.attempt,
     )
     spec.record_path.parent.mkdir(parents=True, exist_ok=True)
     record.write(spec.record_path)
 
 
-class _Progress:
-    """The file that tells the driver how far a fold is, at most once a second, and where this worker took it up."""
-
-    def __init__(self, spec: FoldSpec, *, start: int) -> None:
-        self._path, self._start, self._epochs = spec.progress_path, start, spec.config.train.epochs
-        self._last = 0.0
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(self, epoch: int, *, force: bool = False) -> None:
-        if not force and time.monotonic() - self._last < PROGRESS_SECONDS:
-            return
-        self._last = time.monotonic()
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
-        temporary.write_text(
-            json.dumps({"epoch": epoch, "start": self._start, "epochs": self._epochs}), encoding="utf-8"
-        )
-        temporary.replace(self._path)
+def describe_environment(spec: FoldSpec, device: torch.device) -> dict[str, Any]:
+    """Describe what computed the fold, and in what it differs from the run's first one."""
+    first = spec.run.settle_machine(deciding_facts(spec.config.engine, device))
+    return fold_environment(spec.config, device, first)
 
 
 def limit_gpu_memory(device: torch.device, share: float) -> None:
@@ -306,19 +335,3 @@ def limit_gpu_memory(device: torch.device, share: float) -> None:
 
     if device.type == "cuda" and 0 < share < 1:
         torch.cuda.set_per_process_memory_fraction(share, device)
-
-
-def fold_environment(config: Config, device: torch.device) -> dict[str, Any]:
-    """Describe what computed a fold, for its record: host, device, engine, versions; of a GPU its card and driver."""
-    from dali_pipelines import DALI_VERSION
-
-    card = card_facts(device)
-    versions = {name: package_version(name) for name in ("torch", "deepspeed", "ray")} | {"dali": str(DALI_VERSION)}
-    return {
-        "host": platform.node(),
-        "device": device.type,
-        "device_name": card.pop("name", None) or cpu_name(),
-        **({"card": card} if card else {}),
-        **{key: value for key, value in dataclasses.asdict(config.engine).items() if key != "device"},
-        "versions": {name: found for name, found in versions.items() if found is not None},
-    }

@@ -1,4 +1,4 @@
-"""One subject of a store: what a Ray task of ``htnet prepare`` does."""
+"""One subject of a store, as a task of ``htnet prepare``; knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from htnet.data.datasets.base import Clip, FlowPicture
-from htnet.data.extraction import ExtractionSettings
-from htnet.data.faces.landmarks import LandmarkTable
+from htnet.config import PrepareConfig
+from htnet.data.entries import Entry
 from htnet.errors import InputError
 
 SHARED = "must lie on storage that all nodes share"
@@ -26,32 +25,50 @@ class SubjectTask:
 
     dataset: str
     subject: str
-    entries: tuple[Clip | FlowPicture, ...]
-    landmarks: LandmarkTable
-    settings: ExtractionSettings
+    entries: tuple[Entry, ...]
+    prepare: PrepareConfig
+    device: str
+    """Where flow is computed, ``cpu`` or ``cuda``."""
+    strict: bool = False
+    """Whether the first clip that cannot be used ends the work."""
     folder: Path
     """The store in the making, on storage that all nodes share."""
+    progress_path: None = None
+
+    @property
+    def cpus(self) -> float:
+        """Number of its threads."""
+        return self.prepare.threads
+
+    @property
+    def gpus(self) -> float:
+        """Share of a GPU that Ray reserves for it."""
+        return self.prepare.gpus_per_task
 
     @property
     def name(self) -> str:
         """Subject keyed by its dataset, ``casme2/sub17``."""
         return f"{self.dataset}/{self.subject}"
 
+    def again(self) -> SubjectTask:
+        """Return the task of the next attempt: the same, for its shard is written whole or not at all."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectOutcome:
-    """The end of a subject's task. ``refused``: bad content of the sources, which ends the run.
+    """The end of a subject's task.
 
-    ``unfit``: this node cannot do the work as it is set up, which ends the run; what others have done stays.
-    ``failed``: the machine (a full disk, a dead worker) or a defect, then with a ``traceback``; the subject is not
-    done, the others go on.
+    ``bad_input``: the content of the sources cannot be used, which ends the run. ``bad_node``: this node cannot do the
+    work as it is set up; another may. ``error``: the machine (a full disk, a dead worker) or a defect, then with a
+    ``traceback``; the subject is not done, the others go on.
     """
 
     clips: int
     left_out: int = 0
-    refused: str | None = None
-    unfit: str | None = None
-    failed: str | None = None
+    bad_input: str | None = None
+    bad_node: str | None = None
+    error: str | None = None
     traceback: str | None = None
 
 
@@ -63,34 +80,35 @@ def prepare_subject(task: SubjectTask) -> SubjectOutcome:
     from htnet.data.extraction import extract
     from htnet.data.store.writer import write_part
 
-    cv2.setNumThreads(task.settings.threads)
-    torch.set_num_threads(task.settings.threads)
+    cv2.setNumThreads(task.prepare.threads)
+    torch.set_num_threads(task.prepare.threads)
     clips = len(task.entries)
     try:
         _check_node(task)
     except InputError as error:
-        return SubjectOutcome(clips=clips, unfit=f"node {platform.node()}: {error}")
+        return SubjectOutcome(clips=clips, bad_node=f"node {platform.node()}: {error}")
     try:
-        found = extract(task.entries, task.landmarks, task.settings)
+        found = extract(task.entries, task.prepare, device=task.device, strict=task.strict)
         left_out = [dataclasses.asdict(item) for item in found.left_out]
         notes = {"methods": found.methods, "mean_shape": found.mean_shape, "by_rule": found.by_rule}
         write_part(task.folder, task.dataset, task.subject, found.samples, left_out, found.seconds, notes)
     except InputError as error:
-        return SubjectOutcome(clips=clips, refused=str(error))
+        return SubjectOutcome(clips=clips, bad_input=str(error))
     except OSError as error:
-        return SubjectOutcome(clips=clips, failed=f"node {platform.node()}: {error}")
+        return SubjectOutcome(clips=clips, error=f"node {platform.node()}: {error}")
     except Exception as error:  # whatever one subject dies of, the others go on; to try it again would be in vain
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return SubjectOutcome(clips=clips, failed=reason, traceback=traceback.format_exc())
+        return SubjectOutcome(clips=clips, error=reason, traceback=traceback.format_exc())
     return SubjectOutcome(clips=clips, left_out=len(left_out))
 
 
 def _check_node(task: SubjectTask) -> None:
     """Make sure that this node sees what the driver sees: clips that it does not see would all be left out."""
-    task.settings.check_machine()
+    from htnet.data.extraction import check_machine
+
+    check_machine(task.prepare, task.device)
     if not task.folder.is_dir():
         raise InputError(f"{task.folder}: not there; the store {SHARED}")
     for entry in task.entries:
-        path = entry.frames if isinstance(entry, Clip) else entry.picture
-        if not path.exists():
-            raise InputError(f"{path}: not there; the sources {SHARED}")
+        if not entry.path.exists():
+            raise InputError(f"{entry.path}: not there; the sources {SHARED}")
