@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import subprocess
@@ -308,13 +309,15 @@ def test_settings_that_do_not_fit_the_store_are_refused_before_a_run_folder_is_m
 
 
 def test_a_gpu_asked_for_where_there_is_none_is_refused(stored, monkeypatch):
-    # a stand-in for Ray, because starting it takes longer than all other tests here
-    machine = SimpleNamespace(init=lambda **_: None, cluster_resources=lambda: {"CPU": 2.0}, shutdown=lambda: None)
+    """A stand-in for Ray tells of a node without a GPU, because starting one takes longer than all other tests here."""
+    node = {"Alive": True, "Resources": {"CPU": 2.0}}
+    machine = SimpleNamespace(init=lambda **_: None, nodes=lambda: [node], shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", machine)
+    monkeypatch.setattr("launch.cluster._local_only", contextlib.nullcontext)
     for share, needed in (("1", "1"), ("0.25", "0.25")):
         options = ("--out", stored.path / "run", "--set", f"resources.gpus_per_fold={share}")
         code, _, err = stored.run("sweep", stored.config, *options)
-        expected = f"resources.gpus_per_fold={needed}: the cluster has 0 GPU(s): no fold can run"
+        expected = f"resources.gpus_per_fold={needed}: no node has more than 0 GPU(s): no fold can run"
         assert (code, err) == (2, f"htnet sweep: {expected}\n")
 
 

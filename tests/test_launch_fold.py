@@ -490,7 +490,7 @@ def test_a_node_that_does_not_see_the_runs_folder_writes_nothing_and_says_so(mak
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_fold_that_asks_for_a_gpu_where_there_is_none_says_so(make_spec):
     outcome = run_fold(make_spec(resources={"gpus_per_fold": 1.0}))
-    assert "no CUDA device is visible; set engine.device=cpu" in outcome.reason
+    assert "no CUDA device is visible; set engine.device=cpu" in outcome.bad_node
 
 
 @pytest.mark.gpu
