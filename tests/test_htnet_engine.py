@@ -1,4 +1,4 @@
-"""Engines: the same bits from both, true Adam, exact resumption, no side effects."""
+"""Guarantees of the engines to a fold: the same bits from both, true Adam, exact resumption, no side effects."""
 
 from __future__ import annotations
 
@@ -208,8 +208,8 @@ def test_weight_decay_reaches_the_matrices_and_nothing_else(optimizer):
     share=st.floats(0, 1),
     peak=st.floats(1e-6, 1.0),
 )
-def test_the_learning_rate_warms_up_then_stays_or_falls(schedule, epochs, steps, share, peak):
-    """It rises to its peak, and then stays or falls to zero."""
+def test_the_learning_rate_follows_its_schedule(schedule, epochs, steps, share, peak):
+    """The learning rate rises to its peak and then stays or falls to zero."""
     warmup = share * epochs
     train = TrainConfig(schedule=schedule, epochs=epochs, warmup_epochs=warmup, learning_rate=peak)
     rates = [learning_rate(train, step, steps) for step in range(epochs * steps)]
@@ -243,8 +243,8 @@ def test_the_engine_steps_at_the_rate_it_is_given():
 
 @settings(max_examples=50, deadline=None)
 @given(labels=st.lists(st.integers(0, 2), min_size=1, max_size=40))
-def test_balanced_weights_give_present_classes_the_same_say(labels):
-    """A class without samples has weight 0."""
+def test_balanced_weights_give_every_class_the_same_say(labels):
+    """Balanced weights give every class that is there the same say."""
     weights = class_weights(torch.tensor(labels), 3)
     assert weights.dtype == torch.float32
     for label in range(3):
@@ -262,8 +262,8 @@ def test_the_loss_is_torchs_in_fp32_whatever_the_logits_are():
 
 
 @pytest.mark.parametrize("limit", [0.01, 1.0, 1e3])
-def test_clipping_shortens_long_gradients_only(limit):
-    """A gradient within the limit stays as it is."""
+def test_clipping_shortens_only_long_gradients(limit):
+    """Clipping shortens a long gradient and leaves a short one as it is."""
     parameters = [nn.Parameter(torch.zeros(4, 5)), nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))]
     gradients = [torch.randn(4, 5), torch.randn(3)]
     for parameter, gradient in zip(parameters, gradients, strict=False):  # the last one took no part
@@ -517,8 +517,8 @@ def test_deepspeed_compiles_nothing_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_masters_follow_torchs_adam(decoupled):
-    """The weights are the rounded masters."""
+def test_masters_follow_the_adam_of_torch(decoupled):
+    """Masters follow torch's Adam, and the weights are their rounding."""
     torch.manual_seed(0)
     start = torch.randn(3, 50)
     exact, rounded = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
@@ -575,8 +575,8 @@ def test_masters_are_clipped_by_the_norm_of_all_their_gradients():
         torch.testing.assert_close(optimizer.state[weight]["master"], wanted, rtol=1e-4, atol=0)
 
 
-def test_a_gradient_that_is_nan_makes_a_weight_nan():
-    """A NaN or an infinity does not hide in the rounding to bf16."""
+def test_a_gradient_that_is_no_number_spoils_its_weight():
+    """A gradient that is no number leaves a weight that is no number."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = MasterAdam([weight], lr=1e-4, betas=(0.9, 0.999), eps=1e-8, decoupled=False)
     optimizer.narrow(torch.bfloat16)
@@ -585,8 +585,8 @@ def test_a_gradient_that_is_nan_makes_a_weight_nan():
     assert weight.isnan().tolist() == [True, True, False]
 
 
-def test_small_steps_are_not_lost_in_masters():
-    """A hundred steps below the resolution of bf16 add up."""
+def test_small_steps_are_not_lost_to_narrow_weights():
+    """Masters are finer than the weights, so small steps are not lost."""
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = MasterAdam([weight], lr=1e-4, betas=(0.9, 0.999), eps=1e-8, decoupled=False)
     optimizer.narrow(torch.bfloat16)

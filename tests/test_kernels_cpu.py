@@ -56,7 +56,7 @@ print(json.dumps({"digests": digests, "compiled": bool(code), "loose": sorted(se
 
 def probe(folder: Path, *steps: str, **environment: str) -> dict:
     """The digests of what a new process computes with machine code in ``folder``."""
-    steps = steps or ("refine", "update")
+    steps = steps or ("refine",)
     done = subprocess.run(
         [sys.executable, "-c", _PROBE, *steps],
         cwd=ROOT,
@@ -71,8 +71,8 @@ def probe(folder: Path, *steps: str, **environment: str) -> dict:
 def left(folder: Path, copy: Path) -> Path:
     """Copy what a kill might leave: an index without its code, code without its index, parts under other names."""
     shutil.copytree(folder, copy)
-    for pattern in ("tvl1.refine*.nbi", "adam.update*.nbc"):
-        [path] = copy.rglob(pattern)
+    for pattern in ("tvl1.refine*.nbi", "tvl1._median*.nbc"):
+        path = min(copy.rglob(pattern))
         path.with_name(f"{path.name}.tmp.0123").write_bytes(path.read_bytes()[:999])
         path.unlink()
     return copy
@@ -85,7 +85,7 @@ def found(tmp_path_factory) -> dict[str, dict]:
     plain = {"NUMBA_OPT": "0", "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(probe, [folder, folder])
-        other = pool.submit(probe, elsewhere / "plain", "inner", "update", "refine", **plain)
+        other = pool.submit(probe, elsewhere / "plain", "inner", "refine", **plain)
         parts, whole = probe(left(folder, elsewhere / "left")), probe(folder)
         return {"first": first, "second": second, "whole": whole, "parts": parts, "other": other.result()}
 

@@ -1,4 +1,4 @@
-"""What a measurement is on paper: one row with everything that a reader needs to place it, appended to a CSV file."""
+"""Measurement on paper: one row with everything that a reader needs to place it, appended to a CSV file."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def this_machine(device: torch.device) -> Where:
-    """Where a measurement is made, as far as the machine says."""
+    """Describe where a measurement is made, as far as the machine says."""
     card, threads = card_facts(device), torch.get_num_threads()
     return Where(
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -308,7 +308,7 @@ def _measurement(name: str, epochs: list[Epoch], threads: int, baseline: list[Ep
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a reader needs to place the numbers."""
+    """Facts that a reader needs to place the numbers."""
 
     date: str
     commit: str

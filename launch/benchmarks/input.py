@@ -139,7 +139,7 @@ CASES: Final[dict[str, Case]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much is measured."""
+    """Extent of the measurement."""
 
     cases: tuple[str, ...] = tuple(CASES)
     samples: int = 442

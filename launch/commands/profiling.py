@@ -129,7 +129,7 @@ def _local_attention(options: argparse.Namespace, device: torch.device, console:
 
 
 def _plan(options: argparse.Namespace, device: torch.device) -> tuple[Plan, list[Case]]:
-    """What to measure here, and the cases as a card would get them; ValueError names what is wrong and the known."""
+    """Plan the measurements, and the cases as a card would get them; ValueError names what is wrong and the known."""
     from kernels.benchmarks.cards import CARDS
     from kernels.benchmarks.cases import DIRECTIONS, select_cases
     from kernels.benchmarks.providers import select_providers
@@ -249,7 +249,7 @@ def _say_floors(cases: Sequence[Case], card_name: str, console: Console) -> None
 
 
 def _say_kernels(cases: Sequence[Case], card_name: str, console: Console) -> None:
-    """What the compiler makes of our kernels for the card; a machine that cannot compile them says why."""
+    """Print what the compiler makes of our kernels for the card; a machine that cannot compile them says why."""
     from kernels.benchmarks.cards import CARDS
     from kernels.benchmarks.static import kernel_rows
 

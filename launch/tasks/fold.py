@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldSpec:
-    """The order to train one fold; small, because it is sent to a worker."""
+    """Facts that a worker needs to know; few, because they are sent to it."""
 
     config: Config
     fold: Fold
@@ -84,7 +84,7 @@ class FoldSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldOutcome:
-    """The answer to the driver: the record's existence, or the reason why there is none.
+    """Answer to the driver: the record's existence, or the reason why there is none.
 
     ``bad_node``: the node sees another store or run than the driver, so nothing was done; another node may.
     """
