@@ -94,7 +94,8 @@ def from_upstream(
     """The state dict of :class:`htnet.HTNet` with the weights of an upstream checkpoint, in float32; devices stay.
 
     The state dict may lie in a dict beside an epoch or an optimizer, and all its keys may begin with ``module.``, as
-    ``DataParallel`` makes them. Weights of 16 or 64 bits become float32: they are what training goes on from.
+    ``DataParallel`` makes them. Weights of 16 or 64 bits become float32: they are what training goes on from. The
+    position tables are those of ``model.position=scalar``.
 
     Args:
         state_dict: a file that ``torch.save`` wrote, or what ``torch.load`` returns of it. Of a file tensors and plain
@@ -122,10 +123,16 @@ def from_upstream(
 
 
 def to_upstream(state_dict: Mapping[str, Tensor], *, channel_order: ChannelOrder = "ours") -> dict[str, Tensor]:
-    """The inverse of :func:`from_upstream` on a state dict, exact; same errors.
+    """Return the inverse of :func:`from_upstream` on a state dict, exact; same errors.
 
-    ``channel_order="upstream"`` writes a checkpoint that upstream's script can use on (strain, v, u) images.
+    ``channel_order="upstream"`` writes a checkpoint that upstream's script can use on (strain, v, u) images. Position
+    tables with a number for each channel are refused.
     """
+    for key, weight in state_dict.items():
+        if key.endswith(".pos_emb") and weight.dim() > 1:
+            raise InputError(
+                f"{key}: is of model.position=channel, {tuple(weight.shape)}; upstream has one number for each position"
+            )
     entries = list(_entries(state_dict, upstream=False))
     _check(state_dict, {entry.ours: entry.shape for entry in entries}, "an HTNet state dict")
     reordered = {**state_dict, "patch_embed.weight": _reorder(state_dict["patch_embed.weight"], channel_order)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,6 +97,14 @@ def test_something_else_than_a_checkpoint_is_refused():
         from_upstream({})
     with pytest.raises(InputError, match=r"patch_embed\.weight: missing"):
         to_upstream({"fc.weight": torch.zeros(2, 2)})
+
+
+def test_a_table_of_positions_by_channel_is_refused():
+    state = HTNet(replace(TINY, position="channel")).state_dict()
+    with pytest.raises(
+        InputError, match=r"^levels\.0\.pos_emb: is of model\.position=channel, \(16, 10\); upstream has"
+    ):
+        to_upstream(state)
 
 
 def test_an_unknown_channel_order_is_refused(upstream_state):

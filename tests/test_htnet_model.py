@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from htnet import HTNet, HTNetConfig
 from htnet.aggregation import BlockAggregation, conv, conv_2x2, max_pool
@@ -267,6 +270,41 @@ def test_aggregation_is_convolution_then_norm_then_pool(side):
     torch.testing.assert_close(ours, theirs)
 
 
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(1, 9), width=st.integers(1, 9), levels=st.integers(1, 4), seed=st.integers(0, 99))
+def test_the_ordered_max_pool_is_that_of_torch(height, width, levels, seed):
+    """Values and gradients are torch's to the bit, ties included: a map of few levels is full of them."""
+    generator = torch.Generator().manual_seed(seed)
+    ours = torch.randint(levels, (2, height, width, 3), generator=generator).float().requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    pooled = max_pool(ours)
+    expected = F.max_pool2d(theirs.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
+    assert torch.equal(pooled, expected)
+    weight = torch.randn(pooled.shape, generator=generator)
+    pooled.backward(weight)
+    expected.backward(weight)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_the_ordered_max_pool_has_true_derivatives():
+    """First and second derivatives, and gradients for each sample, as functorch takes them."""
+    x = torch.randn(2, 3, 4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(max_pool, x)
+    assert torch.autograd.gradgradcheck(max_pool, x)
+    gradient = torch.func.grad(lambda one: max_pool(one).sin().sum())
+    batches = torch.randn(3, 2, 5, 4, 2)
+    each = torch.stack([gradient(batch) for batch in batches])
+    torch.testing.assert_close(torch.func.vmap(gradient)(batches), each)
+
+
+def test_an_infinite_gradient_stays_with_its_maximum():
+    x = torch.arange(16.0).view(1, 4, 4, 1).requires_grad_()
+    max_pool(x).backward(torch.tensor([torch.inf, 1.0, 1.0, 1.0]).view(1, 2, 2, 1))
+    assert x.grad.flatten().nonzero().flatten().tolist() == [5, 7, 13, 15]
+    assert x.grad[0, 1, 1, 0] == torch.inf
+    assert not x.grad.isnan().any()
+
+
 @pytest.fixture
 def small_map():
     """A 2x2 map with weight and bias, float64: what :func:`conv_2x2` takes."""
@@ -340,6 +378,31 @@ def test_biases_norms_and_positions_have_no_weight_decay():
     spared = model.no_weight_decay()
     assert spared < names
     assert {name for name in names if name.endswith("bias") or "norm" in name or "pos_emb" in name} == spared
+
+
+def test_a_channel_table_of_positions_acts_in_every_level():
+    """The gradient of upstream's table is rounding noise in the last level, where nothing but layer norms sees it."""
+    images, labels = torch.rand(4, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    sizes = {}
+    for position in ("scalar", "channel"):
+        torch.manual_seed(0)
+        model = HTNet(replace(TINY, position=position)).double()
+        F.cross_entropy(model(images), labels).backward()
+        sizes[position] = [level.pos_emb.grad.abs().max().item() > 1e-9 for level in model.levels]
+        assert {name for name in model.state_dict() if name.endswith("pos_emb")} < model.no_weight_decay()
+    assert sizes == {"scalar": [True, True, False], "channel": [True, True, True]}
+    assert [tuple(level.pos_emb.shape) for level in model.levels] == [(4, 12), (4, 24), (4, 48)]
+
+
+def test_a_channel_table_of_equal_numbers_is_a_scalar_one():
+    torch.manual_seed(0)
+    scalar, channel = HTNet(TINY), HTNet(replace(TINY, position="channel"))
+    state = scalar.state_dict()
+    for level, dim in enumerate((12, 24, 48)):
+        state[f"levels.{level}.pos_emb"] = state[f"levels.{level}.pos_emb"].view(4, 1).repeat(1, dim)
+    channel.load_state_dict(state)
+    images = torch.rand(3, 3, 16, 16)
+    assert torch.equal(scalar(images), channel(images))
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_SHORT_CUT])

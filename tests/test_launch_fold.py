@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import pickle
 import platform
+import shutil
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +28,17 @@ from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store.reader import open_store
 from htnet.data.store.writer import write_store
 from htnet.scoring.record import FoldRecord
+from htnet.training.snapshot import Snapshots
+from htnet.training.trainer import Trainer
 from launch.run import progress
 from launch.run.progress import Progress, read_progress
 from launch.tasks import fold as fold_task
-from launch.tasks.fold import FoldSpec, FoldTraining, fold_seed, run_fold
+from launch.tasks.fold import FoldSpec, fold_seed, run_fold
 
 KILLED = 137
+EVERY_EPOCH = {"checkpoint_minutes": 1e-9}
+SNAPSHOT = ["engine.pt", "random.pt", "snapshot.json", "trainer.json"]
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "fold_records.json").read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -86,17 +95,17 @@ def die_in_epoch(monkeypatch):
     """Makes training stop in the given epoch, between two optimizer steps, as often as asked."""
 
     def arrange(epoch: int, times: int = 1):
-        train_step, left = FoldTraining._train_epoch, [times]
+        train_epoch, left = Trainer.train_epoch, [times]
 
         def dying(self):
             if self.epoch + 1 == epoch and left[0]:
                 left[0] -= 1
-                batch = self.stream.next()
+                batch = self.source.next()
                 self.engine.train_step(batch.images, batch.labels, 0.1)
                 raise RuntimeError("the lights went out")
-            return train_step(self)
+            return train_epoch(self)
 
-        monkeypatch.setattr(FoldTraining, "_train_epoch", dying)
+        monkeypatch.setattr(Trainer, "train_epoch", dying)
 
     return arrange
 
@@ -129,11 +138,47 @@ def test_training_learns_what_there_is_to_learn(make_spec):
     assert hits >= 3  # of four; the random landmarks cut some of the signal off
 
 
+@pytest.mark.parametrize("engine", ["deepspeed", "torch"])
+@pytest.mark.parametrize("case", GOLDEN)
+def test_a_fold_gives_the_golden_record(make_spec, case, engine):
+    """The record is that of the training loop before it was a Trainer, to rounding: other processors sum otherwise."""
+    golden = GOLDEN[case]
+    spec = make_spec(
+        engine={"name": engine},
+        model={"dropout": 0.2 if case == "dropout" else 0.0},
+        train={
+            **{"schedule": "cosine", "warmup_epochs": 1.5, "clip_norm": 1.0},
+            **{"class_weights": "balanced", "label_smoothing": 0.1},
+        },
+        data={"validation_subjects": 2},
+    )
+    record = result_of(spec)
+    assert record.fold == golden["fold"]
+    np.testing.assert_allclose(record.train_loss, golden["train_loss"], rtol=1e-4)
+    np.testing.assert_allclose(record.final_logits, golden["final_logits"], rtol=1e-3, atol=1e-4)
+    assert [list(epoch) for epoch in record.test_predictions] == golden["test_predictions"]
+    assert [list(epoch) for epoch in record.validation.predictions] == golden["validation_predictions"]
+
+
+def test_a_fold_needs_no_package_that_it_does_not_use(make_spec, monkeypatch):
+    """Without DeepSpeed's distribution a fold of the torch engine ends with a record that leaves its version out."""
+
+    def version(package):
+        if package == "deepspeed":
+            raise PackageNotFoundError(package)
+        return importlib.metadata.version(package)
+
+    monkeypatch.setattr("kernels.machine.version", version)
+    spec = make_spec(engine={"name": "torch"})
+    assert run_fold(spec).reason is None
+    assert set(FoldRecord.read(spec.record_path).environment["versions"]) == {"torch", "ray", "dali"}
+
+
 def test_a_fold_with_a_record_is_done(make_spec, monkeypatch):
     spec = make_spec()
     run_fold(spec)
     before = spec.record_path.read_bytes()
-    monkeypatch.setattr(fold_task, "FoldTraining", None)  # calling it would fail
+    monkeypatch.setattr(fold_task, "train_fold", None)  # calling it would fail
     again = run_fold(replace(spec, attempt=2))
     assert (again.reason, again.seconds, again.resumed_epoch) == (None, 0.0, 5)
     assert spec.record_path.read_bytes() == before
@@ -146,7 +191,7 @@ def test_an_interrupted_fold_gives_the_undisturbed_record(make_spec, die_in_epoc
     changes = {
         "engine": {"name": name, "precision": precision},
         "train": {"schedule": "cosine", "warmup_epochs": 1.5, "clip_norm": 1.0, "class_weights": "balanced"},
-        "resources": {"checkpoint_every": 2},
+        "resources": EVERY_EPOCH,
         "data": {"validation_subjects": 2},
     }
     undisturbed = result_of(make_spec(run="undisturbed", **changes))
@@ -155,11 +200,11 @@ def test_an_interrupted_fold_gives_the_undisturbed_record(make_spec, die_in_epoc
     outcome = run_fold(spec)
     assert outcome.reason == "RuntimeError: the lights went out"
     assert "in dying" in outcome.traceback
-    assert spec.checkpoint_path.exists()
+    assert [path.name for path in spec.snapshot_path.iterdir()] == ["3"]
     assert not spec.record_path.exists()
     torch.rand(17)  # the process has lived on
     outcome = run_fold(replace(spec, attempt=2))
-    assert (outcome.reason, outcome.resumed_epoch) == (None, 2)
+    assert (outcome.reason, outcome.resumed_epoch) == (None, 3)
     assert comparable(spec) == undisturbed
     assert FoldRecord.read(spec.record_path).attempts == 2
     assert files_in(spec.run_dir) == ["config.yaml", "folds/casme2__sub01.json", "machine.json"]
@@ -169,7 +214,7 @@ def test_a_fold_whose_frames_change_resumes_to_the_same_record(make_spec, die_in
     store = write_frames(tmp_path / "frames")
     augment = AugmentConfig(time_jitter=TimeJitterConfig(frames=1))
     changes = {"data": {"input": "frames", "augment": augment}, "train": {"epochs": 3, "batch_size": 4}}
-    changes |= {"resources": {"checkpoint_every": 1}, "store": store}
+    changes |= {"resources": EVERY_EPOCH, "store": store}
     undisturbed = result_of(make_spec(run="undisturbed", **changes))
     spec = make_spec(**changes)
     die_in_epoch(3)
@@ -182,14 +227,15 @@ def test_a_fold_whose_frames_change_resumes_to_the_same_record(make_spec, die_in
 def test_many_interruptions_still_give_the_same_record(make_spec, monkeypatch):
     """A fold that is interrupted again and again still gives the same record."""
     undisturbed = result_of(make_spec(run="undisturbed"))
-    spec = make_spec(run="interrupted", resources={"checkpoint_every": 1})
-    write = FoldTraining._write_checkpoint
+    spec = make_spec(run="interrupted", resources=EVERY_EPOCH)
+    save = Snapshots.save_when_due
 
-    def stop_after_each(self):
-        write(self)
-        raise RuntimeError("preempted")
+    def stop_after_each(self, trainer):
+        save(self, trainer)
+        if not trainer.finished:
+            raise RuntimeError("preempted")
 
-    monkeypatch.setattr(FoldTraining, "_write_checkpoint", stop_after_each)
+    monkeypatch.setattr(Snapshots, "save_when_due", stop_after_each)
     resumed = [run_fold(spec).resumed_epoch for _ in range(4)]
     assert run_fold(spec).resumed_epoch == 4
     assert resumed == [0, 0, 0, 0]  # an outcome with a reason does not say where it had resumed
@@ -198,10 +244,10 @@ def test_many_interruptions_still_give_the_same_record(make_spec, monkeypatch):
 
 def test_without_checkpoints_an_interrupted_fold_starts_again(make_spec, die_in_epoch):
     undisturbed = result_of(make_spec(run="undisturbed"))
-    spec = make_spec(run="interrupted", resources={"checkpoint_every": 0})
+    spec = make_spec(run="interrupted", resources={"checkpoint_minutes": 0.0})
     die_in_epoch(5)
     assert run_fold(spec).reason is not None
-    assert not spec.checkpoint_path.exists()
+    assert not spec.snapshot_path.exists()
     outcome = run_fold(spec)
     assert (outcome.reason, outcome.resumed_epoch) == (None, 0)
     assert comparable(spec) == undisturbed
@@ -210,15 +256,14 @@ def test_without_checkpoints_an_interrupted_fold_starts_again(make_spec, die_in_
 _DIES = """
 import os, pickle, sys
 from pathlib import Path
-import launch.tasks.fold as fold_task
-from launch.tasks.fold import FoldTraining, run_fold
+from htnet.training.trainer import Trainer
+from launch.tasks.fold import run_fold
 
 spec = pickle.loads(Path(sys.argv[1]).read_bytes())
 steps, last = [0], int(sys.argv[2])
-create = FoldTraining.__init__
+run = Trainer.run
 
-def init(self, spec):
-    create(self, spec)
+def counting(self):
     step = self.engine.train_step
     def counted(*arguments):
         if steps[0] == last:
@@ -226,8 +271,9 @@ def init(self, spec):
         steps[0] += 1
         return step(*arguments)
     self.engine.train_step = counted
+    run(self)
 
-FoldTraining.__init__ = init
+Trainer.run = counting
 outcome = run_fold(spec)
 print(outcome)
 """
@@ -236,7 +282,7 @@ print(outcome)
 @pytest.mark.slow
 def test_a_fold_resumes_after_a_death_at_any_step(make_spec, tmp_path):
     """A process that dies at any step leaves a fold that resumes."""
-    changes = {"resources": {"checkpoint_every": 1}, "data": {"validation_subjects": 1}}
+    changes = {"resources": EVERY_EPOCH, "data": {"validation_subjects": 1}}
     undisturbed = result_of(make_spec(run="undisturbed", **changes))
     spec = make_spec(run="killed", **changes)
     packed = tmp_path / "spec.pickle"
@@ -248,25 +294,28 @@ def test_a_fold_resumes_after_a_death_at_any_step(make_spec, tmp_path):
     assert died.returncode == KILLED, died.stderr
     assert not spec.record_path.exists()
     outcome = run_fold(spec)
-    assert (outcome.reason, outcome.resumed_epoch) == (None, last // 2), f"died at step {last}"
+    # the newest snapshot may still have been in the writing
+    assert outcome.reason is None, f"died at step {last}"
+    assert outcome.resumed_epoch in (last // 2, max(0, last // 2 - 1)), f"died at step {last}"
     assert comparable(spec) == undisturbed, f"died at step {last}"
 
 
-def test_a_death_while_saving_leaves_the_checkpoint_before(make_spec, monkeypatch):
-    """A death while a checkpoint is written leaves the one before."""
+def test_a_death_while_saving_leaves_the_snapshot_before(make_spec, monkeypatch):
+    """An error of the thread that writes ends the fold, and the snapshot before is whole."""
     undisturbed = result_of(make_spec(run="undisturbed"))
-    spec = make_spec(run="interrupted", resources={"checkpoint_every": 1})
+    spec = make_spec(run="interrupted", resources=EVERY_EPOCH)
     save, calls = torch.save, []
 
-    def half(state, file):
-        calls.append(state["epoch"])
-        if len(calls) == 3:
-            file.write(b"half a checkpoint")
+    def half(state, path):
+        calls.append(path)
+        if len(calls) == 5:  # each snapshot has two such files
+            path.write_bytes(b"half a file")
             raise OSError(28, "No space left on device")
-        save(state, file)
+        save(state, path)
 
     monkeypatch.setattr(torch, "save", half)
-    assert "No space left on device" in run_fold(spec).reason
+    assert "no space left on the device" in run_fold(spec).reason
+    assert files_in(spec.snapshot_path) == [f"2/{name}" for name in SNAPSHOT]
     outcome = run_fold(replace(spec, attempt=2))
     assert (outcome.reason, outcome.resumed_epoch) == (None, 2)
     assert comparable(spec) == undisturbed
@@ -329,53 +378,78 @@ def test_a_flow_image_that_holds_nan_is_no_training(make_spec, tmp_path, standar
     assert outcome.reason.startswith("fold casme2/sub00: the output for casme2/sub00/EP00 is not finite")
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", "half", [1, 2], {"epoch": 3}])
-def test_a_damaged_checkpoint_is_a_reason_that_names_the_file(make_spec, die_in_epoch, content):
-    spec = make_spec(resources={"checkpoint_every": 2})
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(name, damage) for name in SNAPSHOT for damage in ("empty", "half", "gone")]
+    + [(name, "one bit") for name in SNAPSHOT if name != "snapshot.json"],  # which may then say something else
+)
+def test_a_damaged_snapshot_is_set_aside(make_spec, die_in_epoch, caplog, name, damage):
+    """The fold starts again by itself, and the log names the snapshot."""
+    undisturbed = result_of(make_spec(run="undisturbed"))
+    spec = make_spec(resources=EVERY_EPOCH)
     die_in_epoch(3)
     run_fold(spec)
-    if content == "half":
-        whole = spec.checkpoint_path.read_bytes()
-        spec.checkpoint_path.write_bytes(whole[: len(whole) // 2])
-    elif isinstance(content, bytes):
-        spec.checkpoint_path.write_bytes(content)
-    else:
-        torch.save(content, spec.checkpoint_path)
-    outcome = run_fold(spec)
-    assert outcome.reason.startswith(f"{spec.checkpoint_path}: ")
-    assert "delete it to start the fold again" in outcome.reason
-    assert outcome.traceback is None
-    spec.checkpoint_path.unlink()
-    assert run_fold(spec).reason is None
+    path = spec.snapshot_path / "2" / name
+    content = path.read_bytes()
+    middle = len(content) // 2
+    changed = {
+        "empty": b"",
+        "half": content[:middle],
+        "one bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+    }
+    path.unlink() if damage == "gone" else path.write_bytes(changed[damage])
+    outcome = run_fold(replace(spec, attempt=2))
+    assert (outcome.reason, outcome.resumed_epoch) == (None, 0)
+    assert f"{spec.snapshot_path / '2'}: damaged snapshot (" in caplog.text
+    assert "set aside as 2.damaged-1" in caplog.text
+    assert comparable(spec) == undisturbed
 
 
-def test_a_checkpoint_is_no_way_to_run_code(make_spec, tmp_path):
+def test_an_older_snapshot_serves_where_the_newest_is_damaged(make_spec, die_in_epoch):
+    spec = make_spec(resources=EVERY_EPOCH)
+    die_in_epoch(3)
+    run_fold(spec)
+    shutil.copytree(spec.snapshot_path / "2", spec.snapshot_path / "4")  # as a kill between the two steps leaves it
+    (spec.snapshot_path / "4" / "engine.pt").write_bytes(b"")
+    outcome = run_fold(replace(spec, attempt=2))
+    assert (outcome.reason, outcome.resumed_epoch) == (None, 2)
+
+
+def test_a_snapshot_is_no_way_to_run_code(make_spec, die_in_epoch, tmp_path):
     class Surprise:
         def __reduce__(self):
             return Path.touch, (tmp_path / "ran",)
 
-    spec = make_spec()
-    spec.checkpoint_path.parent.mkdir(parents=True)
-    torch.save({"config_hash": spec.config_hash, "epoch": Surprise()}, spec.checkpoint_path)
-    assert "damaged checkpoint" in run_fold(spec).reason
+    spec = make_spec(resources=EVERY_EPOCH)
+    die_in_epoch(3)
+    run_fold(spec)
+    folder = spec.snapshot_path / "2"
+    torch.save({"model": Surprise()}, folder / "engine.pt")
+    manifest = json.loads((folder / "snapshot.json").read_text())
+    manifest["crc32"]["engine.pt"] = zlib.crc32((folder / "engine.pt").read_bytes())
+    (folder / "snapshot.json").write_text(json.dumps(manifest))
+    assert "UnpicklingError" in run_fold(spec).reason
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_foreign_checkpoint_is_refused(make_spec, die_in_epoch):
-    """The checkpoint of another configuration or version is refused."""
-    spec = make_spec(resources={"checkpoint_every": 2})
-    for key, value, rule in (
-        ("config_hash", "another", "the checkpoint belongs to another configuration"),
-        ("format", 1, "written by another version of htnet"),
-    ):
-        die_in_epoch(3)
-        run_fold(spec)
-        state = torch.load(spec.checkpoint_path, weights_only=True)
-        torch.save(state | {key: value}, spec.checkpoint_path)
-        outcome = run_fold(spec)
-        assert outcome.reason == f"{spec.checkpoint_path}: {rule}; delete it to start the fold again"
-        assert not spec.record_path.exists()
-        spec.checkpoint_path.unlink()
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("identity", "another", "the snapshot belongs to another configuration"),
+        ("format", 1, "the snapshot was written by another version of htnet"),
+    ],
+)
+def test_a_foreign_snapshot_is_refused(make_spec, die_in_epoch, key, value, rule):
+    """The snapshot of another configuration or version is refused."""
+    spec = make_spec(resources=EVERY_EPOCH)
+    die_in_epoch(3)
+    run_fold(spec)
+    path = spec.snapshot_path / "2" / "snapshot.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    outcome = run_fold(spec)
+    assert outcome.reason == f"{path.parent}: {rule}; delete it to start again"
+    assert outcome.traceback is None
+    assert not spec.record_path.exists()
 
 
 def test_validation_subjects_are_kept_out_of_training(make_spec):
@@ -383,11 +457,11 @@ def test_validation_subjects_are_kept_out_of_training(make_spec):
     spec = make_spec(data={"validation_subjects": 3})
     store = open_store(Path(spec.config.data.store))
     inner = validation_subjects(store, spec.fold, 3, spec.config.seed)
-    training = FoldTraining(spec)
-    trained = {store.samples[row].subject for row in training.stream.sampler.rows}
+    data = fold_task.load_data(spec, store, torch.device("cpu"), None)
+    trained = {store.samples[row].subject for row in data.source.sampler.rows}
     assert len(trained) == 5
     assert not trained & {*inner, spec.fold.subject}
-    training.run()
+    assert run_fold(spec).reason is None
     record = FoldRecord.read(spec.record_path)
     assert set(record.validation.subjects) == set(inner)
     assert spec.fold.subject not in record.validation.subjects
@@ -400,36 +474,36 @@ def test_progress_tells_the_watchdog_from_the_first_moment(make_spec, monkeypatc
     """Progress tells the watchdog from the first moment how far a fold is."""
     spec = make_spec(attempt=2)
     seen = []
-    create, train = FoldTraining.__init__, FoldTraining._train_epoch
+    load, train = fold_task.load_data, Trainer.train_epoch
 
-    def watched_create(self, spec):
+    def watched_load(*arguments):
         seen.append(read_progress(spec.progress_path))  # a fold that hangs while it reads its data is noticed, too
-        create(self, spec)
+        return load(*arguments)
 
     def watched_train(self):
         seen.append(read_progress(spec.progress_path))
         return train(self)
 
     monkeypatch.setattr(progress, "PROGRESS_SECONDS", 0.0)
-    monkeypatch.setattr(FoldTraining, "__init__", watched_create)
-    monkeypatch.setattr(FoldTraining, "_train_epoch", watched_train)
+    monkeypatch.setattr(fold_task, "load_data", watched_load)
+    monkeypatch.setattr(Trainer, "train_epoch", watched_train)
     assert read_progress(spec.progress_path) is None
     run_fold(spec)
     assert seen == [Progress(epoch=epoch, start=0) for epoch in (0, 0, 1, 2, 3, 4)]
     assert read_progress(spec.progress_path) is None
 
 
-def test_progress_says_which_epochs_a_checkpoint_held(make_spec, die_in_epoch, monkeypatch):
-    spec = make_spec(resources={"checkpoint_every": 2})
+def test_progress_says_which_epochs_a_snapshot_held(make_spec, die_in_epoch, monkeypatch):
+    spec = make_spec(resources=EVERY_EPOCH)
     die_in_epoch(5)
     run_fold(spec)
-    seen, train = [], FoldTraining._train_epoch
+    seen, train = [], Trainer.train_epoch
 
     def watched(self):
         seen.append(read_progress(spec.progress_path))
         return train(self)
 
-    monkeypatch.setattr(FoldTraining, "_train_epoch", watched)
+    monkeypatch.setattr(Trainer, "train_epoch", watched)
     assert run_fold(spec).resumed_epoch == 4
     assert seen == [Progress(epoch=4, start=4)]
 
@@ -451,13 +525,13 @@ def test_two_submissions_never_write_the_same_file(make_spec):
 
 
 def test_a_fold_that_another_driver_finished_meanwhile_is_done(make_spec, monkeypatch):
-    run = FoldTraining.run
+    train = fold_task.train_fold
 
-    def overtaken(self):
-        run(self)
+    def overtaken(*arguments):
+        train(*arguments)
         raise FileNotFoundError("the other driver's worker has tidied up")
 
-    monkeypatch.setattr(FoldTraining, "run", overtaken)
+    monkeypatch.setattr(fold_task, "train_fold", overtaken)
     outcome = run_fold(make_spec())
     assert (outcome.reason, outcome.resumed_epoch) == (None, 5)  # nothing was trained here
 
@@ -508,7 +582,7 @@ def test_an_interrupted_fold_on_a_gpu_gives_the_same_record(make_spec, die_in_ep
     """An interrupted fold on a GPU gives the record of an undisturbed one."""
     changes = {
         "engine": {"name": name, "precision": precision},
-        "resources": {"gpus_per_fold": 0.5, "checkpoint_every": 2},
+        "resources": {"gpus_per_fold": 0.5, **EVERY_EPOCH},
     }
     undisturbed = result_of(make_spec(run="undisturbed", **changes))
     spec = make_spec(run="interrupted", **changes)

@@ -92,7 +92,7 @@ def sweep_config(tiny_config) -> Config:
         tiny_config,
         train={"epochs": 6},
         data={"validation_subjects": 2},
-        resources={"checkpoint_every": 2, "max_parallel_folds": 1},
+        resources={"checkpoint_minutes": 1e-9, "max_parallel_folds": 1},
     )
 
 
@@ -139,7 +139,7 @@ def test_a_sweep_leaves_the_run_that_the_contract_describes(reference, sweep_con
 
 def test_two_folds_at_a_time_predict_the_same(reference, run_sweep, sweep_config, tmp_path):
     done = run_sweep(
-        changed(sweep_config, resources={"max_parallel_folds": 2, "checkpoint_every": 0}), tmp_path / "run"
+        changed(sweep_config, resources={"max_parallel_folds": 2, "checkpoint_minutes": 0.0}), tmp_path / "run"
     )
     assert done.code == 0
     assert bytes_of(tmp_path / "run") == bytes_of(reference)
@@ -448,7 +448,9 @@ def start():
 def test_a_killed_sweep_ends_like_an_undisturbed_one(reference, sweep_config, start, tmp_path):
     """A sweep that is killed and interrupted ends like one that was left alone."""
     run = tmp_path / "run"
-    config = write_config(changed(sweep_config, resources={"max_parallel_folds": 2, "checkpoint_every": 1}), tmp_path)
+    config = write_config(
+        changed(sweep_config, resources={"max_parallel_folds": 2, "checkpoint_minutes": 1e-9}), tmp_path
+    )
 
     def finished() -> int:
         return len(list((run / "folds").glob("*.json")))

@@ -84,19 +84,20 @@ def fold_environment(config: Config, device: torch.device, first: Mapping[str, s
 
     ``first`` are the deciding facts of the run's first fold; ``mixed_devices`` names those in which this one differs.
     """
-    import torch
 
     here = deciding_facts(config.engine, device)
     mixed = differences(first, here)
+    card = card_facts(device)
     packages = ("torch", "deepspeed", "ray")
     versions = {name: found for name in packages if (found := package_version(name)) is not None}
     return {
         "host": platform.node(),
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device_name": card.get("name") or cpu_name(),
         **{key: value for key, value in dataclasses.asdict(config.engine).items() if key != "device"},
         "versions": versions | {"dali": here["dali"]},
         "decides": here,
+        **({"card": card} if card else {}),
         **({"mixed_devices": mixed} if mixed else {}),
     }
 
