@@ -174,6 +174,15 @@ def test_a_fold_needs_no_package_that_it_does_not_use(make_spec, monkeypatch):
     assert set(FoldRecord.read(spec.record_path).environment["versions"]) == {"torch", "ray", "dali"}
 
 
+def test_a_record_names_card_and_driver(make_spec, monkeypatch):
+    card = {"name": "H9000", "capability": "9.0", "uuid": "GPU-1", "driver": "570", "cuda": "13.0", "nccl": "2.29"}
+    monkeypatch.setattr("launch.run.environment.card_facts", lambda device: card)
+    spec = make_spec()
+    assert run_fold(spec).reason is None
+    environment = FoldRecord.read(spec.record_path).environment
+    assert (environment["device_name"], environment["card"]) == ("H9000", card)
+
+
 def test_a_fold_with_a_record_is_done(make_spec, monkeypatch):
     spec = make_spec()
     run_fold(spec)

@@ -104,10 +104,6 @@ class Snapshots:
             _log.warning("%s: the last snapshot was not written: %s", self._place, _described(error))
         self._writer.shutdown()
 
-    def remove(self) -> None:
-        """Remove all snapshots, damaged ones, too."""
-        shutil.rmtree(self._place, ignore_errors=True)
-
     def _folders(self) -> list[Path]:
         """Return the snapshots' folders, oldest first."""
         found = [path for path in self._place.glob("*") if path.name.isdecimal()]
