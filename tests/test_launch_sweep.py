@@ -176,14 +176,14 @@ def test_left_overs_of_a_finished_fold_go_with_the_next_driver(reference, sweep_
     run = tmp_path / "run"
     shutil.copytree(reference, run)
     (run / "checkpoints").mkdir(exist_ok=True)
-    dead, told = f".state.pt.{'0f' * 16}.tmp", f"progress/samm__sub01.{'0f' * 16}.json"
-    names = ("checkpoints/samm__sub01/state.pt", f"checkpoints/samm__sub01/{dead}", told, "progress/odd.json")
-    for name in (*names, "checkpoints/samm__sub09/state.pt", f"checkpoints/samm__sub09/{dead}"):
+    dead, told = f".3.{'0f' * 16}.tmp/engine.pt", f"progress/samm__sub01.{'0f' * 16}.json"
+    names = ("checkpoints/samm__sub01/2/engine.pt", f"checkpoints/samm__sub01/{dead}", told, "progress/odd.json")
+    for name in (*names, "checkpoints/samm__sub09/2/engine.pt", f"checkpoints/samm__sub09/{dead}"):
         (run / name).parent.mkdir(exist_ok=True, parents=True)
         (run / name).write_bytes(b"left behind")
     assert sweep(sweep_config, run, None, Console(file=io.StringIO())) == 0
     left = [path.relative_to(run) for name in ("checkpoints", "progress") for path in (run / name).rglob("*.*")]
-    assert left == [Path("checkpoints/samm__sub09/state.pt")]  # of a fold without a record
+    assert left == [Path("checkpoints/samm__sub09/2/engine.pt")]  # of a fold without a record
 
 
 def test_a_failed_fold_is_named_and_can_be_mended(reference, run_sweep, sweep_config, tmp_path):
@@ -193,10 +193,10 @@ def test_a_failed_fold_is_named_and_can_be_mended(reference, run_sweep, sweep_co
     done = run_sweep(some, run)
     assert done.code == 0
     assert summary_of(run)["folds_total"] == 2
-    # the whole set goes on in the same folder; one fold finds a damaged checkpoint
-    damaged = run / "checkpoints" / "samm__sub01" / "state.pt"
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"half a checkpoint")
+    # the whole set goes on in the same folder; one fold finds the snapshot of another run
+    foreign = run / "checkpoints" / "samm__sub01" / "3"
+    foreign.mkdir(parents=True)
+    (foreign / "snapshot.json").write_text('{"format": 3, "identity": "another", "crc32": {}}')
     done = run_sweep(sweep_config, run)
     assert done.code == 1
     assert f"{run}: 2 of 9 folds are done already; going on with the rest\n" in done.text
@@ -204,14 +204,14 @@ def test_a_failed_fold_is_named_and_can_be_mended(reference, run_sweep, sweep_co
     assert (summary["folds_total"], summary["folds_done"], summary["samples"]) == (9, 8, 26)
     [failed] = summary["folds_failed"]
     assert failed["fold"] == "samm/sub01"
-    assert f"{damaged.name}: damaged checkpoint" in failed["reason"]
+    assert failed["reason"] == f"{foreign}: the snapshot belongs to another configuration; delete it to start again"
     assert f"failed: samm/sub01: {failed['reason']}\n" in done.text  # one line, however narrow the log is
     assert "samm,sub01" not in (run / "predictions.csv").read_text()
     # rescoring keeps what is known of the failure
     before = bytes_of(run)
     rescore(run, Console(file=io.StringIO()))
     assert bytes_of(run) == before
-    damaged.unlink()
+    shutil.rmtree(foreign)
     done = run_sweep(sweep_config, run)
     assert done.code == 0
     assert bytes_of(run) == bytes_of(reference)
