@@ -47,7 +47,7 @@ class BlockAggregation(nn.Module):
         return pooled.permute(0, 2, 3, 1)
 
     def extra_repr(self) -> str:
-        """The channels before and after."""
+        """Return the channels before and after."""
         return f"{self.weight.shape[3]}, {self.weight.shape[0]}"
 
 

@@ -43,7 +43,7 @@ ATTENTION_ENV_VAR: Final = "HTNET_ATTENTION"
 
 
 def attention_backend(configured: str) -> str:
-    """The backend to use: the environment variable HTNET_ATTENTION where set, else the configured one.
+    """Return the backend to use: the environment variable HTNET_ATTENTION where set, else the configured one.
 
     Raises:
         ValueError: the variable names no backend.
@@ -283,7 +283,7 @@ class HTNet(nn.Module):
         self.head = nn.Linear(last_dim, config.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of mosaics (B, in_channels, S, S).
+        """Return logits (B, num_classes) of mosaics (B, in_channels, S, S).
 
         Raises:
             ValueError: ``x`` has another shape.
@@ -292,7 +292,7 @@ class HTNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Tokens of the last level, (B, S/P/2^(levels-1), same, dim*2^(levels-1)); same errors as :meth:`forward`."""
+        """Return the tokens of the last level, (B, S/P/2^(levels-1), same, dim*2^(levels-1)); errors of :meth:`forward`."""
         expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
         if x.dim() != 4 or tuple(x.shape[1:]) != expected:
             raise ValueError(f"input must have shape (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
@@ -304,7 +304,7 @@ class HTNet(nn.Module):
         return x
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """Logits (B, num_classes) of the tokens that :meth:`forward_features` returns."""
+        """Return logits (B, num_classes) of the tokens that :meth:`forward_features` returns."""
         logits: Tensor = self.head(self.head_norm(features).mean(dim=(1, 2)))
         return logits
 
@@ -320,5 +320,5 @@ class HTNet(nn.Module):
             level.grad_checkpointing = enable
 
     def extra_repr(self) -> str:
-        """The configuration."""
+        """Return the configuration."""
         return str(self.config)

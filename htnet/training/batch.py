@@ -22,6 +22,6 @@ class Batch:
 
 
 def sent(values: NDArray[np.generic] | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """An array of the CPU on the device, without waiting for what the device is doing."""
+    """Send an array of the CPU to the device, without waiting for what the device is doing."""
     tensor = torch.as_tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
