@@ -112,22 +112,19 @@ def _load(options: argparse.Namespace) -> Config:
     return load_config(options.config, overrides)
 
 
-def _run_configured(
-    options: argparse.Namespace,
-    console: Console,
-    plan: Callable[[Config], list[str]],
-    run: Callable[[Config], int],
-) -> int:
-    """Run a command that a configuration describes, or print the configuration or the command's plan."""
+def _read_config(options: argparse.Namespace) -> Config | None:
+    """Read the configuration; None where it was only to be printed."""
     config = _load(options)
-    if options.print_config:
-        print(dump_config(config), end="")
-        return EXIT_DONE
-    if not options.dry_run:
-        return run(config)
+    if not options.print_config:
+        return config
+    print(dump_config(config), end="")
+    return None
+
+
+def _print_plan(lines: Sequence[str], console: Console) -> int:
     from launch.screen import say
 
-    for line in plan(config):
+    for line in lines:
         say(console, line)
     return EXIT_DONE
 
@@ -172,17 +169,17 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace, console: Console) -> int:
-    from launch.commands import prepare
+    config = _read_config(options)
+    if config is None:
+        return EXIT_DONE
+    from launch.commands.prepare import dry_run, list_sources, prepare
 
-    def out(config: Config) -> Path:
-        return Path(options.out or config.data.store)
-
-    def run(config: Config) -> int:
-        return prepare.prepare(config, out(config), console, strict=options.strict, address=options.address)
-
-    if options.list and not options.print_config:
-        return prepare.list_sources(_load(options), console)
-    return _run_configured(options, console, lambda config: prepare.dry_run(config, out(config)), run)
+    out = options.out or Path(config.data.store)
+    if options.list:
+        return list_sources(config, console)
+    if options.dry_run:
+        return _print_plan(dry_run(config, out), console)
+    return prepare(config, out, console, strict=options.strict, address=options.address)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -205,14 +202,14 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
+    config = _read_config(options)
+    if config is None:
+        return EXIT_DONE
     from launch.commands.sweep import plan, sweep
 
-    return _run_configured(
-        options,
-        console,
-        lambda config: plan(config, options.out),
-        lambda config: sweep(config, options.out, options.address, console),
-    )
+    if options.dry_run:
+        return _print_plan(plan(config, options.out), console)
+    return sweep(config, options.out, options.address, console)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

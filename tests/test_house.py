@@ -135,7 +135,6 @@ def test_every_sub_command_of_the_documentation_exists_and_the_readme_names_ever
     assert {command for command in known if "README.md" not in named.get(command, ())} == set()
 
 
-<<<<<<< HEAD
 def test_figures_that_are_quoted_twice_agree():
     """A figure in two places is one number; a fold's seconds are quoted in the README alone."""
     parameters = {
@@ -163,9 +162,9 @@ def test_no_file_is_named_like_a_module_of_python():
     """A file that is run by its path has its folder first on the path, and would shadow that module."""
     named = [path for path in tracked_files() if path.suffix == ".py" and path.stem in sys.stdlib_module_names]
     assert [path for path in named if path.name != "__init__.py"] == []
-=======
+
+
 @pytest.mark.parametrize("room", ["htnet.data.frames", "htnet.data.store.frames", "dali_pipelines"])
 def test_a_room_can_be_imported_first(room):
     """Each by a new interpreter: a circle of imports shows only where nothing was imported before."""
     subprocess.run([sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, check=True)
->>>>>>> d8df6f1 (dali_pipelines can be imported first: folders.py stands above the datasets)

@@ -609,7 +609,7 @@ def test_a_sweep_over_a_running_cluster_predicts_what_one_on_this_machine_does(r
         big = head.sweep(f"127.0.0.1:{head.port}", config, tmp_path / "big", "--set", "resources.cpus_per_fold=3")
         assert (big.code, big.text) == (
             2,
-            "htnet sweep: resources.cpus_per_fold=3: the cluster has 2 CPU(s): no fold can run\n",
+            "htnet sweep: resources.cpus_per_fold=3: no node has more than 2 CPU(s): no fold can run\n",
         )
     address = f"127.0.0.1:{head.port}"
     gone = head.sweep(address, config, tmp_path / "gone")
