@@ -68,8 +68,8 @@ def ray_cluster(address: str | None, needs: Needs | None = None) -> Iterator[Any
     with _local_only() if address is None else contextlib.nullcontext():
         import ray
 
+        _start(ray, address)
         try:
-            _start(ray, address)
             if needs is not None:
                 check_fits(ray, needs)
             yield ray

@@ -36,8 +36,8 @@ import launch.plan
 from htnet.config import PrepareConfig, SourceConfig
 from htnet.config.load import load_config
 from htnet.data.extraction import ExtractionSettings
+from htnet.data.faces import mtcnn
 from htnet.data.faces.detectors import build_detector
-from htnet.data.faces.finder import mtcnn
 from htnet.data.faces.landmarks import SOURCE_COLUMNS, LandmarkTable, read_landmarks
 from htnet.data.frames import list_frames
 from htnet.data.store.writer import Staging, open_store, staging
