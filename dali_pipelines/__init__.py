@@ -3,9 +3,10 @@
 from nvidia.dali import __version__ as DALI_VERSION
 
 from dali_pipelines.frame_flow import flow_from_frames
-from dali_pipelines.graph import FlowTransform
+from dali_pipelines.resident import Resident, fit_transform, load_set, open_resident
 from dali_pipelines.sampler import EpochSampler, balance_groups
-from dali_pipelines.stream import FlowStream, fit_transform, load_set, self_test
+from dali_pipelines.stream import FlowStream, self_test
+from htnet.data.transform import FlowTransform
 from htnet.training.batch import Batch
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "EpochSampler",
     "FlowStream",
     "FlowTransform",
+    "Resident",
     "balance_groups",
     "fit_transform",
     "flow_from_frames",
     "load_set",
+    "open_resident",
     "self_test",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from dali_pipelines.augment import Places
 from dali_pipelines.sampler import EpochSampler
 from htnet.data.regions import CropRule, region_starts
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 
 Reader = Callable[[int], NDArray[Any]]
 
 
 class RegionSource:
-    """Where the regions of a step's samples are (starts, sides), and the manifest's rows."""
+    """Places of the regions of a step's samples: starts (4, 2) and sides (2,), int32."""
 
     def __init__(self, store: Store, sampler: EpochSampler, *, crop: CropRule, first_step: int) -> None:
         self._sampler, self._first = sampler, first_step
@@ -27,17 +27,7 @@ class RegionSource:
 
     def __call__(self, info: Any) -> tuple[NDArray[Any], ...]:
         rows = self._sampler.batch(self._first + info.iteration)
-        return self._starts[rows], self._sides[rows], rows[:, None]
-
-
-class RowSource:
-    """The manifest's rows of a step alone."""
-
-    def __init__(self, sampler: EpochSampler, first_step: int) -> None:
-        self._sampler, self._first = sampler, first_step
-
-    def __call__(self, info: Any) -> NDArray[np.int64]:
-        return self._sampler.batch(self._first + info.iteration)[:, None]
+        return self._starts[rows], self._sides[rows]
 
 
 class ImageSource:
@@ -53,8 +43,3 @@ class ImageSource:
 def stored_bytes(store: Store) -> Reader:
     """Reads ``flow.npy`` as it lies in the shard, checked against its checksum."""
     return lambda row: np.frombuffer(store.read_member(row, "flow.npy"), np.uint8)
-
-
-def decoded_bytes(store: Store, rows: Sequence[int]) -> int:
-    """Memory that the decoded flow images of the rows take: float16, three channels."""
-    return sum(store.rows[row].sample.flow_size ** 2 * 6 for row in set(rows))

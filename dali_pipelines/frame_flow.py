@@ -27,13 +27,13 @@ from dali_pipelines.frames import (
     run,
     to_grey,
 )
-from dali_pipelines.hardware_flow import check_engine, engine_vectors, finest_grid, flow_of_vectors, no_engine
 from dali_pipelines.photometric import FIELDS, PhotometricSource, change_light, needed, photometric_nodes
 from dali_pipelines.sampler import EpochSampler, in_order
-from htnet.config import AugmentConfig, FramesFlow
-from htnet.data.flow.image import flow_image_tensor, flow_tensor, landmark_tensor
+from dali_pipelines.sources import rows_of
+from htnet.config import AugmentConfig
+from htnet.data.flow.image import flow_tensor, landmark_tensor
 from htnet.data.store.frames import check_frames
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 
 _BATCH = 32
 
@@ -45,8 +45,7 @@ class FrameFlow:
     ``cache_bytes``; else each step reads and decodes its own, ``ahead`` steps before their use.
 
     Raises:
-        InputError: frames or settings that the flow needs are not in the store, a picture is damaged, or the GPU lacks
-            the engine that ``method`` asks for.
+        InputError: frames or settings that the flow needs are not in the store, or a picture is damaged.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class FrameFlow:
         sampler: EpochSampler,
         *,
         augment: AugmentConfig,
-        method: FramesFlow,
         device: torch.device,
         threads: int,
         first_step: int = 0,
@@ -64,14 +62,11 @@ class FrameFlow:
     ) -> None:
         self._store, self._sampler, self._device, self._ahead = store, sampler, device, ahead
         self._first = self._step = first_step
-        if method == "hardware":
-            check_engine(device)
         jitter = augment.time_jitter.frames
         self._recipe = check_frames(store, sampler.rows, jitter=jitter)
         self._landmarks = landmark_tensor([sample.landmarks for sample in store.samples])
         self._choice = PairChoice(store, sampler, jitter=jitter)
         self._light = augment.photometric
-        self._grid = finest_grid(device) if method == "hardware" else None
         pictures, size = self._choice.every_picture(), self._recipe.working_size
         if cached := len(pictures) * size**2 <= cache_bytes:
             grey = decode_frames(store, pictures, size=size, device=device, threads=threads)
@@ -80,31 +75,25 @@ class FrameFlow:
         source = PairSource(self._choice, read, first_step)
         self._pipeline = self._build(source, sampler, threads=threads, cached=cached)
 
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`dali_pipelines.sources.Source.batch`: flow images, (B, 3, F, F) float16, as they are stored."""
+        return self.next().half().permute(0, 3, 1, 2), rows_of(self._sampler, step)
+
     def next(self) -> torch.Tensor:
         """The next step's flow images, (B, F, F, 3) float32, channels (flow_u, flow_v, strain), on the device."""
         recipe = self._recipe
         made: dict[str, Any] = {"size": recipe.size, "strain": recipe.strain, "head_motion": recipe.head_motion}
         if recipe.head_motion != "none":
             made["landmarks"] = self._landmarks[self._sampler.batch(self._step)].to(self._device)
-        if self._grid is None:
-            return flow_tensor(*self.next_pair(), method="tvl1", **made)
-        (vectors,) = self._run()
-        return flow_image_tensor(flow_of_vectors(vectors, recipe.working_size), **made)
+        return flow_tensor(*self.next_pair(), method="tvl1", **made)
 
     def next_pair(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next step's onsets and apexes instead, (B, S, S) grey 0..255: uint8, float32 where the light changes."""
-        onsets, apexes = (pictures.squeeze(-1) for pictures in self._run())
-        return onsets, apexes
-
-    def _run(self) -> list[torch.Tensor]:
-        """The pipeline's outputs of the next step, copied: DALI uses its buffers again while flow is being computed."""
-        try:
-            outputs = run(self._pipeline, self._device, self._pictures_ahead, self._store)
-        except RuntimeError as error:
-            found = None if self._grid is None else no_engine(error)
-            raise found or error from None
+        outputs = run(self._pipeline, self._device, self._pictures_ahead, self._store)
         self._step += 1
-        return [output.clone() for output in outputs]
+        # copied: DALI uses its buffers again while flow is being computed
+        onsets, apexes = (output.clone().squeeze(-1) for output in outputs)
+        return onsets, apexes
 
     def _pictures_ahead(self) -> list[Picture]:
         """Pictures that DALI may be reading while this step is asked for."""
@@ -127,8 +116,7 @@ class FrameFlow:
             )
             if not cached:
                 pair = [to_grey(data, size=self._recipe.working_size, on_gpu=on_gpu) for data in pair]
-            pair = self._changed(pair, sampler)
-            pipeline.set_outputs(*(pair if self._grid is None else [engine_vectors(*pair, grid=self._grid)]))
+            pipeline.set_outputs(*self._changed(pair, sampler))
         pipeline.build()
         return pipeline
 
@@ -151,10 +139,8 @@ def for_dali(pixels: torch.Tensor) -> Any:
     return pixels if pixels.is_cuda else pixels.numpy()
 
 
-def flow_from_frames(
-    store: Store, rows: Sequence[int], *, method: FramesFlow = "tvl1", device: torch.device, threads: int
-) -> Reader:
-    """Compute the flow images of the rows from their onset and apex, once; ``method`` as in DataConfig.
+def flow_from_frames(store: Store, rows: Sequence[int], *, device: torch.device, threads: int) -> Reader:
+    """Compute the flow images of the rows from their onset and apex, once.
 
     Returns:
         By row, (F, F, 3) float16, channels (flow_u, flow_v, strain), as the store would hold it.
@@ -163,7 +149,7 @@ def flow_from_frames(
         InputError: as :class:`FrameFlow`.
     """
     sampler = in_order(sorted(set(rows)), batch_size=_BATCH)
-    flow = FrameFlow(store, sampler, augment=AugmentConfig(), method=method, device=device, threads=threads)
+    flow = FrameFlow(store, sampler, augment=AugmentConfig(), device=device, threads=threads)
     images: dict[int, NDArray[np.float16]] = {}
     for step in range(sampler.steps_per_epoch):
         images.update(zip(sampler.batch(step).tolist(), flow.next().half().cpu().numpy(), strict=True))

@@ -19,7 +19,7 @@ from torch.utils.dlpack import from_dlpack
 from dali_pipelines.sampler import EpochSampler
 from htnet.data.frames import is_whole
 from htnet.data.store.frames import PARTS, nearest_member
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.errors import InputError
 
 Picture = tuple[int, str]

@@ -1,4 +1,4 @@
-"""The graph of a sample: bytes -> flow image -> regions -> mosaic -> normalised tensor.
+"""The graph of a sample: bytes -> flow image -> regions -> mosaic.
 
 Plain functions from graph node to graph node; one graph serves CPU and GPU. The parameters are
 constants of the graph (a Python ``if`` here is evaluated once, when the pipeline is built).
@@ -6,29 +6,14 @@ constants of the graph (a Python ``if`` here is evaluated once, when the pipelin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali import math as dali_math
 
 # smaller than any span of a float16 flow image that is not constant; keeps 0 / 0 out of a constant one
 _TINY = np.float32(1e-20)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowTransform:
-    """What happens to a flow image on its way to the network.
-
-    ``mean`` and ``std`` are per channel (flow_u, flow_v, strain), of the mosaic before normalisation.
-    """
-
-    mosaic_size: int
-    minmax: bool
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
 def decode(flow_bytes: Any) -> Any:
@@ -59,23 +44,16 @@ def join_regions(regions: list[Any]) -> Any:
     return fn.cat(eyes, lips, axis=0)
 
 
-def normalise(mosaic: Any, mean: NDArray[np.float32], std: NDArray[np.float32]) -> Any:
-    """(S, S, 3) -> (3, S, S) float32, (x - mean) / std per channel."""
-    scaled = (mosaic - types.Constant(mean)) * types.Constant(np.float32(1.0) / std)
-    return fn.transpose(scaled, perm=[2, 0, 1])
+def image_to_mosaic(image: Any, starts: Any, side: Any, *, minmax: bool, size: int | None) -> Any:
+    """A flow image (F, F, 3) float32 to a mosaic, (S, S, 3) float32, on the image's device.
 
-
-def image_to_input(image: Any, starts: Any, side: Any, *, transform: FlowTransform, resize: bool) -> Any:
-    """A flow image (F, F, 3) float32 to the network's input, (3, S, S) float32, on the image's device.
-
-    ``starts`` (4, 2) and ``side`` (2,) say where the regions are. ``resize`` is off where every region has the side of
+    ``starts`` (4, 2) and ``side`` (2,) say where the regions are. ``size`` S is None where every region has the side of
     half a mosaic already. Regions are resized one by one, so that they do not blend into each other.
     """
-    mean, std = np.asarray(transform.mean, np.float32), np.asarray(transform.std, np.float32)
-    if transform.minmax:
+    if minmax:
         image = scale_minmax(image)
     regions = [cut_region(image, starts[k], side) for k in range(4)]
-    if resize:
-        size = [transform.mosaic_size // 2] * 2
-        regions = [fn.resize(part, size=size, interp_type=types.INTERP_LINEAR, antialias=True) for part in regions]
-    return normalise(join_regions(regions), mean, std)
+    if size is not None:
+        half = [size // 2] * 2
+        regions = [fn.resize(part, size=half, interp_type=types.INTERP_LINEAR, antialias=True) for part in regions]
+    return join_regions(regions)

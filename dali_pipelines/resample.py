@@ -8,14 +8,12 @@ with two interpolations, and on a CPU every pass has a price per sample that is 
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dali_pipelines.augment import Changes
-from dali_pipelines.graph import FlowTransform
+from htnet.data.transform import FlowTransform, normalise
 from htnet.training.batch import sent
 
 
@@ -46,8 +44,7 @@ def changed_mosaics(images: Tensor, changes: Changes, transform: FlowTransform) 
         regions = mosaics.unflatten(3, (2, points)).unflatten(2, (2, points)).transpose(3, 4)  # (B, 3, 2, 2, p, p)
         resized = F.interpolate(regions.flatten(1, 3), size=(half, half), mode="bilinear", antialias=True)
         mosaics = resized.unflatten(1, (-1, 2, 2)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
-    mean, inverse = _standard(transform, device)
-    mosaics.sub_(mean).mul_(inverse)
+    normalise(mosaics, transform)
     if not changes.kept.all():
         # a region that is dropped is the training mean, which standardising makes 0
         kept = sent(changes.kept, device).view(-1, 1, 2, 2)
@@ -72,13 +69,6 @@ def _stretch(images: Tensor) -> None:
     low = images.amin((2, 3), keepdim=True)
     span = images.amax((2, 3), keepdim=True) - low
     images.sub_(low).mul_(torch.where(span > 0, 255.0 / span, 0.0))
-
-
-@lru_cache(maxsize=8)
-def _standard(transform: FlowTransform, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and inverse standard deviation, (1, 3, 1, 1); kept on the device, which sending them would make wait."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transform.mean, transform.std))
-    return mean.to(device), (1.0 / std).to(device)
 
 
 def _grid(windows: Tensor, points: int, size: int) -> Tensor:

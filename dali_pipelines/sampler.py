@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,5 +24,12 @@ class StartError(HTNetError):
     """A part of the system did not start or answer: nothing is wrong with the input; trying again may help."""
 
 
+class DiskFullError(HTNetError, OSError):
+    """A file for which no space is left; made as ``OSError(errno, reason, path)``, its text is ``<path>: <reason>``."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
+
+
 class NonFiniteLossError(HTNetError):
     """The training loss or an output became NaN or infinite; the message names fold, epoch and step or sample."""

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from htnet.config import HTNetConfig
+from kernels.attention_block import pad_heads
 from kernels.local_attention import BACKENDS, drop_heads, local_attention
 
 __all__ = ["ATTENTION_ENV_VAR", "HTNet", "attention_backend"]
@@ -69,7 +70,7 @@ class PatchEmbedding(nn.Linear):
 
 
 class ValueProjection(nn.Module):
-    """What is left of the packed projection where a block is one token: the values, (..., C) -> (..., A*D).
+    """Rest of the packed projection where a block is one token: the values, (..., C) -> (..., A*D).
 
     ``value`` (A*D, C) is trained. ``query_key`` (2*A*D, C) is frozen: upstream's queries and keys get gradient zero
     here, and to leave them out spares a step the filling of that gradient and the optimizer's pass over them. Weight
@@ -106,7 +107,9 @@ def _unpack(module: ValueProjection, state: dict[str, Tensor], prefix: str, *_: 
 class LocalAttention(nn.Module):
     """Multi-head attention inside each block, with its projections; (B, H, W, C) -> (B, H, W, C).
 
-    ``qkv.weight`` in the state dict is (3*A*D, C), rows in the order queries, keys, values.
+    ``qkv.weight`` in the state dict is (3*A*D, C), rows in the order queries, keys, values. On a GPU in 16 bits heads
+    are computed with zeros up to a multiple of 8 channels (85: 88), for matrix products and kernels are several times
+    slower on rows that do not begin at multiples of 16 bytes.
     """
 
     def __init__(
@@ -125,25 +128,41 @@ class LocalAttention(nn.Module):
         self.out = nn.Linear(inner_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x, padded=x.is_cuda and _element_size(self.out.weight) == 2)
+
+    def attend(self, x: Tensor, *, padded: bool) -> Tensor:
+        """Return the forward pass of ``x``, heads as they are or ``padded``: the same function, rounded otherwise."""
         dropout_p = self.dropout if self.training else 0.0
         if isinstance(self.qkv, ValueProjection):
-            # one key: its attention weight is exactly 1, so the values are the result
-            if not dropout_p and x.numel() > x.shape[-1] ** 2:
-                # values and output are one linear map; with more tokens than channels (C), its (C, C) matrix costs
-                # less than the (tokens, A*D) in between
-                return F.linear(x, self.out.weight @ self.qkv.value, self.out.bias)
-            attended = self.qkv(x)
-            if dropout_p:
-                attended = drop_heads(attended, self.heads, dropout_p)
-        else:
-            attended = local_attention(
-                self.qkv(x),
-                num_heads=self.heads,
-                blocks_per_side=self.blocks_per_side,
-                dropout_p=dropout_p,
-                backend=self.backend,
-            )
-        return F.dropout(self.out(attended), dropout_p)
+            return self._attend_itself(x, self.qkv.value, dropout_p, padded=padded)
+        qkv_weight, out_weight, scale = self.qkv.weight, self.out.weight, None
+        if padded:
+            scale = (self.out.in_features // self.heads) ** -0.5  # of the true D
+            qkv_weight, out_weight = pad_heads(qkv_weight, out_weight, self.heads)
+        attended = local_attention(
+            F.linear(x, qkv_weight),
+            num_heads=self.heads,
+            blocks_per_side=self.blocks_per_side,
+            scale=scale,
+            dropout_p=dropout_p,
+            backend=self.backend,
+        )
+        return F.dropout(F.linear(attended, out_weight, self.out.bias), dropout_p)
+
+    def _attend_itself(self, x: Tensor, value: Tensor, dropout_p: float, *, padded: bool) -> Tensor:
+        """Return the forward pass where a block is one token; ``value`` (A*D, C)."""
+        out_weight = self.out.weight
+        if padded:  # all heads as one where none is dropped (1,020: 1,024)
+            value, out_weight = pad_heads(value, out_weight, self.heads if dropout_p else 1)
+        # one key: its attention weight is exactly 1, so the values are the result
+        if not dropout_p and x.numel() > x.shape[-1] ** 2:
+            # values and output are one linear map; with more tokens than channels (C), its (C, C) matrix costs
+            # less than the (tokens, A*D) in between
+            return F.linear(x, out_weight @ value, self.out.bias)
+        attended = F.linear(x, value)
+        if dropout_p:
+            attended = drop_heads(attended, self.heads, dropout_p)
+        return F.dropout(F.linear(attended, out_weight, self.out.bias), dropout_p)
 
     def extra_repr(self) -> str:
         """The settings that do not show in the submodules."""
@@ -151,6 +170,13 @@ class LocalAttention(nn.Module):
             f"heads={self.heads}, blocks_per_side={self.blocks_per_side}, tokens_per_block={self.tokens_per_block}, "
             f"backend={self.backend}"
         )
+
+
+def _element_size(weight: Tensor) -> int:
+    """Return the bytes of an element in which products with ``weight`` are computed, autocast or not."""
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return dtype.itemsize
 
 
 class Mlp(nn.Module):

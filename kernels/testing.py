@@ -1,4 +1,4 @@
-"""How wrong a kernel may be: error measures, tolerances per dtype, float64 truth, poisoned outputs.
+"""Limits on how wrong a kernel may be: error measures, tolerances per dtype, float64 truth, poisoned outputs.
 
 Used by the tests and by the gate that a backend passes before it is timed.
 """
@@ -49,7 +49,7 @@ TOLERANCES: Final = {
 }
 
 # the same for local_attention_block, of all six gradients the worst: over the cases of tests/test_kernels_block.py,
-# interpreted, fused and composed, and over the profiler's fine/0, fine/2, hd/0 and paper/0 with batch 2 and 8 on a CPU,
+# interpreted, and over the profiler's fine/0, fine/2, hd/0 and paper/0 with batch 2 and 8 on a CPU,
 # float32 1.8e-7 and 1.8e-6 (the gain's, a sum over 8,192 tokens; 4.8e-7 in the tests), bfloat16 2.8e-3 and 6.0e-3,
 # float16 3.3e-4 and 7.1e-4: more is rounded on the way than in the core
 BLOCK_TOLERANCES: Final = {

@@ -10,7 +10,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -112,16 +112,17 @@ def _load(options: argparse.Namespace) -> Config:
     return load_config(options.config, overrides)
 
 
-def _read_config(options: argparse.Namespace) -> Config | None:
-    """Read the configuration; None where it was only to be printed."""
+def _configured(options: argparse.Namespace) -> Config | None:
+    """Return the configuration, or print it and return None for --print-config, before anything heavy is imported."""
     config = _load(options)
-    if not options.print_config:
-        return config
-    print(dump_config(config), end="")
-    return None
+    if options.print_config:
+        print(dump_config(config), end="")
+        return None
+    return config
 
 
-def _print_plan(lines: Sequence[str], console: Console) -> int:
+def _say_plan(lines: Iterable[str], console: Console) -> int:
+    """Print the lines of a dry run."""
     from launch.screen import say
 
     for line in lines:
@@ -169,17 +170,16 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace, console: Console) -> int:
-    config = _read_config(options)
-    if config is None:
+    if (config := _configured(options)) is None:
         return EXIT_DONE
-    from launch.commands.prepare import dry_run, list_sources, prepare
+    from launch.commands import prepare
 
-    out = options.out or Path(config.data.store)
     if options.list:
-        return list_sources(config, console)
+        return prepare.list_sources(config, console)
+    out = Path(options.out or config.data.store)
     if options.dry_run:
-        return _print_plan(dry_run(config, out), console)
-    return prepare(config, out, console, strict=options.strict, address=options.address)
+        return _say_plan(prepare.dry_run(config, out), console)
+    return prepare.prepare(config, out, console, strict=options.strict, address=options.address)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -202,13 +202,12 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
-    config = _read_config(options)
-    if config is None:
+    if (config := _configured(options)) is None:
         return EXIT_DONE
     from launch.commands.sweep import plan, sweep
 
     if options.dry_run:
-        return _print_plan(plan(config, options.out), console)
+        return _say_plan(plan(config, options.out), console)
     return sweep(config, options.out, options.address, console)
 
 
@@ -217,7 +216,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    from launch.commands.sweep import rescore
+    from launch.commands.report import rescore
 
     rescore(options.run, console)
     return EXIT_DONE

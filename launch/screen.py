@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from htnet.scoring import metrics
-from htnet.scoring.record import FoldRecord, selected_predictions
+from htnet.scoring.record import FoldRecord
+from htnet.scoring.selection import selected_predictions
 from launch.pool import Flight
 from launch.tasks.fold import FoldOutcome, FoldSpec
 
@@ -100,7 +101,7 @@ class SweepBoard(Board):
         if self._failed:
             parts.append(f"{self._failed} failed")
         if self._done:
-            uf1 = metrics.per_class(self._confusion)[0].mean()
+            uf1 = float(metrics.METRICS["uf1"](self._confusion))
             parts.append(f"running UF1 {uf1:.3f} (final epochs, {self._done} folds)")
         parts.append(f"left {self._remaining()}")
         return "  ".join(parts)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from htnet.config import Config, DataConfig, HTNetConfig, ScoreConfig, TrainConfig
-from htnet.data.prepared import PreparedSample
 from htnet.data.samples import Sample, SampleId
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import PreparedSample, write_store
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG_FILES = ("test_kernels_compile.py", "test_launch_prepare.py", "test_launch_sweep.py")
@@ -86,7 +86,6 @@ def pytest_configure(config) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
             importlib.import_module("kernels.local_attention.kernels")
-            importlib.import_module("kernels.attention_block.kernels")
             # imported by Triton at the first launch, and insists on the variable then
             importlib.import_module("triton.experimental.gluon")
 
@@ -106,7 +105,7 @@ def interpreted_kernels() -> None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def triton_device(request) -> str:
-    """Where the Triton kernels run: interpreted on the CPU, or, under the marker gpu, compiled on a GPU."""
+    """Choose where the Triton kernels run: interpreted on the CPU, or, under the marker gpu, compiled on a GPU."""
     if request.param == "cpu":
         request.getfixturevalue("interpreted_kernels")
     elif importlib.import_module("kernels.local_attention.kernels").INTERPRETED:

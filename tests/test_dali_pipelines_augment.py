@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dali_pipelines_flow import DEVICES
 
-from dali_pipelines import EpochSampler, FlowStream, FlowTransform, fit_transform
+from dali_pipelines import EpochSampler, FlowStream, FlowTransform, Resident, fit_transform
 from dali_pipelines.augment import (
     Places,
     draw,
@@ -37,9 +37,9 @@ from htnet.config import (
     RotateConfig,
 )
 from htnet.data.flow.strain import optical_strain
-from htnet.data.prepared import PreparedSample
 from htnet.data.regions import mosaic, region_starts, scale_minmax
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import PreparedSample, write_store
 from htnet.errors import InputError
 from htnet.training.batch import Batch
 from launch.commands.sweep import check_folds
@@ -58,11 +58,16 @@ def smooth_store(tmp_path_factory) -> Store:
     return write_store(tmp_path_factory.mktemp("smooth") / "store", blurred, {})
 
 
+def resident_of(store: Store, *, cache_mb: int = 2048, device: str = "cpu", threads: int = 1) -> Resident:
+    data = replace(STORED, cache_mb=cache_mb)
+    place = {"device": torch.device(device), "threads": threads}
+    return Resident(store, range(len(store.rows)), data=data, mosaic_size=28, **place)
+
+
 def batch_of(store: Store, *, seed: int = 3, steps: int = 1, transform=RAW, device: str = "cpu", **augment) -> Batch:
-    data = replace(STORED, augment=AugmentConfig(**augment))
     sampler = EpochSampler(rows=tuple(range(len(store.rows))), batch_size=64, seed=seed, shuffle=False)
-    options = {"transform": transform, "device": torch.device(device), "threads": 1, "num_classes": 3}
-    stream = FlowStream(store, sampler, data=data, **options)
+    resident = resident_of(store, device=device)
+    stream = FlowStream(resident, sampler, augment=AugmentConfig(**augment), transform=transform, num_classes=3)
     return [stream.next() for _ in range(steps)][-1]
 
 
@@ -82,7 +87,8 @@ def test_a_flip_mirrors_the_mosaic_and_turns_u_round(smooth_store, device):
         np.testing.assert_allclose(as_mosaic(flipped, row), plain[:, ::-1] * [-1, 1, 1], atol=1e-4 * np.ptp(plain))
 
 
-def test_half_of_the_coins_flip_and_the_others_leave_the_sample_as_it_is(smooth_store):
+def test_at_half_probability_some_flip_and_the_others_stay(smooth_store):
+    """A flip of probability one half mirrors some samples and leaves the others as they are."""
     plain, some = batch_of(smooth_store), batch_of(smooth_store, flip=FlipConfig(probability=0.5))
     same = [torch.allclose(plain.images[i], some.images[i], atol=1e-3) for i in range(12)]
     assert 0 < sum(same) < 12
@@ -97,7 +103,8 @@ def test_mirroring_regions_twice_is_the_identity(numbers, size):
 
 @settings(max_examples=50)
 @given(degrees=st.floats(-45, 45), mirrored=st.booleans(), factor=st.floats(0.2, 5))
-def test_the_vector_matrix_keeps_strain_and_lengths_up_to_the_factor(degrees, mirrored, factor):
+def test_the_vector_matrix_scales_strain_and_lengths_alike(degrees, mirrored, factor):
+    """The vector matrix keeps strain and the lengths of vectors, up to the factor of magnification."""
     [matrix] = vector_matrices(np.array([degrees]), np.array([mirrored]), np.array([factor]))
     vectors = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
     mapped = vectors @ matrix.T
@@ -176,7 +183,8 @@ def test_magnification_multiplies_flow_and_strain_alike(smooth_store, device):
     assert 0.5 <= min(means) < 1.0 < max(means) <= 3.0
 
 
-def test_landmark_jitter_cuts_beside_the_landmark_but_inside_the_picture(smooth_store):
+def test_landmark_jitter_moves_the_cut_inside_the_picture(smooth_store):
+    """Landmark jitter cuts beside the landmark but inside the picture."""
     config = AugmentConfig(jitter=JitterConfig(shift=0.2, scale=0.2))
     draws, places = draw(0, 5, len(smooth_store.rows)), Places.of(smooth_store.samples)
     changes = plan_changes(config, draws, places=places, rule="anatomical")
@@ -196,7 +204,8 @@ def test_one_region_always_stays(numbers, probability):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_stretched_pictures_are_stretched_after_their_vectors_are_mapped(smooth_store, device):
+def test_vectors_are_mapped_before_pictures_are_stretched(smooth_store, device):
+    """Stretched pictures are stretched after their vectors are mapped."""
     stretched = FlowTransform(mosaic_size=28, minmax=True)
     batch = batch_of(smooth_store, device=device, transform=stretched, flip=FlipConfig(probability=1.0))
     for row, sample in enumerate(smooth_store.samples):
@@ -219,7 +228,7 @@ def test_a_channel_that_does_not_vary_is_zero_after_stretching(tmp_path, value, 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_dropped_region_is_the_training_mean(smooth_store, device):
-    transform = fit_transform(smooth_store, range(12), data=replace(STORED, standardise=True), mosaic_size=28)
+    transform = fit_transform(resident_of(smooth_store), range(12), standardise=True)
     batch = batch_of(smooth_store, device=device, transform=transform, drop_region=DropRegionConfig(probability=0.5))
     plain = batch_of(smooth_store, device=device, transform=transform)
     dropped = 0
@@ -248,16 +257,9 @@ def make_stream(
     store: Store, *, batch_size=5, threads=1, state=None, cache_mb=2048, augment=EVERYTHING, device="cpu", **changes
 ):
     options = {"rows": tuple(range(len(store.rows))), "batch_size": batch_size, "seed": 9, "shuffle": True}
-    return FlowStream(
-        store,
-        EpochSampler(**(options | changes)),
-        data=replace(STORED, augment=augment, cache_mb=cache_mb),
-        transform=RAW,
-        device=torch.device(device),
-        threads=threads,
-        num_classes=3,
-        state=state,
-    )
+    resident = resident_of(store, cache_mb=cache_mb, device=device, threads=threads)
+    sampler = EpochSampler(**(options | changes))
+    return FlowStream(resident, sampler, augment=augment, transform=RAW, num_classes=3, state=state)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -266,7 +268,8 @@ def same(one: Batch, other: Batch) -> bool:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("augment", [EVERYTHING, AugmentConfig(), AugmentConfig(mix=MixConfig(kind="cutmix"))])
-def test_neither_threads_nor_cache_nor_an_interruption_changes_a_batch(smooth_store, augment, device):
+def test_threads_cache_and_interruptions_change_no_batch(smooth_store, augment, device):
+    """Neither threads nor cache nor an interruption changes a batch."""
     stream = make_stream(smooth_store, device=device, augment=augment)
     undisturbed = [stream.next() for _ in range(7)]
     for options in ({"threads": 2}, {"cache_mb": 0}):
@@ -315,7 +318,8 @@ def test_epochs_and_seeds_draw_differently(smooth_store):
     assert not torch.equal(make_stream(smooth_store, batch_size=12).next().images, other.next().images)
 
 
-def test_a_rank_gets_its_part_of_the_very_batch_that_one_process_would_get(smooth_store):
+def test_a_rank_gets_its_part_of_the_batch_of_one_process(smooth_store):
+    """A rank gets its part of the very batch that one process would get."""
     augment = replace(EVERYTHING, mix=MixConfig())
     whole = make_stream(smooth_store, batch_size=6, augment=augment)
     parts = [make_stream(smooth_store, batch_size=6, augment=augment, rank=rank, ranks=2) for rank in (0, 1)]
@@ -361,10 +365,11 @@ def test_mixed_labels_say_what_the_picture_holds(kind):
             "drop_region with scaling=minmax needs standardise=true",
         ),
         ({"balance": "class", "shuffle": False}, "balance=class needs shuffle=true"),
-        ({"cache_mb": -1}, "cache_mb must not be negative, got -1"),
+        ({"cache_mb": -1}, r"cache_mb\s+Input should be greater than or equal to 0 .*-1"),
     ],
 )
-def test_settings_that_would_do_nothing_or_the_wrong_thing_are_refused(changes, message):
+def test_useless_and_wrong_settings_are_refused(changes, message):
+    """Settings that would do nothing, or the wrong thing, are refused."""
     with pytest.raises(ValueError, match=message):
         DataConfig(**changes)
 
@@ -394,9 +399,8 @@ def with_onset(item: PreparedSample, dataset: str) -> PreparedSample:
         ),
     ],
 )
-def test_changes_that_need_rest_at_zero_are_refused_on_published_pictures_and_not_on_pixels(
-    tmp_path, tiny_store, changes, said
-):
+def test_published_pictures_refuse_changes_that_need_zero_rest(tmp_path, tiny_store, changes, said):
+    """Changes that need rest at zero are refused on published pictures, and not on flow in pixels."""
     data = DataConfig(**changes)
     published = write_store(tmp_path / "published", random_samples(subjects=2), PUBLISHED)
     with pytest.raises(InputError, match=rf"{published.path}: data\.augment\.{said}casme2/sub00/EP00 is a published"):
@@ -408,7 +412,8 @@ def test_changes_that_need_rest_at_zero_are_refused_on_published_pictures_and_no
     )  # the store holds both, the folds pixels only
 
 
-def test_published_pictures_are_mirrored_cut_elsewhere_mixed_and_dropped_where_that_is_right(tmp_path):
+def test_published_pictures_take_the_changes_that_are_right(tmp_path):
+    """Published pictures are mirrored, cut elsewhere, mixed and have regions dropped where that is right."""
     published = write_store(tmp_path / "store", random_samples(subjects=2), PUBLISHED)
     harmless = AugmentConfig(jitter=JitterConfig(shift=0.1, scale=0.1), drop_region=DropRegionConfig(probability=0.2))
     check_folds(Config(data=DataConfig(augment=replace(harmless, flip=FlipConfig(probability=0.5)))), published)
@@ -416,7 +421,8 @@ def test_published_pictures_are_mirrored_cut_elsewhere_mixed_and_dropped_where_t
     check_folds(Config(data=DataConfig(scaling="stored", standardise=False, crop="upstream")), published)
 
 
-def test_published_pictures_and_pixels_do_not_train_together_on_stored_values(tmp_path):
+def test_published_pictures_and_pixels_do_not_mix_as_stored(tmp_path):
+    """Published pictures and flow in pixels do not train together on stored values."""
     samples = (with_onset(item, "samm") for item in random_samples(subjects=2))
     mixed = write_store(tmp_path / "store", samples, PUBLISHED)
     both = (
@@ -428,7 +434,8 @@ def test_published_pictures_and_pixels_do_not_train_together_on_stored_values(tm
     check_folds(Config(), mixed)
 
 
-def test_a_mirrored_published_picture_under_minmax_is_255_minus_u():
+def test_a_mirrored_published_picture_has_255_minus_u():
+    """A mirrored published picture has 255 minus u in place of u under min-max scaling."""
     picture = np.random.default_rng(0).integers(0, 256, (28, 28, 3)).astype(np.float32)
     picture[0, 0], picture[27, 27] = 0, 255
     turned = scale_minmax(picture * np.array([-1, 1, 1], np.float32))

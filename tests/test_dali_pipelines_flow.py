@@ -1,4 +1,4 @@
-"""What a fold relies on in its input: right pixels, right order, resumable, and the same in every process."""
+"""Guarantees of a fold's input: right pixels, right order, resumable, and the same in every process."""
 
 from __future__ import annotations
 
@@ -24,13 +24,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from dali_pipelines import Batch, EpochSampler, FlowStream, FlowTransform, fit_transform, load_set
+from dali_pipelines import (
+    Batch,
+    EpochSampler,
+    FlowStream,
+    FlowTransform,
+    Resident,
+    fit_transform,
+    load_set,
+)
 from htnet.config import Config, DataConfig, EngineConfig, PrepareConfig, SourceConfig
 from htnet.data.datasets.htnet_release import HTNetRelease
 from htnet.data.datasets.labels import load_scheme
 from htnet.data.loso import loso_folds
 from htnet.data.regions import mosaic, scale_minmax
-from htnet.data.store.writer import Store, open_store, write_store
+from htnet.data.store.reader import Store, open_store
+from htnet.data.store.writer import write_store
 from htnet.errors import InputError
 from htnet.training.engine import resolve_device
 from launch.commands.prepare import prepare
@@ -38,13 +47,24 @@ from launch.commands.prepare import prepare
 CPU = torch.device("cpu")
 DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)]
 RAW = FlowTransform(mosaic_size=28, minmax=False)
-STREAMED = DataConfig(cache_mb=0)
+STREAMED = DataConfig(cache_mb=0, scaling="stored")
 
 
-def make_stream(store: Store, rows=range(20), batch_size=7, *, seed=5, shuffle=True, threads=1, state=None, **changes):
-    sampler = EpochSampler(rows=tuple(rows), batch_size=batch_size, seed=seed, shuffle=shuffle)
-    options = {"data": STREAMED, "transform": RAW, "device": CPU, "threads": threads, "state": state}
-    return FlowStream(store, sampler, **(options | changes))
+def samples_of(store: Store, rows, data: DataConfig, *, device=CPU, threads=1) -> Resident:
+    return Resident(store, rows, data=data, mosaic_size=28, device=device, threads=threads)
+
+
+def fitted(store: Store, rows, data: DataConfig) -> FlowTransform:
+    return fit_transform(samples_of(store, rows, data), rows, standardise=data.standardise)
+
+
+def make_stream(
+    store: Store, rows=range(20), batch_size=7, *, seed=5, data=STREAMED, device=CPU, threads=1, state=None,
+    transform=RAW,
+) -> FlowStream:  # fmt: skip
+    sampler = EpochSampler(rows=tuple(rows), batch_size=batch_size, seed=seed, shuffle=True)
+    resident = samples_of(store, rows, data, device=device, threads=threads)
+    return FlowStream(resident, sampler, augment=data.augment, transform=transform, state=state)
 
 
 def take(stream: FlowStream, count: int) -> list[Batch]:
@@ -74,8 +94,8 @@ def expected_input(store: Store, row: int, data: DataConfig, transform: FlowTran
 def test_the_graph_computes_what_the_numpy_statement_says(tiny_store, crop, scaling, standardise, device):
     data = DataConfig(crop=crop, scaling=scaling, standardise=standardise)
     rows = range(len(tiny_store.rows))
-    transform = fit_transform(tiny_store, rows, data=data, mosaic_size=28)
-    batch = load_set(tiny_store, rows, data=data, transform=transform, device=torch.device(device), threads=1)
+    transform = fitted(tiny_store, rows, data)
+    batch = load_set(samples_of(tiny_store, rows, data, device=torch.device(device)), rows, transform)
     assert batch.images.shape == (30, 3, 28, 28)
     assert batch.images.dtype == torch.float32
     assert str(batch.images.device) == str(batch.labels.device) == device
@@ -87,7 +107,8 @@ def test_the_graph_computes_what_the_numpy_statement_says(tiny_store, crop, scal
     np.testing.assert_allclose(batch.images.cpu().numpy(), wanted, rtol=2e-6, atol=2e-6)
 
 
-def test_upstreams_mosaics_of_the_published_release_come_out_exactly(shared_data, tmp_path):
+def test_upstreams_mosaics_of_the_release_come_out_exactly(shared_data, tmp_path):
+    """Upstream's mosaics of the published release come out exactly."""
     release = shared_data / "htnet_release"
     golden = np.load(release / "regions_golden.npz")["regions"]
     config = Config(prepare=PrepareConfig(sources=(SourceConfig(adapter="htnet_release", root=str(release)),)))
@@ -98,8 +119,8 @@ def test_upstreams_mosaics_of_the_published_release_come_out_exactly(shared_data
     scheme = load_scheme("megc2019_3class", ["casme2", "samm", "smic"])
     order = [place[entry.id] for entry in HTNetRelease(root=release, scheme=scheme).entries()]
     data = DataConfig(crop="upstream", scaling="stored", standardise=False)
-    transform = fit_transform(store, order, data=data, mosaic_size=28)
-    batch = load_set(store, order, data=data, transform=transform, device=CPU, threads=1)
+    transform = fitted(store, order, data)
+    batch = load_set(samples_of(store, order, data), order, transform)
     # upstream keeps OpenCV's channel order (strain, v, u)
     mosaics = batch.images.numpy().transpose(0, 2, 3, 1)[..., ::-1]
     assert mosaics.shape == golden.shape == (442, 28, 28, 3)
@@ -121,7 +142,9 @@ def test_every_epoch_visits_every_row_once(count, batch_size, seed, shuffle):
         assert shuffle or visited.tolist() == list(rows)
 
 
-def test_the_order_differs_between_epochs_and_seeds_and_only_when_shuffled():
+def test_a_shuffled_order_differs_by_epoch_and_seed():
+    """The order differs between epochs and between seeds, and only when it is shuffled."""
+
     def order(epoch, **changes):
         return EpochSampler(
             **({"rows": tuple(range(40)), "batch_size": 8, "seed": 1, "shuffle": True} | changes)
@@ -133,7 +156,8 @@ def test_the_order_differs_between_epochs_and_seeds_and_only_when_shuffled():
     assert order(0, shuffle=False).tolist() == order(5, shuffle=False).tolist() == list(range(40))
 
 
-def test_a_sampler_without_rows_or_with_an_empty_batch_is_refused():
+def test_a_sampler_needs_rows_and_a_batch_size():
+    """A sampler without rows or with an empty batch is refused."""
     with pytest.raises(ValueError, match="at least one row"):
         EpochSampler(rows=(), batch_size=1, seed=0, shuffle=False)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
@@ -156,7 +180,7 @@ def test_the_last_short_batch_is_kept_in_every_epoch(tiny_store, count, batch_si
 
 
 def fingerprint(store: Store, threads: int) -> str:
-    transform = fit_transform(store, range(20), data=DataConfig(), mosaic_size=28)
+    transform = fitted(store, range(20), DataConfig())
     digest = hashlib.sha256()
     for batch in take(make_stream(store, threads=threads, transform=transform), 7):
         digest.update(batch.rows.numpy().tobytes() + batch.labels.numpy().tobytes() + batch.images.numpy().tobytes())
@@ -202,13 +226,13 @@ def test_the_statistics_are_those_of_the_training_rows_alone(tiny_store, scaling
     data = DataConfig(scaling=scaling)
     plain = replace(data, standardise=False)
     fold = loso_folds(tiny_store)[4]
-    transform = fit_transform(tiny_store, fold.train, data=data, mosaic_size=28)
+    transform = fitted(tiny_store, fold.train, data)
     pixels = np.stack([expected_input(tiny_store, row, plain, RAW) for row in fold.train]).astype(np.float64)
     np.testing.assert_allclose(transform.mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(transform.std, pixels.std(axis=(0, 2, 3)), rtol=1e-9)
-    everything = fit_transform(tiny_store, (*fold.train, *fold.test), data=data, mosaic_size=28)
+    everything = fitted(tiny_store, (*fold.train, *fold.test), data)
     assert transform.mean != everything.mean
-    train = load_set(tiny_store, fold.train, data=data, transform=transform, device=CPU, threads=1).images
+    train = load_set(samples_of(tiny_store, fold.train, data), fold.train, transform).images
     torch.testing.assert_close(train.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(train.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
 
@@ -224,10 +248,10 @@ def test_a_flow_image_without_motion_gives_finite_input(tmp_path):
         {},
     )
     for rows in ([0], [0, 1], [0, 1, 2]):
-        transform = fit_transform(store, rows, data=DataConfig(), mosaic_size=28)
-        batch = load_set(store, rows, data=DataConfig(), transform=transform, device=CPU, threads=1)
+        transform = fitted(store, rows, DataConfig())
+        batch = load_set(samples_of(store, rows, DataConfig()), rows, transform)
         assert torch.isfinite(batch.images).all()
-    raw = load_set(store, [0, 1], data=DataConfig(), transform=replace(RAW, minmax=True), device=CPU, threads=1).images
+    raw = load_set(samples_of(store, [0, 1], DataConfig()), [0, 1], replace(RAW, minmax=True)).images
     assert (raw[0] == 0).all()
     assert raw[1].max() <= 255.0
 
@@ -242,8 +266,8 @@ def test_a_flow_of_another_size_is_resized_as_opencv_would(tmp_path, flow_size, 
     ]
     store = write_store(tmp_path / "store", iter(smooth), {})
     data = DataConfig(scaling="stored", standardise=False)
-    transform = fit_transform(store, range(6), data=data, mosaic_size=28)
-    batch = load_set(store, range(6), data=data, transform=transform, device=torch.device(device), threads=1)
+    transform = fitted(store, range(6), data)
+    batch = load_set(samples_of(store, range(6), data, device=torch.device(device)), range(6), transform)
     assert batch.images.shape == (6, 3, 28, 28)
     for row, image in enumerate(batch.images.cpu().numpy()):
         pixels = mosaic(store.read_flow(row).astype(np.float32), store.samples[row].landmarks, data.crop)
@@ -260,16 +284,17 @@ def test_flow_images_of_two_sizes_share_a_batch(tmp_path):
     mixed = [*random_samples(datasets=("casme2",)), *random_samples(datasets=("samm",), flow_size=64)]
     store = write_store(tmp_path / "store", iter(mixed), {})
     rows = range(len(mixed))
-    transform = fit_transform(store, rows, data=DataConfig(), mosaic_size=28)
-    batch = load_set(store, rows, data=DataConfig(), transform=transform, device=CPU, threads=1)
+    transform = fitted(store, rows, DataConfig())
+    batch = load_set(samples_of(store, rows, DataConfig()), rows, transform)
     assert batch.images.shape == (len(mixed), 3, 28, 28)
-    small = load_set(store, range(10), data=DataConfig(), transform=transform, device=CPU, threads=1)
+    small = load_set(samples_of(store, range(10), DataConfig()), range(10), transform)
     # a mosaic that has the network's size already is not touched by the resizing
     torch.testing.assert_close(batch.images[:10], small.images, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("engine", [EngineConfig(device="cuda"), EngineConfig(device="auto")])
-def test_a_gpu_asked_for_where_there_is_none_is_one_clear_sentence(engine, monkeypatch):
+def test_a_gpu_that_is_not_there_is_one_clear_sentence(engine, monkeypatch):
+    """A GPU that is asked for where there is none is reported in one clear sentence."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"no CUDA device is visible; set engine\.device=cpu") as caught:
         resolve_device(engine, 0.5)
@@ -301,12 +326,12 @@ def test_a_damaged_member_is_an_error_that_names_the_sample(tiny_store, tmp_path
     store = damaged_copy(tiny_store, tmp_path / "store", 3)
     data = DataConfig(standardise=standardise)
     with pytest.raises(InputError, match=r"sub01\.tar: flow\.npy of casme2/sub01/EP00 is damaged"):
-        transform = fit_transform(store, range(10), data=data, mosaic_size=28)
+        transform = fitted(store, range(10), data)
         take(make_stream(store, range(10), 4, transform=transform), 3)
     with pytest.raises(InputError, match=r"casme2/sub01/EP00 is damaged"):
-        load_set(store, [3], data=data, transform=RAW, device=CPU, threads=1)
+        load_set(samples_of(store, [3], data), [3], RAW)
     # the other subjects' samples are as good as before
-    assert len(load_set(store, [0, 1], data=data, transform=RAW, device=CPU, threads=1).images) == 2
+    assert len(load_set(samples_of(store, [0, 1], data), [0, 1], RAW).images) == 2
 
 
 def resident_mebibytes() -> float:

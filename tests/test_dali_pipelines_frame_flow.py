@@ -14,14 +14,15 @@ from conftest import random_samples
 from test_dali_pipelines_flow import DEVICES, least_growth_of_gpu_memory
 from test_dali_pipelines_frames import face, jpeg
 
-from dali_pipelines import Batch, EpochSampler, FlowStream, FlowTransform, flow_from_frames, stream
+from dali_pipelines import Batch, EpochSampler, FlowStream, FlowTransform, Resident, flow_from_frames, stream
 from dali_pipelines.frame_flow import FrameFlow
 from dali_pipelines.frames import PairChoice, decode_frames, draw_offsets
 from htnet.config import AugmentConfig, DataConfig, FlipConfig, JitterConfig, TimeJitterConfig
 from htnet.data.flow.image import flow_images
 from htnet.data.regions import mosaic
 from htnet.data.store.frames import frame_member
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from htnet.errors import InputError
 
 CPU = torch.device("cpu")
@@ -57,8 +58,10 @@ def make_stream(
     store: Store, *, data=DATA, threads=1, state=None, cache_mb=2048, augment=JITTERED, device="cpu", **changes
 ) -> FlowStream:
     data = replace(data, cache_mb=cache_mb, augment=augment)
-    options = {"data": data, "transform": RAW, "device": torch.device(device), "threads": threads, "num_classes": 3}
-    return FlowStream(store, sampler_of(store, **changes), state=state, **options)
+    sampler = sampler_of(store, **changes)
+    place = {"device": torch.device(device), "threads": threads}
+    resident = Resident(store, sampler.rows, data=data, mosaic_size=28, **place)
+    return FlowStream(resident, sampler, augment=augment, transform=RAW, num_classes=3, state=state)
 
 
 def take(batches: FlowStream, count: int) -> list[Batch]:
@@ -117,7 +120,7 @@ def test_the_heads_motion_is_taken_out_as_the_stores_recipe_says(tmp_path, kind,
 
 
 @pytest.mark.gpu
-def test_flow_from_a_gpus_decoder_is_that_of_the_cpus_on_the_whole(frames_store):
+def test_a_gpus_decoder_gives_nearly_the_flow_of_the_cpus(frames_store):
     """Decoders differ by a few grey values (test_dali_pipelines_odd_pictures.py), and flow follows them."""
     expected, found = make_stream(frames_store), make_stream(frames_store, device="cuda:0")
     for _ in range(3):
@@ -127,12 +130,14 @@ def test_flow_from_a_gpus_decoder_is_that_of_the_cpus_on_the_whole(frames_store)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cache_mb", [0, 2048], ids=["read at every step", "decoded once"])
-def test_streams_of_frames_that_are_dropped_leave_no_gpu_memory_behind(frames_store, cache_mb):
+def test_dropped_streams_of_frames_leave_no_gpu_memory(frames_store, cache_mb):
+    """Streams of frames that are dropped leave no GPU memory behind."""
     options = {"augment": JITTERED, "cache_mb": cache_mb, "device": "cuda:0"}
     assert least_growth_of_gpu_memory(lambda: make_stream(frames_store, **options).next(), 200) < 8
 
 
-def test_offsets_are_drawn_for_onset_and_apex_each_and_all_alike_often(frames_store):
+def test_onset_and_apex_have_offsets_of_their_own(frames_store):
+    """Offsets are drawn for onset and apex each, and all of them equally often."""
     sampler = sampler_of(frames_store, batch_size=10)
     drawn = np.concatenate([draw_offsets(sampler, step, 2) for step in range(500)])
     counts = Counter(map(tuple, drawn.tolist()))
@@ -154,7 +159,8 @@ def test_a_frame_that_was_not_kept_gives_way_to_the_nearest(frames_store):
 EVERYTHING = replace(JITTERED, flip=FlipConfig(probability=0.5), jitter=JitterConfig(shift=0.05))
 
 
-def test_neither_threads_nor_cache_nor_what_is_made_ahead_changes_a_batch(frames_store, monkeypatch):
+def test_threads_cache_and_work_ahead_change_no_batch(frames_store, monkeypatch):
+    """Neither threads nor cache nor the work that is done ahead changes a batch."""
     undisturbed = take(make_stream(frames_store, augment=EVERYTHING), 7)
     assert not torch.equal(undisturbed[0].images, undisturbed[3].images)
     for options in ({"threads": 2}, {"cache_mb": 0}, {"cache_mb": 0, "threads": 2}):
@@ -175,7 +181,8 @@ def test_a_stream_resumed_at_any_step_goes_on_bit_for_bit(frames_store, device):
         assert_same([walking.next()], undisturbed[step : step + 1])
 
 
-def test_a_rank_gets_its_part_of_the_very_batch_that_one_process_would_get(frames_store):
+def test_a_rank_gets_its_part_of_the_batch_of_one_process(frames_store):
+    """A rank gets its part of the very batch that one process would get."""
     whole = make_stream(frames_store)
     parts = [make_stream(frames_store, rank=rank, ranks=2) for rank in (0, 1)]
     for _ in range(3):
@@ -187,10 +194,11 @@ def test_a_rank_gets_its_part_of_the_very_batch_that_one_process_would_get(frame
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_where_no_frame_changes_a_step_computes_what_is_computed_once(frames_store, device):
+def test_a_step_without_changes_equals_flow_computed_once(frames_store, device):
+    """If no frame changes, a step computes the very flow that is computed once."""
     sampler, placed = sampler_of(frames_store), {"device": torch.device(device), "threads": 1}
     once = flow_from_frames(frames_store, range(10), **placed)
-    flow = FrameFlow(frames_store, sampler, augment=AugmentConfig(), method="tvl1", **placed)
+    flow = FrameFlow(frames_store, sampler, augment=AugmentConfig(), **placed)
     for step in range(4):
         images = flow.next().half().cpu().numpy()
         assert np.array_equal(images, np.stack([once(row) for row in sampler.batch(step)]))
@@ -215,5 +223,5 @@ def test_what_changes_frames_needs_frames():
         ValueError, match=r"augment\.time_jitter needs input=frames: with input=flow no flow is computed"
     ):
         DataConfig(augment=JITTERED)
-    with pytest.raises(ValueError, match="frames must not be negative, got -1"):
+    with pytest.raises(ValueError, match=r"frames\s+Input should be greater than or equal to 0 .*-1"):
         TimeJitterConfig(frames=-1)

@@ -15,14 +15,15 @@ from conftest import random_samples
 from PIL import Image
 from test_dali_pipelines_flow import DEVICES
 
-from dali_pipelines import EpochSampler, FlowStream, FlowTransform, fit_transform, flow_from_frames
+from dali_pipelines import EpochSampler, FlowStream, Resident, fit_transform, flow_from_frames
 from dali_pipelines.frames import decode_frames
 from htnet.config import AugmentConfig, Config, DataConfig, PhotometricConfig, PrepareConfig, SourceConfig
 from htnet.data.extraction import extract
-from htnet.data.store.writer import Store, write_store
+from htnet.data.plan import make_plan
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from htnet.data.synth.generate import generate
 from htnet.errors import InputError
-from launch.commands.prepare import extraction_settings, make_plan
 
 CPU = torch.device("cpu")
 RECIPE = {"flow": {"method": "dis", "size": 28, "working_size": 64, "strain": "central"}}
@@ -65,9 +66,7 @@ def kept(tmp_path_factory) -> Store:
     source = SourceConfig(adapter="casme2", root=str(folder / "raw" / "casme2"))
     config = Config(prepare=PrepareConfig(sources=(source,), keep_frames=True, working_size=96))
     plan = make_plan(config.prepare)
-    settings = extraction_settings(config.prepare, strict=True)
-    tables = {entry: plan.tables[entry.id] for entries in plan.subjects.values() for entry in entries}
-    samples = [extract([entry], table, settings).samples[0] for entry, table in tables.items()]
+    samples = [extract([entry], config.prepare, strict=True).samples[0] for entry in plan.entries]
     return write_store(folder / "store", iter(samples), plan.recipe)
 
 
@@ -84,11 +83,13 @@ def test_flow_from_frames_is_the_stored_flow_up_to_jpegs_losses(kept, device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_batches_of_frames_and_of_flow_look_alike_to_the_model(kept, device):
     data, place = DataConfig(input="frames"), torch.device(device)
-    read = flow_from_frames(kept, range(6), device=place, threads=1)
-    transform = fit_transform(kept, range(6), data=data, mosaic_size=28, read=read)
     sampler = EpochSampler(rows=tuple(range(6)), batch_size=4, seed=0, shuffle=True)
-    options = {"data": data, "transform": transform, "device": place, "threads": 1}
-    frames, flow = FlowStream(kept, sampler, read=read, **options), FlowStream(kept, sampler, **options)
+    options = {"mosaic_size": 28, "device": place, "threads": 1}
+    of_frames, of_flow = (Resident(kept, range(6), data=kind, **options) for kind in (data, DataConfig()))
+    transform = fit_transform(of_frames, range(6), standardise=True)
+    frames, flow = (
+        FlowStream(resident, sampler, augment=AugmentConfig(), transform=transform) for resident in (of_frames, of_flow)
+    )
     for _ in range(3):
         one, other = frames.next(), flow.next()
         assert torch.equal(one.rows, other.rows)
@@ -111,7 +112,8 @@ NO_PICTURE = b"\xff\xd8\xff" + bytes(200) + b"\xff\xd9"
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("cache_mb", [0, 2048])
-def test_a_member_that_only_looks_like_a_picture_is_named_when_it_cannot_be_decoded(tmp_path, cache_mb, device):
+def test_a_frame_that_cannot_be_decoded_is_named(tmp_path, cache_mb, device):
+    """A member that only looks like a picture is named when it cannot be decoded."""
     place = torch.device(device)
     pairs = [(jpeg(face(seed)), jpeg(face(seed + 9))) for seed in range(5)]
     store = store_of(tmp_path, *pairs[:3], (pairs[3][0], NO_PICTURE), pairs[4])
@@ -122,10 +124,10 @@ def test_a_member_that_only_looks_like_a_picture_is_named_when_it_cannot_be_deco
     augment = AugmentConfig(photometric=PhotometricConfig(gamma=1.5))
     data = DataConfig(input="frames", cache_mb=cache_mb, augment=augment)
     sampler = EpochSampler(rows=tuple(range(5)), batch_size=2, seed=0, shuffle=False)
-    options = {"data": data, "transform": FlowTransform(mosaic_size=28, minmax=True), "device": place, "threads": 1}
+    resident = Resident(store, sampler.rows, data=data, mosaic_size=28, device=place, threads=1)
 
     def two_steps() -> None:
-        stream = FlowStream(store, sampler, **options)
+        stream = FlowStream(resident, sampler, augment=augment, transform=resident.plain)
         stream.next()
         stream.next()
 

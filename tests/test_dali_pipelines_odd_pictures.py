@@ -13,17 +13,19 @@ import torch
 from PIL import Image
 from test_dali_pipelines_flow import DEVICES
 from test_dali_pipelines_frames import decoded, face, jpeg, store_of
-from test_htnet_adapters import clips, read
+from test_htnet_adapters import clips, placed, read
 
 from dali_pipelines import flow_from_frames
-from htnet.data.datasets.base import Clip
-from htnet.data.extraction import Extraction, ExtractionSettings, extract
+from htnet.config import PrepareConfig
+from htnet.data.entries import Clip
+from htnet.data.extraction import Extraction, extract, recipe_of
 from htnet.data.faces.landmarks import LandmarkTable, read_landmarks
 from htnet.data.frames import list_frames, read_frame, to_gray
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from htnet.data.synth.generate import generate
 
-SETTINGS = ExtractionSettings(keep_frames=True, working_size=96)
+SETTINGS = PrepareConfig(keep_frames=True, working_size=96)
 RAW_SIDE = 128
 
 
@@ -119,11 +121,11 @@ def prepared(
     for number in (clip.onset, clip.apex):
         (folder / f"img{number}{suffix}").write_bytes(encode(read_frame(list_frames(clip.frames)[number])))
     points = {clip.id: tuple(((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5) for x, y in table.points[clip.id])}
-    return extract([replace(clip, frames=folder)], replace(table, points=points), SETTINGS)
+    return extract(placed([replace(clip, frames=folder)], replace(table, points=points)), SETTINGS)
 
 
 def stored(found: Extraction, folder: Path) -> Store:
-    return write_store(folder, iter(found.samples), SETTINGS.recipe())
+    return write_store(folder, iter(found.samples), recipe_of(SETTINGS))
 
 
 def flow_of(store: Store, device: str = "cpu") -> np.ndarray:
@@ -136,9 +138,8 @@ def alike(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["grey", "CMYK", "progressive", "orientation 3", "orientation 6", "png", "bmp"])
-def test_a_clip_of_odd_pictures_has_the_flow_of_a_plain_one_in_the_store_and_out_of_its_frames(
-    raw, tmp_path, kind, device
-):
+def test_odd_pictures_give_the_flow_of_plain_ones(raw, tmp_path, kind, device):
+    """A clip of odd pictures has the flow of a plain one, in the store and out of its frames."""
     plain = stored(prepared(raw, tmp_path / "plain", ODD["png"], suffix=".png"), tmp_path / "plain_store")
     suffix = {"png": ".png", "bmp": ".bmp"}.get(kind, ".JPG")
     store = stored(prepared(raw, tmp_path / "odd", ODD[kind], suffix=suffix), tmp_path / "store")
@@ -168,7 +169,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_picture_is_found_when_the_store_is_made_and_named_with_its_clip(raw, tmp_path, kind):
+def test_a_bad_picture_is_found_when_the_store_is_made(raw, tmp_path, kind):
+    """A bad picture is found when the store is made, and it is named with its clip."""
     encode, reason = BAD[kind]
     found = prepared(raw, tmp_path / "bad", encode)
     assert found.samples == ()

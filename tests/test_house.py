@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def test_every_shipped_configuration_loads_and_is_listed(name):
 
 
 def test_every_dependency_is_imported_somewhere():
-    """What nobody imports costs an installation and keeps a step of ``make gpu-check`` away where it is absent."""
+    """Every dependency is imported; another costs an installation, and its absence a step of ``make gpu-check``."""
     code = "\n".join(
         path.read_text(encoding="utf-8")
         for room in ("htnet", "kernels", "launch", "dali_pipelines")
@@ -54,7 +55,7 @@ def test_every_dependency_is_imported_somewhere():
 
 
 def tracked_files() -> list[Path]:
-    """What belongs to the repository, relative to its root; skips outside a checkout."""
+    """List what belongs to the repository, relative to its root; skip the test outside a checkout."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
@@ -67,7 +68,7 @@ def words_of_code(page: Path) -> list[str]:
 
 
 def is_named(path: Path, readme: Path) -> bool:
-    """Whether a README names a file below its folder: itself, by a pattern, or by a folder above it (``data/``)."""
+    """Say whether a README names a file below its folder: itself, by a pattern, or by a folder above it (``data/``)."""
     links = re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8"))
     names = [word.strip("`") for word in words_of_code(readme)] + links
     below = path.relative_to(readme.parent).as_posix()
@@ -75,7 +76,8 @@ def is_named(path: Path, readme: Path) -> bool:
     return any(below.startswith(name) if name.endswith("/") else fnmatch(below, name) for name in patterns)
 
 
-def test_every_room_has_a_readme_and_every_readme_names_the_files_of_its_folder():
+def test_every_room_has_a_readme_that_names_its_files():
+    """Every room has a README, and every README names the files of its folder."""
     files = tracked_files()
     readmes = {path.parent for path in files if path.name == "README.md"}
     rooms = {Path(path.parts[0]) for path in files if len(path.parts) > 1 and not path.parts[0].startswith(".")}
@@ -89,7 +91,8 @@ def test_every_room_has_a_readme_and_every_readme_names_the_files_of_its_folder(
     assert not unnamed, "\n".join(unnamed)
 
 
-def test_no_file_holds_a_path_of_one_machine_or_the_host_of_a_package_registry():
+def test_no_file_names_one_machine_or_a_package_registry():
+    """No file holds a path of one machine or the host of a package registry."""
     machine = re.compile(rb"(?<![\w.~-])/(?:work|root|home)/")
     registry = re.compile(rb"pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org|(?:extra-)?index[-_]url")
     found = []
@@ -124,7 +127,8 @@ def sub_commands() -> set[str]:
     return set(commands.choices)
 
 
-def test_every_sub_command_of_the_documentation_exists_and_the_readme_names_every_one():
+def test_sub_commands_and_their_documentation_agree():
+    """Every sub-command of the documentation exists, and the README names every one."""
     known, named = sub_commands(), {}
     for path in tracked_files():
         if path.suffix == ".md":
@@ -133,6 +137,12 @@ def test_every_sub_command_of_the_documentation_exists_and_the_readme_names_ever
                     named.setdefault(command, set()).add(str(path))
     assert {command: pages for command, pages in named.items() if command not in known} == {}
     assert {command for command in known if "README.md" not in named.get(command, ())} == set()
+
+
+@pytest.mark.parametrize("room", ["htnet.data.frames", "htnet.data.store.frames", "dali_pipelines"])
+def test_a_room_can_be_imported_first(room):
+    """Each by a new interpreter: a circle of imports shows only where nothing was imported before."""
+    subprocess.run([sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, check=True)
 
 
 def test_figures_that_are_quoted_twice_agree():
@@ -164,7 +174,47 @@ def test_no_file_is_named_like_a_module_of_python():
     assert [path for path in named if path.name != "__init__.py"] == []
 
 
-@pytest.mark.parametrize("room", ["htnet.data.frames", "htnet.data.store.frames", "dali_pipelines"])
-def test_a_room_can_be_imported_first(room):
-    """Each by a new interpreter: a circle of imports shows only where nothing was imported before."""
-    subprocess.run([sys.executable, "-c", f"import {room}"], cwd=ROOT, capture_output=True, check=True)
+def nodes_of_the_product() -> list[tuple[str, ast.AST]]:
+    """Every node of the product's code, with its file."""
+    rooms = ("htnet", "kernels", "launch", "dali_pipelines")
+    files = [path for path in tracked_files() if path.suffix == ".py" and path.parts[0] in rooms]
+    trees = [(path.as_posix(), ast.parse((ROOT / path).read_text(encoding="utf-8"))) for path in files]
+    return [(name, node) for name, tree in trees for node in ast.walk(tree)]
+
+
+def renames_or_locks(node: ast.AST) -> bool:
+    """Tell a rename or a lock; a replace of one argument is Path's, for that of a text takes two."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return "fcntl" in (getattr(node, "module", None), *(alias.name for alias in node.names))
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    of_os = isinstance(node.func.value, ast.Name) and node.func.value.id == "os"
+    replaces = node.func.attr == "replace" and (of_os or (len(node.args) == 1 and not node.keywords))
+    return replaces or node.func.attr in {"rename", "renames", "hardlink_to", "flock", "lockf"}
+
+
+def joins_a_path_of_a_run(node: ast.AST) -> bool:
+    names = {"folds", "checkpoints", "progress", "events.jsonl", "environment.json", "machine.json"}
+    names |= {"summary.json", "predictions.csv", "megc_log.txt", "report.html"}
+    return (
+        isinstance(node, ast.BinOp)
+        and isinstance(node.op, ast.Div)
+        and any(isinstance(side, ast.Constant) and side.value in names for side in (node.left, node.right))
+    )
+
+
+def starts_ray(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "ray.init"
+
+
+@pytest.mark.parametrize(
+    ("does", "home"),
+    [
+        (renames_or_locks, "htnet/files.py"),
+        (joins_a_path_of_a_run, "launch/run/folder.py"),
+        (starts_ray, "launch/cluster.py" if (ROOT / "launch" / "cluster.py").exists() else "launch/pool.py"),
+    ],
+)
+def test_there_is_no_second_way(does, home):
+    """One file writes whole files and locks, one knows the paths of a run, one starts Ray."""
+    assert {file for file, node in nodes_of_the_product() if does(node)} == {home}

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from htnet.data.faces.landmarks import face_crop
-from htnet.data.flow.image import area_averaged, flow_images, flow_parameters, optical_flow
+from htnet.data.flow.image import area_averaged, flow_images
+from htnet.data.flow.methods import METHODS, flow_parameters
+from htnet.data.flow.opencv import dis_flow
 from htnet.data.flow.tvl1 import TVL1
 from htnet.data.synth.generate import plan_clips, render_frame, true_flow
-
-METHODS = ("farneback", "dis")
-EVERY_METHOD = ("tvl1", *METHODS)
 
 
 def texture(side: int, seed: int = 0, shift: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
@@ -40,38 +39,36 @@ def flow_image(onset: np.ndarray, apex: np.ndarray, method: str, size: int = 28,
     return flow_images(*crops, method=method, size=size, strain=strain, device=torch.device("cpu"))[0]
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", METHODS)
 def test_two_equal_frames_have_no_flow_and_no_strain(method: str) -> None:
     face = pair(plan_clips("casme2", subjects=1, clips=2, seed=0, image_size=160)[0])[0]
     for picture in (face, texture(64), np.full((40, 40), 7, np.uint8)):
         assert np.abs(flow_image(picture, picture, method)).max() < 1e-5
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shift", [(0.5, 0.0), (0.0, -0.8), (1.3, 0.7)])
-def test_a_known_shift_is_found(method: str, shift: tuple[float, float]) -> None:
-    """Median inside the picture; measured 0.001 to 0.005 px for both methods."""
-    flow = optical_flow(texture(96), texture(96, shift=shift), method)[12:-12, 12:-12]
+def test_dis_finds_a_known_shift(shift: tuple[float, float]) -> None:
+    """Median inside the picture; measured 0.001 to 0.005 px."""
+    flow = dis_flow(texture(96), texture(96, shift=shift))[12:-12, 12:-12]
     assert np.abs(np.median(flow, axis=(0, 1)) - shift).max() < 0.02
 
 
-@pytest.mark.parametrize(("method", "mean", "worst"), [("farneback", 0.16, 0.48), ("dis", 0.095, 0.23)])
-def test_flow_of_synthetic_faces_is_near_the_true_flow(method: str, mean: float, worst: float) -> None:
+def test_dis_on_synthetic_faces_is_near_the_true_flow() -> None:
     """Mean and 95th percentile of the end-point error in pixels, for motion up to 2.8 px and sensor noise.
 
-    Measured: 0.134 and 0.396 (farneback), 0.077 and 0.185 (dis).
+    Measured: 0.077 and 0.185.
     """
     errors = []
     for dataset in ("casme2", "samm", "smic"):
         for clip in plan_clips(dataset, subjects=2, clips=3, seed=1, image_size=160):
             onset, apex, truth = pair(clip)
-            errors.append(np.hypot(*np.moveaxis(optical_flow(onset, apex, method) - truth, 2, 0)).ravel())
+            errors.append(np.hypot(*np.moveaxis(dis_flow(onset, apex) - truth, 2, 0)).ravel())
     together = np.concatenate(errors)
-    assert together.mean() < mean
-    assert np.percentile(together, 95) < worst
+    assert together.mean() < 0.095
+    assert np.percentile(together, 95) < 0.23
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("side", [64, 250])
 def test_the_flow_image_counts_in_its_own_pixels(method: str, side: int) -> None:
     """The same share of the crop is the same flow whether it is computed at the crop's size or reduced."""
@@ -84,15 +81,14 @@ def test_the_flow_image_counts_in_its_own_pixels(method: str, side: int) -> None
     assert (image[..., 2] >= 0).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_flow_is_the_same_bits_every_time_and_for_one_or_two_threads(method: str) -> None:
+def test_dis_gives_the_same_bits_for_one_or_two_threads() -> None:
     onset, apex, _ = pair(plan_clips("smic", subjects=1, clips=2, seed=0, image_size=160)[0])
     before = cv2.getNumThreads()
     try:
         found = []
         for threads in (1, 2, 1):
             cv2.setNumThreads(threads)
-            found.append(optical_flow(onset, apex, method))
+            found.append(dis_flow(onset, apex))
     finally:
         cv2.setNumThreads(before)
     assert np.array_equal(found[0], found[1])
@@ -106,7 +102,7 @@ def test_areas_are_averaged_as_opencv_does(side: int, size: int) -> None:
     np.testing.assert_allclose(area_averaged(torch.from_numpy(planes), size), np.stack(wanted), atol=1e-5)
 
 
-@pytest.mark.parametrize("method", EVERY_METHOD)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_pair_is_the_same_alone_and_in_a_batch(method: str) -> None:
     onsets = np.stack([texture(48, seed) for seed in range(5)])
     apexes = np.stack([texture(48, seed, shift=(0.3 * seed, -0.2)) for seed in range(5)])
@@ -119,11 +115,11 @@ def test_a_pair_is_the_same_alone_and_in_a_batch(method: str) -> None:
 def test_misuse_is_named() -> None:
     good = texture(32)
     with pytest.raises(ValueError, match="tvl2"):
-        optical_flow(good, good, "tvl2")
+        flow_image(good, good, "tvl2")
     with pytest.raises(ValueError, match="one shape"):
-        optical_flow(good, texture(30), "dis")
+        dis_flow(good, texture(30))
     with pytest.raises(ValueError, match="uint8"):
-        optical_flow(good.astype(np.float32), good, "dis")
+        dis_flow(good.astype(np.float32), good)
     with pytest.raises(ValueError, match=r"S at least 28, got \(1, 20, 32\)"):
         flow_image(good[:20], good[:20], "dis")
     with pytest.raises(ValueError, match=r"strain must be one of central, .*got 'eulerian'"):
@@ -132,5 +128,4 @@ def test_misuse_is_named() -> None:
 
 def test_the_parameters_of_a_method_can_be_recorded() -> None:
     assert flow_parameters("dis")["finest_scale"] == 0
-    assert flow_parameters("farneback")["winsize"] == 17
     assert flow_parameters("tvl1") == {"method": "tvl1", **asdict(TVL1())}

@@ -1,9 +1,10 @@
-"""What a user relies on in the scores."""
+"""Guarantees of the scores."""
 
 from __future__ import annotations
 
 import csv
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ def test_a_class_nobody_shows_still_counts_in_the_mean():
     assert perfect.accuracy == 1.0
 
 
-def test_all_negative_on_the_composite_scores_what_the_field_notes_say():
+def test_all_negative_on_the_composite_scores_as_noted():
+    """All negative on the composite scores what the field notes say."""
     labels = [0] * 250 + [1] * 109 + [2] * 83
     result = metrics.scores(labels, [0] * 442, 3)
     assert (round(result.uf1, 3), round(result.uar, 3), round(result.accuracy, 3)) == (0.241, 0.333, 0.566)
@@ -69,7 +71,8 @@ def _toy(people: int = 20, seed: int = 0):
     return labels, predictions, subjects
 
 
-def test_bootstrap_resamples_whole_subjects_and_repeats_with_its_seed():
+def test_bootstrap_draws_subjects_and_repeats():
+    """Bootstrap resamples whole subjects and repeats with its seed."""
     labels, predictions, subjects = _toy()
     matrices = metrics.subject_confusions(labels, predictions, subjects, 3)
     assert np.array_equal(matrices.sum(axis=0), metrics.confusion(labels, predictions, 3))
@@ -90,7 +93,8 @@ def test_no_interval_is_stated_for_one_subject():
     assert metrics.bootstrap_interval(matrix, resamples=100, seed=0) is None
 
 
-def test_a_thousand_resamplings_of_the_composite_take_a_fraction_of_a_second():
+def test_a_thousand_resamplings_are_quick():
+    """A thousand resamplings of the composite take a fraction of a second."""
     matrices = np.ones((68, 3, 3), dtype=np.int64)
     start = time.perf_counter()
     metrics.bootstrap_interval(matrices, resamples=1000, seed=0)
@@ -113,7 +117,7 @@ def _guess_one_by_one(labels, subjects, *, tries, trials, seed):
                 accuracy = (guess == labels[mask]).mean()
                 if best <= accuracy:
                     best, kept[mask] = accuracy, guess
-        rates.append(metrics.pooled_rates(metrics.confusion(labels, kept, 3)))
+        rates.append(list(metrics.pooled_rates(metrics.confusion(labels, kept, 3)).values()))
     return np.asarray(rates)
 
 
@@ -123,7 +127,7 @@ def test_the_chance_level_equals_a_guesser_simulated_try_by_try(tries):
     subjects = ["a"] * 5 + ["b"] * 4 + ["c"] * 3 + ["d"]
     slow = _guess_one_by_one(labels, subjects, tries=tries, trials=800, seed=1)
     drawn = metrics.chance_confusions(labels, subjects, num_classes=3, tries=tries, trials=4000, seed=2)
-    fast = metrics.pooled_rates(drawn.sum(axis=1))
+    fast = np.stack(list(metrics.pooled_rates(drawn.sum(axis=1)).values()), axis=-1)
     standard_error = np.sqrt(slow.var(axis=0) / len(slow) + fast.var(axis=0) / len(fast))
     assert np.all(np.abs(slow.mean(axis=0) - fast.mean(axis=0)) < 4 * standard_error)
     assert np.allclose(slow.std(axis=0), fast.std(axis=0), rtol=0.15)
@@ -146,7 +150,8 @@ def test_a_single_class_leaves_nothing_to_guess():
 @pytest.mark.parametrize(
     ("tries", "uf1", "uar", "noted"), [(1, 0.332, 0.333, 0.326), (10, 0.583, 0.574, 0.582), (800, 0.827, 0.814, 0.822)]
 )
-def test_chance_level_of_the_official_list_is_the_documented_one(shared_data: Path, tries, uf1, uar, noted):
+def test_chance_of_the_official_list_is_as_documented(shared_data: Path, tries, uf1, uar, noted):
+    """Chance level of the official list is the documented one."""
     listed = shared_data / "megc2019" / "combined_3class_gt.csv"
     if not listed.is_file():
         pytest.skip(f"{listed} not found")
@@ -155,5 +160,11 @@ def test_chance_level_of_the_official_list_is_the_documented_one(shared_data: Pa
     subjects, labels = [f"{row[0]}/{row[1]}" for row in rows], [int(row[3]) for row in rows]
     drawn = metrics.chance_confusions(labels, subjects, num_classes=3, tries=tries, trials=1000, seed=0)
     rates = metrics.pooled_rates(drawn.sum(axis=1))
-    assert rates.mean(axis=0)[:2] == pytest.approx([uf1, uar], abs=0.003)
-    assert abs(rates[:, 0].mean() - noted) < 2 * rates[:, 0].std()
+    assert [rates["uf1"].mean(), rates["uar"].mean()] == pytest.approx([uf1, uar], abs=0.003)
+    assert abs(rates["uf1"].mean() - noted) < 2 * rates["uf1"].std()
+
+
+def test_every_metric_has_a_place_in_scores_and_intervals():
+    named = {field.name for field in fields(metrics.Rates)}
+    assert named == metrics.METRICS.keys()
+    assert {field.name for field in fields(metrics.Interval)} == named | {"level"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch.nn.functional as F
 
 from htnet import HTNet, HTNetConfig
 from htnet.checkpoint import from_upstream
-from htnet.model import BlockAggregation, LocalAttention, _conv, _conv_2x2, attention_backend
+from htnet.model import BlockAggregation, LocalAttention, _conv, _conv_2x2, _element_size, attention_backend
+from kernels.testing import BLOCK_TOLERANCES, assert_close
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = ("seq1", "seq4", "seq16_oddheads")
@@ -81,7 +84,8 @@ def golden_model(request, golden):
     return model
 
 
-def test_logits_and_every_gradient_are_those_of_the_public_implementation(golden, golden_model):
+def test_logits_and_gradients_are_those_of_the_public_code(golden, golden_model):
+    """The logits and every gradient are those of the public implementation."""
     logits = golden_model(torch.from_numpy(golden["input"]))
     assert relative_error(logits, torch.from_numpy(golden["logits"])) < 1e-5
     F.cross_entropy(logits, torch.from_numpy(golden["labels"])).backward()
@@ -96,7 +100,8 @@ def test_logits_and_every_gradient_are_those_of_the_public_implementation(golden
     assert {name: error for name, error in errors.items() if error >= 1e-5} == {}
 
 
-def test_five_steps_of_adam_lead_where_the_public_implementation_gets(golden, golden_model):
+def test_five_steps_of_adam_follow_the_public_code(golden, golden_model):
+    """Five steps of Adam lead to the point that the public implementation reaches."""
     images, labels = torch.from_numpy(golden["input"]), torch.from_numpy(golden["labels"])
     adam = torch.optim.Adam(golden_model.parameters(), lr=5e-5)
     losses = []
@@ -110,7 +115,8 @@ def test_five_steps_of_adam_lead_where_the_public_implementation_gets(golden, go
     assert relative_error(golden_model(images), torch.from_numpy(golden["logits_after_5_steps"])) < 1e-5
 
 
-def test_with_one_token_per_block_queries_and_keys_get_zero_gradients_and_never_change():
+def test_queries_and_keys_of_one_token_blocks_never_change():
+    """With one token per block, queries and keys get zero gradients and never change."""
     torch.manual_seed(0)
     model = HTNet(TINY_SHORT_CUT)
     key, untrained = "levels.0.layers.0.attention.qkv.weight", 2 * 12
@@ -125,7 +131,8 @@ def test_with_one_token_per_block_queries_and_keys_get_zero_gradients_and_never_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_untrained_queries_and_keys_are_saved_and_loaded_in_one_matrix_with_the_values(dtype):
+def test_untrained_queries_and_keys_are_saved_with_the_values(dtype):
+    """Untrained queries and keys are saved and loaded in one matrix with the values."""
     tokens_of_one = HTNet(TINY_SHORT_CUT).to(dtype)
     state = tokens_of_one.state_dict()
     several = HTNet(HTNetConfig(**{**TINY_SHORT_CUT.__dict__, "image_size": 16})).state_dict()
@@ -143,7 +150,8 @@ def test_untrained_queries_and_keys_are_saved_and_loaded_in_one_matrix_with_the_
         other.load_state_dict({name: value for name, value in state.items() if name != key})
 
 
-def test_blocks_of_one_token_start_with_the_weights_of_larger_ones():
+def test_one_token_blocks_start_with_the_usual_weights():
+    """Blocks of one token start with the weights of larger ones."""
     states = []
     for tokens in (1, 4):
         torch.manual_seed(0)
@@ -153,7 +161,8 @@ def test_blocks_of_one_token_start_with_the_weights_of_larger_ones():
     assert all(torch.equal(one[name], four[name]) for name in four)
 
 
-def test_the_short_cut_for_one_token_per_block_equals_the_general_way():
+def test_the_short_cut_for_one_token_equals_the_general_way():
+    """The short cut for one token per block equals the general way."""
     torch.manual_seed(0)
     attention = LocalAttention(20, 3, blocks_per_side=4, tokens_per_block=1, dropout=0.0, backend="reference").double()
     x = torch.randn(2, 4, 4, 20, dtype=torch.float64)
@@ -163,7 +172,8 @@ def test_the_short_cut_for_one_token_per_block_equals_the_general_way():
     torch.testing.assert_close(attention(x), attention.out(general), rtol=1e-13, atol=1e-13)
 
 
-def test_many_tokens_go_through_values_and_output_as_one_map_with_the_same_result_and_gradients():
+def test_one_map_of_values_and_output_changes_no_result():
+    """Many tokens go through values and output as one map, with the same result and gradients."""
     torch.manual_seed(0)
     attention = LocalAttention(
         dim=16, heads=3, blocks_per_side=2, tokens_per_block=1, dropout=0.0, backend="sdpa"
@@ -181,8 +191,67 @@ def test_many_tokens_go_through_values_and_output_as_one_map_with_the_same_resul
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
 
 
+def attended(attention, x, *, padded):
+    """Output and gradients of input and weights, dropout drawn alike."""
+    attention.zero_grad()
+    torch.manual_seed(1)
+    leaf = x.clone().requires_grad_()
+    out = attention.attend(leaf, padded=padded)
+    gradients = torch.autograd.grad(out.square().sum(), [leaf, *(p for p in attention.parameters() if p.requires_grad)])
+    return out.detach(), *gradients
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("tokens", "batch"), [(4, 2), (1, 2), (1, 40)], ids=["4", "1", "1-one-map"])
+def test_padded_heads_compute_the_same_function(tokens, batch, dropout):
+    """In float64, with heads of 5 and of 85 channels; the inner dimensions 15 and 255 are no multiples of 8 either."""
+    side = 2 * math.isqrt(tokens)
+    for dim in (16, 256):
+        torch.manual_seed(0)
+        attention = LocalAttention(dim, 3, 2, tokens, dropout=dropout, backend="sdpa").double()
+        x = torch.randn(batch, side, side, dim, dtype=torch.float64)
+        plain, padded = (attended(attention, x, padded=way) for way in (False, True))
+        torch.testing.assert_close(padded, plain, rtol=1e-11, atol=1e-11)
+
+
+def assert_padding_costs_no_digits(device, tokens, dtype):
+    torch.manual_seed(0)
+    attention = LocalAttention(256, 3, 2, tokens, dropout=0.0, backend="auto").to(device, dtype)
+    x = torch.randn(8, 4, 4, 256) if tokens == 4 else torch.randn(2, 2, 2, 256)
+    x = x.to(device, dtype)
+    exact = attended(copy.deepcopy(attention).cpu().double(), x.cpu().double(), padded=False)
+    found = attended(attention, x, padded=True)
+    allowed = BLOCK_TOLERANCES[dtype]
+    for number, (actual, truth) in enumerate(zip(found, exact, strict=True)):
+        assert_close(f"result {number}", actual, truth, allowed.backward if number else allowed.forward)
+    if device == "cuda":
+        torch.testing.assert_close(attention(x), found[0], rtol=0, atol=0)  # the module pads there by itself
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [4, 1])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_padded_heads_are_within_the_tolerances_of_16_bits(device, tokens, dtype):
+    assert_padding_costs_no_digits(device, tokens, dtype)
+
+
+def test_heads_on_a_cpu_are_computed_as_they_are(monkeypatch):
+    monkeypatch.setattr("htnet.model.pad_heads", lambda *_: pytest.fail("padded"))
+    for tokens in (1, 4):
+        attention = LocalAttention(16, 3, 2, tokens, dropout=0.0, backend="auto").bfloat16()
+        attention(torch.randn(1, 4, 4, 16, dtype=torch.bfloat16))
+
+
+def test_the_size_of_an_element_follows_autocast():
+    weight = torch.empty(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _element_size(weight) == 2
+    assert (_element_size(weight), _element_size(weight.half())) == (4, 2)
+
+
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
-def test_aggregation_is_convolution_then_norm_then_pool_for_maps_of_any_size(side):
+def test_aggregation_is_convolution_then_norm_then_pool(side):
+    """Aggregation is convolution, then norm, then pool, for maps of any size."""
     torch.manual_seed(0)
     aggregation = BlockAggregation(6, 12).double()
     x = torch.randn(2, side, side, 6, dtype=torch.float64, requires_grad=True)
@@ -205,13 +274,15 @@ def small_map():
     return tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
 
 
-def test_the_convolution_of_a_2x2_map_has_true_first_and_second_derivatives(small_map):
+def test_the_2x2_convolution_has_true_derivatives(small_map):
+    """The convolution of a 2x2 map has true first and second derivatives."""
     torch.testing.assert_close(_conv_2x2(*small_map), _conv(*small_map))
     assert torch.autograd.gradcheck(_conv_2x2, small_map, fast_mode=True)
     assert torch.autograd.gradgradcheck(_conv_2x2, small_map, fast_mode=True)
 
 
-def test_the_convolution_of_a_2x2_map_has_gradients_for_each_sample_as_functorch_takes_them(small_map):
+def test_the_2x2_convolution_has_gradients_for_each_sample(small_map):
+    """The convolution of a 2x2 map has gradients for each sample, as functorch takes them."""
     x, *parameters = (tensor.detach() for tensor in small_map)
 
     def loss(parameters, sample):
@@ -237,7 +308,8 @@ def test_the_convolution_of_a_2x2_map_follows_autocast(small_map, device, dtype)
     torch.testing.assert_close(actual, expected, rtol=2e-2, atol=5e-2)
 
 
-def test_the_default_network_has_the_papers_139_582_982_parameters_of_which_queries_and_keys_are_not_trained():
+def test_the_default_network_has_the_size_of_the_paper():
+    """The default network has the paper's 139 582 982 parameters, of which queries and keys are not trained."""
     with torch.device("meta"):
         model = HTNet(HTNetConfig())
     assert sum(parameter.numel() for parameter in model.parameters()) == 139_582_982
@@ -246,7 +318,8 @@ def test_the_default_network_has_the_papers_139_582_982_parameters_of_which_quer
     assert trained == 139_582_982 - queries_and_keys
 
 
-def test_linear_layers_start_as_torch_initialises_the_1x1_convolutions_of_upstream():
+def test_layers_start_as_the_convolutions_of_upstream():
+    """Linear layers start as torch initialises the 1x1 convolutions of upstream."""
     torch.manual_seed(3)
     convolution = torch.nn.Conv2d(12, 7, 1)
     torch.manual_seed(3)
@@ -259,7 +332,8 @@ def test_linear_layers_start_as_torch_initialises_the_1x1_convolutions_of_upstre
     assert 0.99 * bound < aggregation.weight.abs().max() <= bound
 
 
-def test_names_without_weight_decay_are_parameters_biases_norms_and_position_embeddings():
+def test_biases_norms_and_positions_have_no_weight_decay():
+    """The names without weight decay are those of parameters: biases, norms and position embeddings."""
     model = HTNet(TINY)
     names = {name for name, _ in model.named_parameters()}
     spared = model.no_weight_decay()

@@ -15,16 +15,17 @@ import pytest
 from conftest import random_samples
 from hypothesis import given
 from hypothesis import strategies as st
-from test_htnet_adapters import clips, read
+from test_htnet_adapters import clips, placed, read
 from test_htnet_store import content
 
 from htnet.config import PrepareConfig, SourceConfig
-from htnet.data.datasets.base import Clip
-from htnet.data.extraction import ExtractionSettings, extract
+from htnet.data.entries import Clip
+from htnet.data.extraction import extract, recipe_of
 from htnet.data.faces.landmarks import LandmarkTable, face_crop, read_landmarks
 from htnet.data.frames import list_frames, read_frame
 from htnet.data.store.frames import frame_member, nearest_member, neighbours
-from htnet.data.store.writer import Store, open_store, write_store
+from htnet.data.store.reader import Store, open_store
+from htnet.data.store.writer import write_store
 from htnet.data.synth.generate import generate
 from htnet.data.video import VideoFrames
 from htnet.errors import InputError
@@ -45,7 +46,8 @@ def sources(raw) -> tuple[list[Clip], LandmarkTable]:
     return clips(read(raw, "casme2")), read_landmarks(raw / "landmarks.csv")
 
 
-def test_frames_on_each_side_are_found_by_their_order_not_their_number():
+def test_frames_on_each_side_are_found_by_order():
+    """Frames on each side are found by their order, not by their number."""
     found = dict(neighbours((3, 4, 6, 9, 10, 11, 15, 20, 21), 6, 15, 2))
     assert found == {
         "onset-2.jpg": 3, "onset-1.jpg": 4, "onset+1.jpg": 9, "apex-1.jpg": 11, "apex+1.jpg": 20, "apex+2.jpg": 21
@@ -74,7 +76,8 @@ def test_whatever_is_taken_the_onset_stays_before_the_apex(count, reach, data):
     [("onset", 0, "onset.jpg"), ("onset", -1, "onset-1.jpg"), ("onset", -2, "onset-1.jpg"), ("onset", 2, "onset+2.jpg"),
      ("apex", 3, "apex+1.jpg"), ("apex", -1, "apex-1.jpg"), ("apex", -9, "apex-1.jpg")],
 )  # fmt: skip
-def test_where_a_frame_is_missing_the_farthest_on_the_way_is_taken(part, offset, taken):
+def test_the_farthest_frame_there_is_replaces_a_missing_one(part, offset, taken):
+    """If a frame is missing, the farthest one on the way to it is taken."""
     assert nearest_member(NAMED, part, offset) == taken
     assert nearest_member((), part, offset) == frame_member(part)
 
@@ -84,7 +87,7 @@ def test_what_is_kept_are_the_face_crops_of_the_frames_beside(sources):
     entry = entries[0]
     paths = list_frames(entry.frames)
     (item,) = extract(
-        [entry], table, ExtractionSettings(flow_method="dis", keep_frames=True, keep_neighbours=2)
+        placed([entry], table), PrepareConfig(flow_method="dis", keep_frames=True, keep_neighbours=2)
     ).samples
     numbers = {"onset.jpg": entry.onset, "apex.jpg": entry.apex}
     numbers |= neighbours(tuple(paths), entry.onset, entry.apex, 2)
@@ -107,24 +110,25 @@ def test_of_a_video_the_same_is_kept_and_it_is_gone_through_once(tmp_path, monke
     video = VideoFrames(entry.frames)
     for number, picture in zip(video.numbers, video.read_each(video.numbers), strict=True):
         cv2.imwrite(str(pictures / f"{number}.png"), picture)
-    settings = ExtractionSettings(flow_method="dis", keep_frames=True, keep_neighbours=2)
-    (expected,) = extract([replace(entry, frames=pictures)], table, settings).samples
+    settings = PrepareConfig(flow_method="dis", keep_frames=True, keep_neighbours=2)
+    (expected,) = extract(placed([replace(entry, frames=pictures)], table), settings).samples
     passes = []
     monkeypatch.setattr(
         VideoFrames, "_open", lambda video, whole=VideoFrames._open: passes.append(video) or whole(video)
     )
-    (found,) = extract([entry], table, settings).samples
+    (found,) = extract(placed([entry], table), settings).samples
     assert found.frames == expected.frames
     assert len(found.frames) > 6
     assert len(passes) == 3, "the onset, the count of the frames, all the rest"
 
 
-def test_an_apex_that_is_not_there_is_named_with_neighbours_or_without(sources):
+def test_a_missing_apex_is_named_with_neighbours_or_without(sources):
+    """An apex that is not there is named, with neighbours or without."""
     entries, table = sources
     late = replace(entries[0], apex=999, offset=999)
     for reach in (0, 2):
-        settings = ExtractionSettings(flow_method="dis", keep_frames=True, keep_neighbours=reach)
-        (out,) = extract([late], table, settings).left_out
+        settings = PrepareConfig(flow_method="dis", keep_frames=True, keep_neighbours=reach)
+        (out,) = extract(placed([late], table), settings).left_out
         assert f"{late.frames}: frame 999 is missing; there are frames" in out.reason
 
 
@@ -134,9 +138,9 @@ def test_a_damaged_frame_beside_the_apex_leaves_out_its_clip(sources, monkeypatc
     monkeypatch.setattr(
         Path, "read_bytes", lambda path, whole=Path.read_bytes: whole(path)[: 100 if path == bad else None]
     )
-    settings = ExtractionSettings(flow_method="dis", keep_frames=True)
-    assert extract(entries, table, settings).left_out == ()
-    (out,) = extract(entries, table, replace(settings, keep_neighbours=1)).left_out
+    settings = PrepareConfig(flow_method="dis", keep_frames=True)
+    assert extract(placed(entries, table), settings).left_out == ()
+    (out,) = extract(placed(entries, table), replace(settings, keep_neighbours=1)).left_out
     assert out.clip == str(entries[0].id)
     assert f"{bad}: unreadable picture" in out.reason
 
@@ -150,7 +154,8 @@ def with_neighbours(folder: Path) -> Store:
     )
 
 
-def test_a_store_knows_where_the_frames_beside_lie_and_any_tar_tool_shows_them(tmp_path):
+def test_a_store_finds_the_frames_beside_onset_and_apex(tmp_path):
+    """A store knows the place of the frames beside onset and apex, and any tar tool shows them."""
     store = with_neighbours(tmp_path / "store")
     opened = open_store(tmp_path / "store")
     assert opened == store
@@ -164,7 +169,8 @@ def test_a_store_knows_where_the_frames_beside_lie_and_any_tar_tool_shows_them(t
         assert {name.partition(".")[0] for name in tar.getnames()} == {"EP00", "EP01", "EP02"}
 
 
-def test_a_changed_frame_beside_changes_the_digest_and_is_named_when_read(tmp_path):
+def test_a_changed_frame_beside_changes_the_digest(tmp_path):
+    """A changed frame beside onset or apex changes the digest, and it is named when it is read."""
     store = with_neighbours(tmp_path / "store")
     where = store.rows[2].members["onset+1.jpg"]
     assert where.sha256 == hashlib.sha256(b"bb").hexdigest()
@@ -177,7 +183,8 @@ def test_a_changed_frame_beside_changes_the_digest_and_is_named_when_read(tmp_pa
     assert write_store(tmp_path / "other", islice(random_samples(), 3), {"made": "up"}).digest != store.digest
 
 
-def test_a_store_without_such_frames_is_one_that_earlier_versions_read(tmp_path):
+def test_a_store_without_frames_beside_keeps_the_old_format(tmp_path):
+    """A store without frames beside onset and apex is one that earlier versions read."""
     plain = write_store(tmp_path / "plain", islice(random_samples(), 3), {})
     # the digest of the version that introduced the format
     assert plain.digest == PLAIN_DIGEST
@@ -187,20 +194,23 @@ def test_a_store_without_such_frames_is_one_that_earlier_versions_read(tmp_path)
 
 
 def test_the_recipe_names_head_motion_that_is_taken_out():
-    assert "head_motion" not in ExtractionSettings().recipe()["flow"]
-    assert ExtractionSettings(head_motion="median").recipe()["flow"]["head_motion"] == "median"
+    assert "head_motion" not in recipe_of(PrepareConfig())["flow"]
+    assert recipe_of(PrepareConfig(head_motion="median"))["flow"]["head_motion"] == "median"
 
 
 def test_the_recipe_names_the_reach_only_where_there_is_one():
-    assert "keep_neighbours" not in ExtractionSettings(keep_frames=True).recipe()
-    assert ExtractionSettings(keep_frames=True, keep_neighbours=3).recipe()["keep_neighbours"] == 3
+    assert "keep_neighbours" not in recipe_of(PrepareConfig(keep_frames=True))
+    assert recipe_of(PrepareConfig(keep_frames=True, keep_neighbours=3))["keep_neighbours"] == 3
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"keep_neighbours": 2}, "keep_neighbours=2 needs keep_frames=true"),
-        ({"keep_neighbours": -1, "keep_frames": True}, r"keep_neighbours must be in \[0, 100\], got -1"),
+        (
+            {"keep_neighbours": -1, "keep_frames": True},
+            r"keep_neighbours\s+Input should be greater than or equal to 0 .*-1",
+        ),
         (
             {"head_motion": "median", "sources": (SourceConfig(adapter="htnet_release", root="x"),)},
             "head_motion=median needs sources with frames: of htnet_release's pictures",

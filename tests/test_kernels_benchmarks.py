@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import subprocess
 import sys
 import time
@@ -109,7 +110,8 @@ def test_arithmetic_is_what_torch_counts_in_the_reference(operation):
     assert counted.get_total_flops() + scores == case.flops(operation, "backward")
 
 
-def test_one_token_per_block_is_a_copy_and_its_block_two_projections():
+def test_one_token_per_block_costs_a_copy():
+    """One token per block is a copy, and its block two projections."""
     (case,) = select_cases(["paper/0"], {}, batch=2, dtype="bf16")
     assert [case.flops("core", direction) for direction in DIRECTIONS] == [0, 0, 0]
     assert case.flops("block", "forward") == 2 * 2 * 16 * 2 * 256 * 255
@@ -147,59 +149,43 @@ def test_an_unknown_case_or_setting_names_the_known(names, overrides, message):
 # --- static figures
 
 
-def kernels_and_cases(monkeypatch, cases, card="h200") -> tuple[list[tuple[str, tuple[str, ...]]], list[int]]:
-    """Which kernels would be compiled for which cases, and the channels of the blocks."""
+def kernels_and_cases(monkeypatch, cases, card="h200") -> list[tuple[str, tuple[str, ...]]]:
+    """Which kernels would be compiled for which cases."""
     pytest.importorskip("triton")
     figures = {"registers": 1, "spilled": 0, "stack": 0, "shared": 0, "warps": 1, "tile": 16}
-    seen = []
 
-    def fake_core(shape, archs):
+    def fake(shape, archs):
         (arch,) = archs
         for kernel in ("forward", "backward"):
             yield SimpleNamespace(kernel=kernel, arch=arch, **figures)
 
-    def fake_block(shape, dim, arch):
-        seen.append(dim)
-        return SimpleNamespace(kernel="fused", arch=arch, **figures)
-
-    monkeypatch.setattr("kernels.local_attention.compile.compile_case", fake_core)
-    monkeypatch.setattr("kernels.attention_block.compile.compile_block", fake_block)
+    monkeypatch.setattr(importlib.import_module("kernels.local_attention.compile"), "compile_case", fake)
     rows = list(kernel_rows(cases, CARDS[card]))
     assert {row.arch for row in rows} <= {CARDS[card].arch}
-    return [(row.kernel, row.cases) for row in rows], seen
+    return [(row.kernel, row.cases) for row in rows]
 
 
-def test_the_static_table_holds_the_core_and_where_it_can_run_the_fused_block(monkeypatch):
+def test_the_static_table_holds_each_shape_once(monkeypatch):
     cases = select_cases(["paper", "fine/0", "fine/1"], {}, batch=256, dtype="bf16")
-    assert kernels_and_cases(monkeypatch, cases) == (
-        [
-            *(("forward", ("fine/0",)), ("backward", ("fine/0",))),
-            *(("forward", ("fine/1",)), ("backward", ("fine/1",))),
-            ("fused", ("fine/0",)),  # fine/1 has 512 channels
-        ],
-        [256],
-    )
     alike = [*cases, dataclasses.replace(cases[3], name="again"), dataclasses.replace(cases[3], name="less", dim=128)]
-    rows, dims = kernels_and_cases(monkeypatch, alike)
-    assert rows[0] == ("forward", ("fine/0", "again", "less"))
-    assert rows[-2:] == [("fused", ("fine/0", "again")), ("fused", ("less",))]
-    assert dims == [256, 128]
+    assert kernels_and_cases(monkeypatch, alike) == [
+        *(("forward", ("fine/0", "again", "less")), ("backward", ("fine/0", "again", "less"))),
+        *(("forward", ("fine/1",)), ("backward", ("fine/1",))),
+    ]
 
 
 @pytest.mark.parametrize(
     ("shape", "card", "kernels"),
     [
         ({"dtype": "bf16"}, "a100", ["forward", "backward"]),
-        ({"dtype": "fp32"}, "h200", ["forward", "backward"]),
-        ({"dtype": "fp16"}, "b200", ["forward", "backward", "fused"]),
         ({"dtype": "bf16", "tokens": "81"}, "h200", ["forward", "backward"]),
         ({"dtype": "bf16", "head_dim": "129"}, "h200", []),
         ({"dtype": "bf16", "tokens": "33x33"}, "h200", []),
     ],
 )
-def test_kernels_that_a_card_or_a_shape_does_not_run_are_not_compiled_for_it(monkeypatch, shape, card, kernels):
-    rows, _ = kernels_and_cases(monkeypatch, [tiny_case(**shape)], card)
-    assert [kernel for kernel, _ in rows] == kernels
+def test_kernels_are_compiled_only_for_shapes_they_take(monkeypatch, shape, card, kernels):
+    """Kernels that do not take a shape are not compiled for it."""
+    assert [kernel for kernel, _ in kernels_and_cases(monkeypatch, [tiny_case(**shape)], card)] == kernels
 
 
 # --- providers and the gate
@@ -246,7 +232,7 @@ def test_a_provider_that_is_not_installed_says_so(monkeypatch):
 )
 def test_what_our_kernels_do_not_take_is_no_failure_of_ours(monkeypatch, shape, reason):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    ours = [provider for provider in PROVIDERS.values() if provider.ours and provider.name != "block-fused"]
+    ours = [provider for provider in PROVIDERS.values() if provider.ours]
     assert len(ours) == 3
     for provider in ours:
         assert provider.limit(tiny_case(**shape), torch.device("cuda")) == reason
@@ -294,7 +280,9 @@ def test_the_block_is_held_to_its_own_tolerances(share, status):
     assert row.error_backward == pytest.approx(share * allowed, rel=0.5)
 
 
-def test_a_provider_that_breaks_is_a_row_and_the_others_are_measured():
+def test_a_provider_that_breaks_is_a_row():
+    """A provider that breaks is a row, and the others are measured."""
+
     def breaks(error):
         def build(case):
             raise error
@@ -326,7 +314,8 @@ def test_a_provider_that_breaks_is_a_row_and_the_others_are_measured():
     assert rows["good"].status == "ok"
 
 
-def test_after_the_time_limit_nothing_is_begun_and_every_row_says_so():
+def test_after_the_time_limit_nothing_is_begun():
+    """After the time limit nothing is begun, and every row says so."""
     rows = measured(select_providers(["reference", "block-sdpa"]), seconds=0)
     assert [(row.provider, row.status) for row in rows] == [("reference", "skipped"), ("block-sdpa", "skipped")]
     assert all("time allowed" in row.reason for row in rows)
@@ -389,7 +378,8 @@ def test_rows_are_on_disk_before_the_next_is_measured(tmp_path):
     assert len(read_rows(path)) == 2
 
 
-def test_both_pictures_are_drawn_and_a_run_without_arithmetic_has_no_roofline(tmp_path):
+def test_both_pictures_are_drawn_unless_there_is_no_arithmetic(tmp_path):
+    """Both pictures are drawn, and a run without arithmetic has no roofline."""
     rows = measured(select_providers(["reference", "sdpa", "block-sdpa"]), directions=("forward", "backward"))
     written = write_pictures(rows, tmp_path / "pictures")
     assert [path.name for path in written] == ["roofline.png", "bars.png"]

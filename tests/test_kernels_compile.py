@@ -23,21 +23,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
 import json, multiprocessing, sys
 from dataclasses import asdict
-from kernels.attention_block.compile import compile_block
 from kernels.local_attention.compile import Case, compile_case
 
 def rows(task):
-    case, channels, arch = task
-    case = Case(**case)
-    found = compile_case(case, [arch]) if channels is None else [compile_block(case, channels, arch)]
-    return [asdict(row) for row in found]
+    case, arch = task
+    return [asdict(row) for row in compile_case(Case(**case), [arch])]
 
 with multiprocessing.get_context("fork").Pool(int(sys.argv[1])) as pool:
     for found in pool.imap(rows, json.load(sys.stdin)):
         print(json.dumps(found))
 """
 KNOWN: dict = {}
-"""Rows by (case, channels of the fused block or None, architecture)."""
+"""Rows by (case, architecture)."""
 
 
 def run_without_interpreter(command, text=""):
@@ -50,14 +47,14 @@ def run_without_interpreter(command, text=""):
 
 
 def compile_all(wanted):
-    """Rows of (case, channels, architecture) triples; what no test has asked for yet is compiled."""
+    """Rows of (case, architecture) pairs; what no test has asked for yet is compiled."""
     from kernels.local_attention.compile import Resources
 
     missing = [task for task in dict.fromkeys(wanted) if task not in KNOWN]
     # the longest first, so that no core ends with one: without matrix units every product is unrolled
     missing.sort(key=lambda task: (task[0].dtype != "fp32", -task[0].block_h * task[0].block_w))
     if missing:
-        text = json.dumps([(asdict(case), channels, arch) for case, channels, arch in missing])
+        text = json.dumps([(asdict(case), arch) for case, arch in missing])
         lines = run_without_interpreter(["-c", SCRIPT, str(len(os.sched_getaffinity(0)))], text).splitlines()
         for task, line in zip(missing, lines, strict=True):
             KNOWN[task] = [Resources(**row) for row in json.loads(line)]
@@ -67,18 +64,14 @@ def compile_all(wanted):
 def core(cases):
     from kernels.local_attention.compile import ARCHITECTURES
 
-    return [(case, None, arch) for case in cases for arch in ARCHITECTURES]
-
-
-def blocks(shapes):
-    return [(case, channels, arch) for case, channels, archs in shapes for arch in archs]
+    return [(case, arch) for case in cases for arch in ARCHITECTURES]
 
 
 def in_use():
     """Rows of the shapes that the model is run with, and of one whose rows are aligned."""
     from kernels.local_attention.compile import IN_USE, Case
 
-    return compile_all([*core(IN_USE), (Case(block_h=4, block_w=4, head_dim=80), None, "sm_90")])
+    return compile_all([*core(IN_USE), (Case(block_h=4, block_w=4, head_dim=80), "sm_90")])
 
 
 def assert_it_fits(rows):
@@ -93,7 +86,8 @@ def assert_it_fits(rows):
 
 
 @pytest.mark.slow
-def test_no_tile_in_use_spills_or_exceeds_the_shared_memory_of_a_card():
+def test_no_tile_in_use_spills_or_exceeds_a_card():
+    """No tile in use spills or exceeds the shared memory of a card."""
     assert_it_fits(in_use())
 
 
@@ -140,7 +134,7 @@ def tiles_to_compile():
     if os.environ.get("HTNET_EVERY_TILE") == "1":
         return tasks
     one = {"fp32": "sm_80", "bf16": "sm_90"}
-    return [(case, channels, arch) for case, channels, arch in tasks if not dear(case) or arch == one[case.dtype]]
+    return [(case, arch) for case, arch in tasks if not dear(case) or arch == one[case.dtype]]
 
 
 def dear(case):
@@ -149,29 +143,20 @@ def dear(case):
 
 
 @pytest.mark.slow
-def test_no_tile_of_the_rule_spills_or_exceeds_the_shared_memory_of_a_card():
+def test_no_tile_of_the_rule_spills_or_exceeds_a_card():
+    """No tile of the rule spills or exceeds the shared memory of a card."""
     assert_it_fits(compile_all(tiles_to_compile()))
 
 
 @pytest.mark.slow
-def test_products_of_16_bit_run_on_matrix_units_and_aligned_rows_load_16_bytes_at_once():
+def test_kernels_use_matrix_units_and_wide_loads():
+    """Products of 16 bits run on matrix units, and aligned rows load 16 bytes at once."""
     for row in in_use():
         if row.arch.startswith("sm"):
             assert (row.matrix == "none") == (row.dtype == "fp32"), row
         if row.head_dim == 80:
             assert row.loads.endswith("x128") and " " not in row.loads, row
             assert row.stores.endswith("x128") and " " not in row.stores, row
-
-
-@pytest.mark.slow
-def test_the_fused_block_in_use_neither_spills_nor_exceeds_the_shared_memory_of_a_card():
-    from kernels.attention_block.compile import IN_USE
-    from kernels.local_attention.compile import SHARED_LIMIT
-
-    for row in compile_all(blocks(IN_USE)):
-        assert not PINNED or (row.spilled == 0 and row.stack == 0), row
-        assert row.shared <= SHARED_LIMIT[row.arch], row
-        assert row.matrix != "none", row
 
 
 @pytest.mark.slow
@@ -183,29 +168,22 @@ def test_the_command_prints_the_table_of_a_shape():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PINNED, reason="the tables are of the Triton that torch pins")
-@pytest.mark.parametrize(
-    "fused", [False, True], ids=["kernels.local_attention.compile", "kernels.attention_block.compile"]
-)
-def test_the_tables_of_the_readme_are_what_the_command_prints(fused, monkeypatch, capsys):
+def test_the_table_of_the_readme_is_what_the_command_prints(monkeypatch, capsys):
     """The command itself, with the rows that are known already: of compiling them anew only the time would differ."""
-    from kernels.attention_block import compile as block_command
-    from kernels.local_attention import compile as core_command
+    from kernels.local_attention import compile as command
 
-    command = block_command if fused else core_command
-    shown = blocks((*block_command.IN_USE, *block_command._SHOWN)) if fused else core(core_command.IN_USE)
-    compile_all(shown)
-    monkeypatch.setattr(core_command, "compile_case", lambda case, archs: iter(KNOWN[case, None, *archs]))
-    monkeypatch.setattr(block_command, "compile_block", lambda *shape: KNOWN[shape][0])
+    compile_all(core(command.IN_USE))
+    monkeypatch.setattr(command, "compile_case", lambda case, archs: iter(KNOWN[case, *archs]))
     assert command.main(["--readme"]) == 0
     text = (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
-    name = command.__name__
     assert capsys.readouterr().out.strip() in text, (
-        f"paste the output of python -m {name} --readme into kernels/README.md"
+        "paste the output of python -m kernels.local_attention.compile --readme into kernels/README.md"
     )
 
 
 @pytest.mark.parametrize("arguments", [["--readme", "--dtype", "fp32"], ["--readme", "--tokens", "4"], []])
-def test_the_table_of_the_readme_and_a_shape_of_ones_own_are_not_mixed(arguments, capsys):
+def test_the_readme_table_takes_no_shape_of_ones_own(arguments, capsys):
+    """The table of the README and a shape of one's own are not mixed."""
     from kernels.local_attention.compile import main
 
     with pytest.raises(SystemExit) as done:

@@ -43,7 +43,8 @@ def test_the_restatement_of_upstream_computes_the_golden_logits(case):
 
 
 @pytest.mark.slow
-def test_checked_providers_are_timed_in_pairs_with_upstream_and_no_more_than_two_processes_live(monkeypatch):
+def test_providers_are_timed_in_pairs_with_upstream(monkeypatch):
+    """Checked providers are timed in pairs with upstream, and no more than two processes live at a time."""
     names = [BASELINE, "torch engine, fp32", "DeepSpeed engine, bf16"]
     alive, timed = [], end_to_end._timed_epoch
 
@@ -81,7 +82,8 @@ def test_results_are_appended_under_one_header(tmp_path):
     assert "" not in first.values()
 
 
-def test_the_results_that_are_kept_have_the_columns_that_are_written():
+def test_kept_results_have_the_columns_that_are_written():
+    """The results that are kept have the columns that are written."""
     from launch.benchmarks import input as profile_input
 
     kept = ROOT / "docs" / "benchmarks" / "results"
@@ -90,7 +92,8 @@ def test_the_results_that_are_kept_have_the_columns_that_are_written():
 
 
 @pytest.mark.parametrize("benchmark", [apex, flow, head_motion])
-def test_a_place_that_cannot_hold_results_is_refused_before_anything_is_measured(tmp_path, capsys, benchmark):
+def test_a_place_that_cannot_hold_results_is_refused_first(tmp_path, capsys, benchmark):
+    """A place that cannot hold results is refused before anything is measured."""
     (tmp_path / "other.csv").write_text("a,b\n")
     wrong = {tmp_path / "other.csv": "holds other columns", tmp_path / "other.csv" / "x.csv": "is a file"}
     for out, message in wrong.items():
@@ -101,7 +104,8 @@ def test_a_place_that_cannot_hold_results_is_refused_before_anything_is_measured
     assert (tmp_path / "other.csv").read_text() == "a,b\n"
 
 
-def test_every_provider_computes_what_upstream_does_and_another_is_not_timed():
+def test_only_providers_that_compute_as_upstream_are_timed():
+    """Every provider computes what upstream does, and one that does not is not timed."""
     torch.manual_seed(0)
     state = HTNet(TINY).state_dict()
     batches = make_batches(TINY, (8, 6))

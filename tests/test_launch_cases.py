@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import launch.commands.prepare
-from htnet.data.store.writer import open_store
+from htnet.data.store.reader import open_store
 from launch import cli
 from launch.cluster import ray_cluster
 

@@ -31,18 +31,18 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 
 @pytest.mark.slow
-def test_on_a_cpu_it_prints_rivals_and_static_figures_and_writes_both_pictures(tmp_path):
+def test_a_profile_on_a_cpu_has_figures_and_pictures(tmp_path):
+    """On a CPU, profile prints rivals and static figures and writes both pictures."""
     command = [sys.executable, "-m", "launch.cli", "profile", *TINY, "--out", str(tmp_path / "out")]
     command += ["--providers", "triton,reference,sdpa,block-sdpa", "--modes", "forward,backward"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for expected in ("least traffic and arithmetic", "compiled for H200 SXM (sm_90)", "packed_backward", "needs CUDA"):
         assert expected in done.stdout
-    fused = next(line.split() for line in done.stdout.splitlines() if "fused_forward" in line)
-    case, _, registers, spills, stack, shared, warps, tile = fused
-    assert (case, spills, stack, warps, tile) == ("4x5", "0", "0", "8", "128")
+    packed = next(line.split() for line in done.stdout.splitlines() if "packed_forward" in line)
+    case, _, registers, spills, stack, _, warps, tile = packed
+    assert (case, spills, stack, warps, tile) == ("4x5", "0", "0", "1", "16")
     assert 0 < int(registers) <= 255
-    assert int(shared) > 0
     assert "4x85" not in done.stdout
     rows = read_rows(tmp_path / "out" / "local_attention.csv")
     assert {(row.provider, row.mode) for row in rows if row.status == "ok"} >= {("sdpa", "backward")}
@@ -109,7 +109,8 @@ def test_bad_input_is_one_line_that_names_the_known(capsys, arguments, message):
 
 
 @pytest.mark.parametrize("mode", [(), ("--training",), ("--end-to-end",)])
-def test_results_of_other_columns_are_refused_before_anything_is_measured(tmp_path, capsys, mode):
+def test_results_of_other_columns_are_refused_first(tmp_path, capsys, mode):
+    """Results of other columns are refused before anything is measured."""
     for name in ("local_attention.csv", "training_epochs.csv", "end_to_end_cpu.csv"):
         (tmp_path / name).write_text("a,b\n")
     code, out, err = run(capsys, *mode, "--out", tmp_path)
@@ -118,7 +119,8 @@ def test_results_of_other_columns_are_refused_before_anything_is_measured(tmp_pa
 
 
 @pytest.mark.parametrize("mode", [(), ("--training",), ("--end-to-end",)])
-def test_a_place_that_cannot_hold_results_is_refused_before_anything_is_measured(tmp_path, capsys, mode):
+def test_a_place_that_cannot_hold_results_is_refused_first(tmp_path, capsys, mode):
+    """A place that cannot hold results is refused before anything is measured."""
     (tmp_path / "file.csv").touch()
     code, out, err = run(capsys, *mode, "--out", tmp_path / "file.csv" / "new")
     assert (code, out) == (2, "")
@@ -130,7 +132,8 @@ def test_a_place_that_cannot_hold_results_is_refused_before_anything_is_measured
     assert "is a folder, where the results are to be a file" in err
 
 
-def test_the_end_to_end_benchmark_appends_to_its_file_in_the_folder(tmp_path, monkeypatch, capsys):
+def test_the_end_to_end_benchmark_appends_to_its_file(tmp_path, monkeypatch, capsys):
+    """The end-to-end benchmark appends to its file in the folder."""
     one = end_to_end.Measurement(provider=end_to_end.BASELINE, seconds=(2.0,), cpu_share=1.0, baseline=2.0)
     seen = []
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # other tests run at one
@@ -148,7 +151,8 @@ def test_the_end_to_end_benchmark_appends_to_its_file_in_the_folder(tmp_path, mo
 
 
 @pytest.mark.parametrize("wrong", [("--rounds", "0"), ("--threads", "0"), ("--out", __file__)])
-def test_the_end_to_end_benchmark_alone_refuses_what_it_cannot_do(capsys, monkeypatch, wrong):
+def test_the_end_to_end_benchmark_refuses_what_it_cannot_do(capsys, monkeypatch, wrong):
+    """The end-to-end benchmark, run alone, refuses what it cannot do."""
     monkeypatch.setattr(end_to_end, "measure", lambda *_, **__: pytest.fail("it measured"))
     with pytest.raises(SystemExit) as done:
         end_to_end.main(list(wrong))
@@ -156,7 +160,8 @@ def test_the_end_to_end_benchmark_alone_refuses_what_it_cannot_do(capsys, monkey
     assert f"error: {wrong[0]} " in capsys.readouterr().err
 
 
-def test_a_dry_run_of_training_lists_the_epochs_and_trains_nothing(tmp_path, capsys, monkeypatch):
+def test_a_dry_run_of_training_trains_nothing(tmp_path, capsys, monkeypatch):
+    """A dry run of training lists the epochs and trains nothing."""
     monkeypatch.setattr(profile, "_epochs", lambda *_, **__: pytest.fail("it trained"))
     code, out, _ = run(capsys, "--training", "--dry-run", "--out", tmp_path / "new")
     assert code == 0
@@ -186,7 +191,8 @@ def test_only_a_failure_of_ours_makes_a_run_partial():
     assert profile._exit_code([copy, rival, dataclasses.replace(broken, provider="block-triton")]) == 1
 
 
-def test_goals_are_ratios_to_the_quickest_rival_of_the_same_case_and_mode():
+def test_goals_are_ratios_to_the_quickest_rival():
+    """Goals are ratios to the quickest rival of the same case and mode."""
     (_, row) = measured(select_providers(["reference"]))
 
     def timed(provider, median, mode="both", **values):
@@ -197,17 +203,16 @@ def test_goals_are_ratios_to_the_quickest_rival_of_the_same_case_and_mode():
         timed("triton", 10.0, "forward", copy_percent=91.0, graph=True),
         *(timed("triton", 40.0), timed("sdpa", 90.0), timed("sdpa", 80.0, graph=True)),
         *(timed("block-triton", 60.0), timed("block-sdpa", 120.0), timed("block-compile", 96.0)),
-        *(timed("block-fused", 20.0, "forward"), timed("block-triton", 34.0, "forward")),
-        timed("block-fused", 1.0, "forward", case="other", status="refused"),
     ]
     console = Console(width=120, file=io.StringIO())
     profile._say_goals(rows, console)
     (line,) = (line for line in console.file.getvalue().splitlines() if line.split()[:1] == [row.case])
-    # of equal times the first counts; the fused block is compared with our composed one too, forward alone
-    assert line.split()[1:] == ["87", "%", "2.00", "1.60", "1.70"]
+    # of equal times the first counts
+    assert line.split()[1:] == ["87", "%", "2.00", "1.60"]
 
 
-def test_it_runs_where_the_packages_for_data_and_clusters_are_absent():
+def test_profile_needs_no_packages_for_data_and_clusters():
+    """Profile runs where the packages for data and clusters are absent."""
     script = (
         f"import sys; [sys.modules.__setitem__(name, None) for name in {ABSENT}]; "
         "from launch.commands.profiling import main; sys.exit(main(sys.argv[1:]))"

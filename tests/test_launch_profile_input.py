@@ -9,7 +9,7 @@ import cv2
 import pytest
 import torch
 
-from dali_pipelines import EpochSampler, FlowStream, fit_transform
+from dali_pipelines import EpochSampler, FlowStream, Resident, fit_transform
 from htnet.config import HTNetConfig
 from launch import cli
 from launch.benchmarks import input as profile_input
@@ -44,11 +44,13 @@ def store(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", ["plain", "augmented", "streamed"])
-def test_the_rival_makes_the_batches_that_folds_train_on_over_several_epochs(case, store):
+def test_the_rival_makes_the_batches_of_folds(case, store):
+    """The rival makes the batches that folds train on, over several epochs."""
     data, rows = CASES[case].data, tuple(range(30))
-    transform = fit_transform(store, rows, data=data, mosaic_size=28)
+    resident = Resident(store, rows, data=data, mosaic_size=28, device=CPU, threads=1)
+    transform = fit_transform(resident, rows, standardise=True)
     sampler = EpochSampler(rows=rows, batch_size=16, seed=5, shuffle=True)
-    stream = FlowStream(store, sampler, data=data, transform=transform, device=CPU, threads=1)
+    stream = FlowStream(resident, sampler, augment=data.augment, transform=transform)
     rival = PlainBatches(store, sampler, data=data, transform=transform)
     for step in range(5):
         batch, (images, labels) = stream.next(), rival[step]
@@ -60,17 +62,19 @@ def test_the_augmented_case_changes_what_the_plain_one_leaves(store):
     sampler = EpochSampler(rows=tuple(range(30)), batch_size=30, seed=0, shuffle=False)
     for case, changes in (("plain", False), ("augmented", True), ("streamed", False)):
         data = CASES[case].data
-        transform = fit_transform(store, range(30), data=data, mosaic_size=28)
+        resident = Resident(store, range(30), data=data, mosaic_size=28, device=CPU, threads=1)
+        transform = fit_transform(resident, range(30), standardise=True)
         rival = PlainBatches(store, sampler, data=data, transform=transform)
         assert torch.equal(rival[0][0], rival[1][0]) is not changes
 
 
-def test_the_rival_of_frames_makes_the_batches_that_folds_train_on(tmp_path):
+def test_the_rival_of_frames_makes_the_batches_of_folds(tmp_path):
+    """The rival of frames makes the batches that folds train on."""
     case, plan = CASES["own-flow"], Plan(samples=6, batch=4)
     store = make_frame_store(tmp_path / "store", samples=6, size=28, side=64, working_size=64)
     sampler, transform = profile_input._setting(case, store, plan)
-    placed = {"device": CPU, "threads": 1}
-    stream = FlowStream(store, sampler, data=case.data, transform=transform, num_classes=3, **placed)
+    resident = Resident(store, sampler.rows, data=case.data, mosaic_size=28, device=CPU, threads=1)
+    stream = FlowStream(resident, sampler, augment=case.data.augment, transform=transform, num_classes=3)
     rival = case.rival(store, sampler, data=case.data, transform=transform)
     for step in range(3):
         batch, (images, labels) = stream.next(), rival[step]
@@ -110,7 +114,8 @@ def test_results_are_appended_with_machine_and_versions(monkeypatch, tmp_path, c
         assert row["n"] == "2"
 
 
-def test_a_case_whose_rival_differs_is_not_timed_and_stops_no_other(monkeypatch, tmp_path, capsys):
+def test_a_case_whose_rival_differs_is_not_timed(monkeypatch, tmp_path, capsys):
+    """A case whose rival differs is not timed and stops no other."""
     monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None, "DataLoader": 0})
     monkeypatch.setattr(input_rivals, "changed_image", lambda image, changes, index: image)
     code, out, _ = run(capsys, *TINY, "--cases", "augmented,plain", "--out", tmp_path)
@@ -121,7 +126,8 @@ def test_a_case_whose_rival_differs_is_not_timed_and_stops_no_other(monkeypatch,
         assert {row["case"] for row in csv.DictReader(file)} == {"plain"}
 
 
-def test_a_case_whose_rival_is_not_installed_is_left_out_with_its_reason(monkeypatch, capsys):
+def test_a_case_whose_rival_is_absent_is_left_out(monkeypatch, capsys):
+    """A case whose rival is not installed is left out with its reason."""
     monkeypatch.delattr(profile_input.cv2, "optflow")
     code, out, _ = run(capsys, *TINY, "--cases", "frames")
     assert code == 0
@@ -139,7 +145,8 @@ def test_the_share_of_waiting_is_measured_over_several_steps(monkeypatch, capsys
     assert 0 < float(row["waiting_share"]) <= float(row["waiting_most"]) < 1
 
 
-def test_pictures_are_no_input_of_the_network_and_have_no_training_step(monkeypatch, capsys, tmp_path):
+def test_pictures_have_no_training_step(monkeypatch, capsys, tmp_path):
+    """Pictures are no input of the network and have no training step."""
     monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None})
     code, _, _ = run(capsys, *TINY, "--cases", "pictures", "--train-step", "--out", tmp_path)
     assert code == 0
@@ -168,7 +175,8 @@ def test_the_ratio_is_ours_over_theirs():
     assert [line["ours_is_times_as_fast"] for line in lines] == [1.0, 4.0]
 
 
-def test_a_file_with_other_columns_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+def test_a_file_with_other_columns_is_refused_first(tmp_path, capsys, monkeypatch):
+    """A file with other columns is refused before anything is measured."""
     (tmp_path / "input.csv").write_text("a,b\n1,2\n")
     monkeypatch.setattr(profile_input, "measure", lambda *_: pytest.fail("measured"))
     code, _, err = run(capsys, *TINY, "--out", tmp_path)

@@ -1,4 +1,4 @@
-"""What a user relies on in the report and in the table at the end of a sweep."""
+"""Guarantees of the report and of the table at the end of a sweep."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ import pytest
 from rich.console import Console
 
 from htnet.errors import InputError
-from htnet.scoring import record as results
-from htnet.scoring.record import FoldRecord, RecordedSample, Validation
+from htnet.files import write_json, write_whole
+from htnet.scoring.record import FoldRecord, RecordedSample, Validation, read_records
+from htnet.scoring.summary import Summary, predictions_csv, summarise
 from launch import cli
-from launch.report import summary_table, write_report
+from launch.report import page, summary_table
+from launch.run.folder import RunFolder
+
+
+def write_report(run: Path) -> Path:
+    return page.write_report(RunFolder(path=run))
+
 
 VOID = {"meta", "br", "line", "circle", "polyline", "link", "img"}
 
@@ -52,7 +59,7 @@ class Page(HTMLParser):
             self.words.append(data)
 
 
-def make_run(folder: Path, folds: dict[str, int], *, failed=None, epochs=6, validated=False, chance=20) -> dict:
+def make_run(folder: Path, folds: dict[str, int], *, failed=None, epochs=6, validated=False, chance=20) -> Summary:
     rng = np.random.default_rng(0)
 
     def guesses(size):
@@ -77,8 +84,8 @@ def make_run(folder: Path, folds: dict[str, int], *, failed=None, epochs=6, vali
             environment={"device": f"gpu{size % 2}", "versions": {"torch": "2.13.0"}},
         )
         record.write(folder / "folds" / f"{record.name}.json")
-    records = results.read_records(folder / "folds")
-    summary = results.summarise(
+    records = read_records(folder / "folds")
+    summary = summarise(
         records,
         folds_total=len(folds) + len(failed or {}),
         failed=failed or {},
@@ -87,9 +94,9 @@ def make_run(folder: Path, folds: dict[str, int], *, failed=None, epochs=6, vali
         chance_trials=chance,
         seed=0,
     )
-    results.write_json_atomic(folder / "summary.json", summary)
-    results.write_predictions(folder / "predictions.csv", records)
-    results.write_json_atomic(folder / "environment.json", {"commit": "4ed83e0", "machine": {"cpus": 2}})
+    summary.write(folder / "summary.json")
+    write_whole(folder / "predictions.csv", predictions_csv(records))
+    write_json(folder / "environment.json", {"commit": "4ed83e0", "machine": {"cpus": 2}})
     (folder / "config.yaml").write_text("seed: 7\nmodel:\n  dim: 24\n")
     return summary
 
@@ -97,21 +104,22 @@ def make_run(folder: Path, folds: dict[str, int], *, failed=None, epochs=6, vali
 FOLDS = {"casme2/sub01": 4, "casme2/sub02": 3, "smic/s1": 5, "smic/s2": 2}
 
 
-def test_the_report_holds_every_score_with_its_interval_and_chance_level(tmp_path):
+def test_the_report_holds_scores_intervals_and_chance(tmp_path):
+    """The report holds every score with its interval and chance level."""
     summary = make_run(tmp_path / "run", FOLDS, validated=True)
     path = write_report(tmp_path / "run")
     assert path == tmp_path / "run" / "report.html"
-    page = Page(path.read_text(encoding="utf-8"))
-    for selection, rows in summary["selections"].items():
-        assert selection in page.text
+    shown = Page(path.read_text(encoding="utf-8"))
+    for selection, rows in summary.selections.items():
+        assert selection in shown.text
         for name, row in rows.items():
-            chance = summary["chance"]["selections"][selection][name]
-            assert f"{chance['uf1']:.3f} / {chance['uar']:.3f}" in page.text
+            chance = summary.chance.selections[selection][name]
+            assert f"{chance.uf1:.3f} / {chance.uar:.3f}" in shown.text
             for key in ("uf1", "uar", "accuracy"):
-                low, high = row["interval"][key]
-                assert f"{row[key]:.3f} {low:.2f}\N{EN DASH}{high:.2f}" in page.text
-    assert "best of 6 tries" in page.text
-    assert "Quote validated or final instead" in page.text
+                low, high = getattr(row.interval, key)
+                assert f"{getattr(row, key):.3f} {low:.2f}\N{EN DASH}{high:.2f}" in shown.text
+    assert "best of 6 tries" in shown.text
+    assert "Quote validated or final instead" in shown.text
 
 
 @pytest.mark.parametrize(
@@ -126,14 +134,15 @@ def test_classes_bear_the_names_of_the_stores_label_scheme(tmp_path, recipe, exp
 
 def test_the_leaking_selection_is_labelled_as_leaking(tmp_path):
     make_run(tmp_path / "run", FOLDS)
-    page = Page(write_report(tmp_path / "run").read_text())
-    assert "test_selected ⚠ epoch chosen on the test subject: leaks" in page.text
-    assert "Quote final instead" in page.text
+    shown = Page(write_report(tmp_path / "run").read_text())
+    assert "test_selected ⚠ epoch chosen on the test subject: leaks" in shown.text
+    assert "Quote final instead" in shown.text
 
 
-def test_the_report_says_what_is_needed_to_judge_and_repeat_the_run(tmp_path):
+def test_the_report_lets_a_reader_judge_and_repeat_the_run(tmp_path):
+    """The report says what is needed to judge and repeat the run."""
     make_run(tmp_path / "run", FOLDS, failed={"samm/006": "the loss became NaN in epoch 3"})
-    page = Page(write_report(tmp_path / "run").read_text())
+    shown = Page(write_report(tmp_path / "run").read_text())
     for text in (
         "4 of 5 folds done",
         "samm/006 the loss became NaN in epoch 3",
@@ -149,8 +158,8 @@ def test_the_report_says_what_is_needed_to_judge_and_repeat_the_run(tmp_path):
         "0.8603 0.8475 best epoch on each test subject",
         "context, not a comparison",
     ):
-        assert text in page.text
-    assert {"polyline", "caption"} <= set(page.tags)
+        assert text in shown.text
+    assert {"polyline", "caption"} <= set(shown.tags)
 
 
 @pytest.mark.parametrize(
@@ -174,28 +183,29 @@ def test_what_reproduces_a_run_can_be_pasted_into_a_shell(tmp_path, environment,
     run = tmp_path / "a run"
     make_run(run, FOLDS)
     command = "htnet sweep 'my config.yaml' --out 'a run'"
-    results.write_json_atomic(run / "environment.json", environment | {"command": command})
-    page = Page(write_report(run).read_text())
+    write_json(run / "environment.json", environment | {"command": command})
+    shown = Page(write_report(run).read_text())
     for line in (*lines, f"This run was started as {command}"):
-        assert line in page.text
+        assert line in shown.text
 
 
 def test_every_driver_of_a_run_is_named_with_what_it_was(tmp_path):
     make_run(tmp_path / "run", FOLDS)
     later = [{"host": "node1", "versions": {"torch": "2.13.0"}}, {"host": "node2"}]
-    results.write_json_atomic(tmp_path / "run" / "environment.json", {"host": "node0", "resumed": later})
-    page = Page(write_report(tmp_path / "run").read_text())
+    write_json(tmp_path / "run" / "environment.json", {"host": "node0", "resumed": later})
+    shown = Page(write_report(tmp_path / "run").read_text())
     for text in ("host node0", "resumed.1.host node1", "resumed.1.versions.torch 2.13.0", "resumed.2.host node2"):
-        assert text in page.text
+        assert text in shown.text
 
 
-def test_the_page_fetches_nothing_and_its_own_links_lead_somewhere(tmp_path):
+def test_the_page_fetches_nothing_and_its_links_work(tmp_path):
+    """The page fetches nothing and its own links lead somewhere."""
     make_run(tmp_path / "run", FOLDS, failed={"samm/006": "no"})
     markup = write_report(tmp_path / "run").read_text()
-    page = Page(markup)
-    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
-    assert len(page.ids) == len(set(page.ids))
-    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    shown = Page(markup)
+    assert all(link.startswith("#") and link[1:] in shown.ids for link in shown.links)
+    assert len(shown.ids) == len(set(shown.ids))
+    assert not {"script", "link", "img", "iframe"} & set(shown.tags)
     assert "url(" not in markup
     assert "@import" not in markup
 
@@ -205,11 +215,11 @@ def test_names_from_outside_are_text_and_never_markup(tmp_path):
     summary = make_run(run, {"casme2/<b>": 3, "smic/s1": 2}, failed={"samm/<script>": "<img src=x>[red]"})
     (run / "config.yaml").write_text("seed: 0 # </pre><h1>")
     markup = write_report(run).read_text()
-    page = Page(markup)
-    assert "casme2/<b>" in page.text
+    shown = Page(markup)
+    assert "casme2/<b>" in shown.text
     assert "<b>" not in markup
-    assert page.tags.count("h1") == 1
-    assert not {"b", "i", "script", "img"} & set(page.tags)
+    assert shown.tags.count("h1") == 1
+    assert not {"b", "i", "script", "img"} & set(shown.tags)
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(summary_table(summary))
     assert "failed samm/<script>: <img src=x>[red]" in console.export_text()
@@ -218,15 +228,16 @@ def test_names_from_outside_are_text_and_never_markup(tmp_path):
 @pytest.mark.parametrize("epochs", [1, 2, 7, 800])
 def test_any_number_of_epochs_makes_a_curve(tmp_path, epochs):
     make_run(tmp_path / "run", {"smic/s1": 2}, epochs=epochs)
-    page = Page(write_report(tmp_path / "run").read_text())
-    assert f"after each of {epochs} epoch" in page.text
+    shown = Page(write_report(tmp_path / "run").read_text())
+    assert f"after each of {epochs} epoch" in shown.text
 
 
-def test_a_run_without_scores_intervals_or_chance_levels_still_has_a_report(tmp_path):
+def test_a_run_without_scores_has_a_report(tmp_path):
+    """A run without scores intervals or chance levels still has a report."""
     make_run(tmp_path / "empty", {}, failed={"smic/s1": "no GPU"})
     assert "No fold is finished" in Page(write_report(tmp_path / "empty").read_text()).text
     summary = make_run(tmp_path / "plain", {"smic/s1": 2}, chance=0)
-    assert summary["selections"]["final"]["composite"]["interval"] is None
+    assert summary.selections["final"]["composite"].interval is None
     assert "Chance" not in Page(write_report(tmp_path / "plain").read_text()).text
 
 
@@ -247,13 +258,18 @@ def test_the_same_run_gives_the_same_page(tmp_path):
     [
         ("config.yaml", None, "cannot be read"),
         ("predictions.csv", None, "cannot be read"),
-        ("environment.json", "{", "is no JSON"),
-        ("environment.json", '{"store_recipe": null}', "store_recipe must be a JSON object, got None"),
-        ("environment.json", '{"store_recipe": {"classes": 3}}', r"store_recipe\.classes must be a list, got 3"),
-        ("environment.json", '{"versions": []}', r"versions must be a JSON object, got \[\]"),
-        ("environment.json", '{"store": 7}', "store must be a text, got 7"),
-        ("summary.json", "[]", "must be a JSON object"),
-        ("summary.json", json.dumps({"folds_total": 1}), "lacks folds_done"),
+        ("environment.json", "{", "is no valid environment of a run: Invalid JSON"),
+        ("environment.json", '{"store_recipe": null}', "store_recipe: Input should be an object"),
+        (
+            "environment.json",
+            '{"store_recipe": {"classes": 3}}',
+            r"recipe\.classes: Input should be a valid array",
+        ),
+        ("environment.json", '{"versions": []}', "versions: Input should be"),
+        ("environment.json", '{"store": 7}', "store: Input should be a valid string"),
+        ("environment.json", '{"resumed": 7}', "resumed: Input should be a valid array"),
+        ("summary.json", "[]", "is no valid summary: Input should be an object"),
+        ("summary.json", json.dumps({"folds_total": 1}), "folds_done: Field required"),
         ("folds/smic__s1.json", "{}", "is no valid fold record"),
     ],
 )
@@ -275,26 +291,28 @@ def test_a_damaged_summary_is_refused_in_one_line_and_stays(tmp_path, capsys, co
     make_run(tmp_path / "run", FOLDS)
     summary = tmp_path / "run" / "summary.json"
     summary.write_text(content)
-    (tmp_path / "run" / "events.jsonl").write_text('[]\n{"event": "sweep_started", "folds": null}\n')
+    (tmp_path / "run" / "events.jsonl").write_bytes(b'[]\n\xff\n{"event": "sweep_started", "folds": null}\n')
     assert cli.main(["report", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"htnet report: {summary}: must be a JSON object whose folds_failed lists fold and reason")
+    assert err.startswith(f"htnet report: {summary} is no valid summary: ")
+    assert err.endswith("; delete it to score without the reasons of failed folds\n")
     assert err.count("\n") == 1
     assert summary.read_text() == content
     summary.unlink()
     assert cli.main(["report", str(tmp_path / "run")]) == 0
 
 
-def test_the_table_of_a_sweep_fits_eighty_columns_and_names_failures(tmp_path):
+def test_the_table_fits_eighty_columns_and_names_failures(tmp_path):
+    """The table of a sweep fits eighty columns and names failures."""
     summary = make_run(tmp_path / "run", FOLDS, validated=True, failed={"samm/006": "died"})
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary_table(summary))
     text = console.export_text()
     assert "…" not in text
-    for selection, rows in summary["selections"].items():
+    for selection, rows in summary.selections.items():
         assert selection in text
         for row in rows.values():
-            assert f"{row['uf1']:.3f} / {row['uar']:.3f}" in text
+            assert f"{row.uf1:.3f} / {row.uar:.3f}" in text
     assert "leaks" in text
     assert "4 of 5 folds, 14 samples" in text
     assert "failed samm/006: died" in text
@@ -307,7 +325,8 @@ def test_the_table_of_a_sweep_without_a_finished_fold_prints(tmp_path):
     assert "failed smic/s1: no GPU" in console.export_text()
 
 
-def test_the_table_of_a_sweep_stays_on_the_screen_when_everything_fails(tmp_path):
+def test_the_table_stays_on_the_screen_if_all_fails(tmp_path):
+    """The table of a sweep stays on the screen when everything fails."""
     summary = make_run(tmp_path / "run", {}, failed={f"smic/s{i}": "no GPU" for i in range(68)})
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary_table(summary))

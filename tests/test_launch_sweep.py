@@ -1,9 +1,10 @@
-"""What a user relies on in a sweep: every fold once, whatever dies on the way, and a run that anyone can take up."""
+"""Guarantees of a sweep: every fold once, whatever dies on the way, and a run that anyone can take up."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
@@ -27,13 +28,14 @@ import launch.commands.sweep
 from htnet.config import Config
 from htnet.config.load import dump_config
 from htnet.data.samples import Fold
-from htnet.data.store.writer import open_store
+from htnet.data.store.reader import open_store
 from htnet.errors import InputError
 from htnet.scoring.record import FoldRecord
 from launch.cli import main
-from launch.commands.sweep import finish_run, rescore, sweep
+from launch.commands.report import finish_run, rescore
+from launch.commands.sweep import sweep
 from launch.pool import Flight, Pool
-from launch.run.folder import checkout, open_run
+from launch.run.folder import open_run
 from launch.screen import SweepBoard
 from launch.tasks.fold import FoldOutcome, FoldSpec
 
@@ -145,7 +147,8 @@ def test_two_folds_at_a_time_predict_the_same(reference, run_sweep, sweep_config
     assert (one.train_loss, one.final_logits) == (other.train_loss, other.final_logits)
 
 
-def test_a_fold_whose_record_the_driver_does_not_find_has_failed(sweep_config, tmp_path, monkeypatch):
+def test_a_fold_whose_record_is_not_found_has_failed(sweep_config, tmp_path, monkeypatch):
+    """A fold whose record the driver does not find has failed."""
     monkeypatch.setattr(launch.commands.sweep, "ray_cluster", lambda address, needs: contextlib.nullcontext())
     monkeypatch.setattr(
         Pool, "run", lambda self, specs: ((spec, FoldOutcome(fold=spec.name, seconds=1.0)) for spec in specs)
@@ -168,28 +171,31 @@ def test_running_a_finished_sweep_again_trains_nothing(reference, run_sweep, swe
     assert {path: path.stat().st_mtime_ns for path in (reference / "folds").iterdir()} == stamps
 
 
-def test_what_a_kill_left_of_a_finished_fold_is_removed_by_the_next_driver(reference, sweep_config, tmp_path):
+def test_left_overs_of_a_finished_fold_go_with_the_next_driver(reference, sweep_config, tmp_path):
+    """The next driver removes everything that a kill left of a finished fold."""
     run = tmp_path / "run"
     shutil.copytree(reference, run)
     (run / "checkpoints").mkdir(exist_ok=True)
-    told = f"progress/samm__sub01.{'0f' * 16}.json"
-    names = ("checkpoints/samm__sub01.pt", "checkpoints/.samm__sub01.pt.0f.tmp", told)
-    for name in (*names, "checkpoints/samm__sub09.pt"):
+    dead, told = f".state.pt.{'0f' * 16}.tmp", f"progress/samm__sub01.{'0f' * 16}.json"
+    names = ("checkpoints/samm__sub01/state.pt", f"checkpoints/samm__sub01/{dead}", told, "progress/odd.json")
+    for name in (*names, "checkpoints/samm__sub09/state.pt", f"checkpoints/samm__sub09/{dead}"):
+        (run / name).parent.mkdir(exist_ok=True, parents=True)
         (run / name).write_bytes(b"left behind")
     assert sweep(sweep_config, run, None, Console(file=io.StringIO())) == 0
-    left = [path.name for name in ("checkpoints", "progress") for path in (run / name).iterdir()]
-    assert left == ["samm__sub09.pt"]  # of a fold without a record
+    left = [path.relative_to(run) for name in ("checkpoints", "progress") for path in (run / name).rglob("*.*")]
+    assert left == [Path("checkpoints/samm__sub09/state.pt")]  # of a fold without a record
 
 
-def test_a_failed_fold_is_named_and_the_rest_is_done_and_it_can_be_mended(reference, run_sweep, sweep_config, tmp_path):
+def test_a_failed_fold_is_named_and_can_be_mended(reference, run_sweep, sweep_config, tmp_path):
+    """A failed fold is named and the rest is done and it can be mended."""
     run = tmp_path / "run [bold]"  # no mark-up for the terminal
     some = changed(sweep_config, data={"subjects": ("casme2/sub00", "smic/sub01")})
     done = run_sweep(some, run)
     assert done.code == 0
     assert summary_of(run)["folds_total"] == 2
     # the whole set goes on in the same folder; one fold finds a damaged checkpoint
-    damaged = run / "checkpoints" / "samm__sub01.pt"
-    damaged.parent.mkdir(exist_ok=True)
+    damaged = run / "checkpoints" / "samm__sub01" / "state.pt"
+    damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"half a checkpoint")
     done = run_sweep(sweep_config, run)
     assert done.code == 1
@@ -209,6 +215,28 @@ def test_a_failed_fold_is_named_and_the_rest_is_done_and_it_can_be_mended(refere
     done = run_sweep(sweep_config, run)
     assert done.code == 0
     assert bytes_of(run) == bytes_of(reference)
+
+
+def test_a_run_damaged_all_over_is_mended_by_its_command(reference, run_sweep, sweep_config, tmp_path):
+    """A run that is damaged all over is mended by the same command."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    edited = json.loads((run / "folds" / "samm__sub01.json").read_text())
+    edited["samples"][0]["label"] = (edited["samples"][0]["label"] + 1) % 3
+    (run / "folds" / "samm__sub01.json").write_text(json.dumps(edited))
+    (run / "environment.json").write_text('{"resumed": 7}')
+    (run / "events.jsonl").write_bytes(b"\xff\xfe\n")
+    (run / "progress" / f"samm__sub01.{'0f' * 16}.json").write_text("{}")
+    done = run_sweep(sweep_config, run)
+    assert done.code == 0, done.text
+    assert bytes_of(run) == bytes_of(reference)
+    lines = [line for line in done.text.splitlines() if "set aside as" in line]
+    for line, name in zip(lines, ("events.jsonl", "environment.json", "folds/samm__sub01.json"), strict=True):
+        assert line.startswith(str(run / name))
+        assert (run / f"{name}.damaged-1").exists()
+    assert [event["path"] for event in events_of(run) if event["event"] == "set_aside"] == [
+        str(run / name) for name in ("events.jsonl", "environment.json", "folds/samm__sub01.json")
+    ]
 
 
 def test_report_scores_a_run_again_to_the_same_numbers(reference, tmp_path, capsys):
@@ -244,9 +272,9 @@ def test_a_second_driver_of_a_run_is_refused(sweep_config, tiny_store, tmp_path,
     assert line.endswith("another process is running this sweep; wait for it or choose another --out")
 
 
-def test_the_run_of_another_configuration_is_refused_and_its_difference_named(
-    reference, sweep_config, tiny_store, tmp_path, capsys
-):
+def test_the_run_of_another_configuration_is_refused(reference, sweep_config, tiny_store, tmp_path, capsys):
+    """The run of another configuration is refused and its difference named."""
+
     def content():
         return {path.name: path.read_bytes() for path in reference.iterdir() if path.is_file()}
 
@@ -273,9 +301,8 @@ def test_a_folder_that_is_no_run_is_left_alone(sweep_config, tiny_store, tmp_pat
         pass
 
 
-def test_a_folder_that_holds_but_a_lock_is_no_run_and_what_a_killed_start_leaves_is_no_obstacle(
-    sweep_config, tiny_store, tmp_path
-):
+def test_the_rest_of_a_killed_start_is_no_obstacle(sweep_config, tiny_store, tmp_path):
+    """A folder that holds but a lock is no run and the rest of a killed start is no obstacle."""
     (tmp_path / ".lock").touch()
     (tmp_path / ".config.yaml.c0ffee.tmp").touch()
     with open_run(tmp_path, sweep_config, tiny_store):
@@ -304,11 +331,13 @@ def test_more_than_one_gpu_for_a_fold_is_refused(sweep_config, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
-def test_where_files_cannot_be_locked_the_run_goes_on_and_says_so(sweep_config, tmp_path, monkeypatch, code):
+def test_a_run_without_locks_goes_on_and_says_so(sweep_config, tmp_path, monkeypatch, code):
+    """A file system without locks is said on the screen and in the events."""
+
     def refuse(file, operation):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("launch.run.folder.fcntl.flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     monkeypatch.setattr(launch.commands.sweep, "_run_folds", lambda *_: ({}, False))
     text = io.StringIO()
     sweep(sweep_config, tmp_path / "run", None, Console(file=text))
@@ -317,9 +346,8 @@ def test_where_files_cannot_be_locked_the_run_goes_on_and_says_so(sweep_config, 
     assert event["reason"] == os.strerror(code)
 
 
-def test_the_environment_keeps_the_first_drivers_words_and_adds_those_of_later_ones(
-    sweep_config, tiny_store, tmp_path, monkeypatch
-):
+def test_the_environment_keeps_every_drivers_words(sweep_config, tiny_store, tmp_path, monkeypatch):
+    """The environment keeps the words of the first driver and adds those of later ones."""
     run = tmp_path / "run"
 
     def drive_once(command: str, config: Config = sweep_config) -> dict:
@@ -339,28 +367,8 @@ def test_the_environment_keeps_the_first_drivers_words_and_adds_those_of_later_o
     # another configuration may take over what finished nothing, and starts the list anew
     assert "resumed" not in drive_once("e.yaml", changed(sweep_config, train={"epochs": 9}))
     (run / "environment.json").write_text("{")
-    with pytest.raises(InputError, match=r"environment\.json: is no JSON"):
-        drive_once("f.yaml")
-
-
-def test_the_environment_names_the_commit_where_the_code_is_a_checkout(tmp_path, monkeypatch):
-    def git(*command):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        return subprocess.run(["git", *identity, *command], cwd=tmp_path, check=True, capture_output=True, text=True)
-
-    monkeypatch.setattr("launch.run.folder.__file__", str(tmp_path / "launch" / "run" / "folder.py"))
-    assert checkout() == {}
-    git("init")
-    (tmp_path / "file").write_text("1")
-    assert checkout() == {}  # no commit yet
-    git("add", "file")
-    git("commit", "-m", "why")
-    commit = git("rev-parse", "HEAD").stdout.strip()
-    assert checkout() == {"commit": commit, "modified": False}
-    (tmp_path / "file").write_text("2")
-    assert checkout() == {"commit": commit, "modified": True}
-    monkeypatch.setenv("PATH", "")
-    assert checkout() == {}
+    assert drive_once("f.yaml")["command"] == "htnet sweep f.yaml"
+    assert (run / "environment.json.damaged-1").read_text() == "{"
 
 
 def test_sigterm_is_an_interrupt_and_what_is_done_is_scored(sweep_config, tmp_path, monkeypatch, capsys):
@@ -376,10 +384,10 @@ def test_sigterm_is_an_interrupt_and_what_is_done_is_scored(sweep_config, tmp_pa
 
 
 def test_a_run_without_a_finished_fold_is_scored_as_such(sweep_config, tmp_path, tiny_store):
-    with open_run(tmp_path / "run", sweep_config, tiny_store):
+    with open_run(tmp_path / "run", sweep_config, tiny_store) as run:
         finish_run(
             sweep_config,
-            tmp_path / "run",
+            run,
             [],
             folds_total=9,
             failed={"samm/sub00": "no luck"},
@@ -437,9 +445,8 @@ def start():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_sweep_that_is_killed_and_interrupted_ends_like_one_that_was_left_alone(
-    reference, sweep_config, start, tmp_path
-):
+def test_a_killed_sweep_ends_like_an_undisturbed_one(reference, sweep_config, start, tmp_path):
+    """A sweep that is killed and interrupted ends like one that was left alone."""
     run = tmp_path / "run"
     config = write_config(changed(sweep_config, resources={"max_parallel_folds": 2, "checkpoint_every": 1}), tmp_path)
 
@@ -594,7 +601,8 @@ def listens(port: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_sweep_over_a_running_cluster_predicts_what_one_on_this_machine_does(reference, sweep_config, tmp_path):
+def test_a_sweep_over_a_cluster_predicts_the_same(reference, sweep_config, tmp_path):
+    """A sweep over a running cluster predicts what one on this machine does."""
     config = write_config(changed(sweep_config, resources={"max_parallel_folds": 2}), tmp_path)
     with ray_head(tmp_path / "home", RAY_AUTH_MODE="disabled") as head:
         done = head.sweep(f"127.0.0.1:{head.port}", config, tmp_path / "run")
@@ -621,7 +629,8 @@ def test_a_sweep_over_a_running_cluster_predicts_what_one_on_this_machine_does(r
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_cluster_that_asks_for_a_token_gets_it_and_the_lack_of_one_is_one_line(sweep_config, tmp_path):
+def test_a_cluster_that_asks_for_a_token_gets_it(sweep_config, tmp_path):
+    """A cluster that asks for a token gets it, and the lack of one is one line."""
     config = write_config(changed(sweep_config, data={"subjects": ("samm/sub01",)}), tmp_path)
     with ray_head(tmp_path / "home", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as head:
         by_variable, by_file = tmp_path / "variable", tmp_path / "file"

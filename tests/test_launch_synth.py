@@ -17,14 +17,14 @@ import launch.commands.prepare
 from htnet.config import PrepareConfig, SourceConfig
 from htnet.data.datasets import ADAPTERS
 from htnet.data.datasets.base import APEX_NOT_CODED, MISSING_FRAMES
-from htnet.data.extraction import Extraction, ExtractionSettings, extract
-from htnet.data.store.writer import open_store
+from htnet.data.extraction import Extraction, extract
+from htnet.data.plan import Plan, make_plan
+from htnet.data.store.reader import open_store
 from htnet.data.synth.generate import DATASETS, plan_clips, true_flow
 from htnet.data.synth.layouts.files import write_table
 from htnet.data.synth.like import TABLES, read_like
 from launch import cli
 from launch.cluster import ray_cluster
-from launch.plan import Plan, make_plan
 
 NO_APEX = ("smic", "casme3_c")
 """Their annotations have none, so that every clip's is found."""
@@ -47,8 +47,8 @@ def planned(raw: Path, *names: str) -> Plan:
 
 
 def made(plan: Plan) -> list[Extraction]:
-    settings = ExtractionSettings(flow_method="dis", working_size=64)
-    return [extract(found, plan.tables[found[0].id], settings) for found in plan.subjects.values()]
+    settings = PrepareConfig(flow_method="dis", working_size=64)
+    return [extract(found, settings) for found in plan.subjects.values()]
 
 
 # --- traps, layout by layout
@@ -62,9 +62,8 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
-def test_of_every_planted_trap_the_adapter_says_what_is_expected_and_keeps_all_other_clips(
-    tmp_path, capsys, name, form
-):
+def test_the_adapter_says_what_every_planted_trap_expects(tmp_path, capsys, name, form):
+    """Of every planted trap the adapter says what is expected, and it keeps all other clips."""
     raw = tmp_path / "raw"
     assert synth(raw, "--datasets", name, "--subjects", 3, "--clips", 2, "--traps", *form) == 0
     clips = {
@@ -98,7 +97,7 @@ def test_of_every_planted_trap_the_adapter_says_what_is_expected_and_keeps_all_o
 
 
 @pytest.mark.parametrize(("name", "form"), [pair for pair in FORMS if pair[0] != "htnet_release"])
-def test_frames_are_those_of_the_clip_whatever_the_annotation_says(tmp_path, name, form):
+def test_frames_are_those_of_the_clip_whatever_is_annotated(tmp_path, name, form):
     """Onset and apex of the samples are the true ones, or near it where the apex is found."""
     raw = tmp_path / "raw"
     assert synth(raw, "--datasets", name, "--subjects", 2, "--clips", 2, "--traps", *form) == 0
@@ -188,7 +187,7 @@ def write_list(path: Path, rows=SMALL_LIST) -> Path:
 
 
 def listed(tmp_path: Path, raw: Path, path: Path, capsys) -> list[str]:
-    """What ``htnet prepare --list`` prints of the three layouts against a list."""
+    """Return what ``htnet prepare --list`` prints of the three layouts against a list."""
     found = [{"adapter": name, "root": str(raw / name)} for name in ("casme2", "samm", "smic") if (raw / name).is_dir()]
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump({"prepare": {"sources": found, "official_list": str(path)}}))

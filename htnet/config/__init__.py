@@ -11,9 +11,9 @@ from htnet.config.augment import (
     RotateConfig,
     TimeJitterConfig,
 )
-from htnet.config.data import DataConfig, FramesFlow
+from htnet.config.data import DataConfig
 from htnet.config.model import HTNetConfig
-from htnet.config.prepare import PrepareConfig, SourceConfig
+from htnet.config.prepare import FlowMethod, PrepareConfig, SourceConfig
 from htnet.config.run import Config, ResourcesConfig, ScoreConfig
 from htnet.config.training import EngineConfig, TrainConfig
 
@@ -24,7 +24,7 @@ __all__ = [
     "DropRegionConfig",
     "EngineConfig",
     "FlipConfig",
-    "FramesFlow",
+    "FlowMethod",
     "HTNetConfig",
     "JitterConfig",
     "MagnifyConfig",

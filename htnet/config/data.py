@@ -16,8 +16,6 @@ from htnet.config.augment import (
 )
 from htnet.config.section import NOT_IDENTITY, Count, section
 
-FramesFlow = Literal["tvl1", "hardware"]
-
 
 @section
 class DataConfig:
@@ -43,10 +41,8 @@ class DataConfig:
     """Show every class, or every dataset, equally often; an epoch keeps its length. Needs shuffle."""
     input: Literal["flow", "frames"] = "flow"
     """flow reads the stored flow images; frames computes them from the stored onset and apex (prepare.keep_frames)."""
-    frames_flow: FramesFlow = "tvl1"
-    """Flow of input=frames: TV-L1, or an NVIDIA GPU's flow engine, which is fast and not the paper's feature."""
     cache_mb: Annotated[Count, NOT_IDENTITY] = 2048
-    """Decoded samples stay on the fold's device up to this many MiB; a larger set is read again each epoch."""
+    """Decoded samples stay on the device up to this many MiB; what is larger is read again each epoch."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes of the training samples."""
 
@@ -75,7 +71,6 @@ class DataConfig:
         for name, value, plain in (
             ("augment.photometric", self.augment.photometric, PhotometricConfig()),
             ("augment.time_jitter", self.augment.time_jitter, TimeJitterConfig()),
-            ("frames_flow=hardware", self.frames_flow, "tvl1"),
         ):
             if value != plain:
                 raise ValueError(f"{name} needs input=frames: with input={self.input} no flow is computed")

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from htnet.config.section import NotNegative, Positive, section
 
+FlowMethod = Literal["tvl1", "dis"]
+
 
 @section
 class SourceConfig:
@@ -35,7 +37,7 @@ class PrepareConfig:
     """CSV (dataset, subject, clip, label) that decides clips and labels; default: combined_3class_gt.csv in a root."""
     flow_size: Annotated[int, Field(ge=8)] = 28
     """Side in pixels of the stored flow image (of the face crop); htnet_release comes with its own, 28."""
-    flow_method: Literal["tvl1", "dis", "farneback"] = "tvl1"
+    flow_method: FlowMethod = "tvl1"
     """Optical flow between onset and apex where a source holds frames; htnet_release comes with TV-L1."""
     working_size: Annotated[int, Field(ge=32)] = 256
     """Side in pixels to which the face crop is resized before its flow is computed."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from htnet.data.datasets.base import APEX_AT_ONSET, APEX_EQUALS_ONSET, Clip, FlowPicture, LeftOut
-from htnet.data.datasets.htnet_release import read_flow_picture
+from htnet.config import PrepareConfig
+from htnet.data.datasets.base import APEX_AT_ONSET, APEX_EQUALS_ONSET
+from htnet.data.entries import Clip, Entry, FlowPicture, LeftOut
+from htnet.data.faces.crop import CROP_RATIO, FaceCrop, face_crop
 from htnet.data.faces.detectors import Detector, build_detector
-from htnet.data.faces.finder import FaceFinder, LandmarkPolicy, Located, NoFaceError, onset_of
-from htnet.data.faces.landmarks import CROP_RATIO, FaceCrop, LandmarkTable, face_crop
+from htnet.data.faces.finder import FaceFinder, Located, NoFaceError
 from htnet.data.flow.apex import APEX_FOUND, find_apex, spotting_recipe
-from htnet.data.flow.head_motion import HeadMotion
-from htnet.data.flow.image import FlowMethod, flow_images, flow_parameters
-from htnet.data.flow.strain import StrainKind
+from htnet.data.flow.image import flow_images
+from htnet.data.flow.methods import flow_parameters
 from htnet.data.frames import FolderFrames, Frames, open_frames, resized, to_gray
-from htnet.data.prepared import PreparedSample
-from htnet.data.samples import Landmarks, Sample, SampleId
+from htnet.data.samples import Landmarks, Sample
 from htnet.data.store.frames import frame_member, neighbours
+from htnet.data.store.writer import PreparedSample
 from htnet.errors import InputError
 
 UNREADABLE = "unreadable_frames"
@@ -48,56 +48,45 @@ _GROUP = 64
 """Pairs whose flow is computed together; bounds the memory of a subject with many clips."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExtractionSettings:
-    """Settings by which samples are made; fields as in :class:`htnet.config.PrepareConfig`."""
+def recipe_of(prepare: PrepareConfig) -> dict[str, object]:
+    """Name what decides the content of a sample, for ``store.json``."""
+    # head_motion and keep_neighbours only where they do something: older stores stay up to date
+    head_motion = {"head_motion": prepare.head_motion} if prepare.head_motion != "none" else {}
+    detector = load_detector(prepare)
+    return {
+        "flow": {
+            **flow_parameters(prepare.flow_method),
+            "size": prepare.flow_size,
+            "working_size": prepare.working_size,
+            "strain": prepare.strain,
+            **head_motion,
+        },
+        "face_crop": f"square of {CROP_RATIO} times the larger of eye distance and eye-mouth distance",
+        "apex_where_not_annotated": spotting_recipe(),
+        "detector": None if detector is None else detector[1].describe(),
+        "landmark_failures": prepare.landmark_failures,
+        "keep_frames": prepare.keep_frames,
+        **({"keep_neighbours": prepare.keep_neighbours} if prepare.keep_neighbours else {}),
+    }
 
-    flow_method: FlowMethod = "tvl1"
-    flow_size: int = 28
-    working_size: int = 256
-    strain: StrainKind = "central"
-    head_motion: HeadMotion = "none"
-    detector: str = "none"
-    detector_model: str | None = None
-    landmark_failures: LandmarkPolicy = "skip"
-    keep_frames: bool = False
-    keep_neighbours: int = 0
-    device: str = "cpu"
-    threads: int = 1
-    strict: bool = False
-    """Whether the first clip that cannot be used is an error."""
 
-    def recipe(self) -> dict[str, object]:
-        """Name what decides the content of a sample, for ``store.json``."""
-        return {
-            "flow": {
-                **flow_parameters(self.flow_method),
-                "size": self.flow_size,
-                "working_size": self.working_size,
-                "strain": self.strain,
-                # only where it is taken out: stores of before stay up to date
-                **({"head_motion": self.head_motion} if self.head_motion != "none" else {}),
-            },
-            "face_crop": f"square of {CROP_RATIO} times the larger of eye distance and eye-mouth distance",
-            "apex_where_not_annotated": spotting_recipe(),
-            "detector": None if self.detector == "none" else self.load_detector()[1].describe(),
-            "landmark_failures": self.landmark_failures,
-            "keep_frames": self.keep_frames,
-            # as above
-            **({"keep_neighbours": self.keep_neighbours} if self.keep_neighbours else {}),
-        }
+def load_detector(prepare: PrepareConfig) -> tuple[str, Detector] | None:
+    """Return the detector with its name, None where none is asked for.
 
-    def check_machine(self) -> None:
-        """:class:`InputError` where this machine lacks the GPU or the detector that is asked for."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("prepare.device=cuda: no CUDA device is visible")
-        if self.detector != "none":
-            self.load_detector()
+    Raises:
+        InputError: its package or model file is missing.
+    """
+    if prepare.detector == "none":
+        return None
+    model = None if prepare.detector_model is None else Path(prepare.detector_model)
+    return prepare.detector, build_detector(prepare.detector, model)
 
-    def load_detector(self) -> tuple[str, Detector]:
-        """The detector and its name; :class:`InputError` if its package or model file is missing."""
-        model = None if self.detector_model is None else Path(self.detector_model)
-        return self.detector, build_detector(self.detector, model)
+
+def check_machine(prepare: PrepareConfig, device: str) -> None:
+    """:class:`InputError` where this machine lacks the GPU or the detector that is asked for."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("prepare.device=cuda: no CUDA device is visible")
+    load_detector(prepare)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,32 +123,39 @@ class _Pair:
 
 
 def extract(
-    entries: Sequence[Clip | FlowPicture], landmarks: LandmarkTable, settings: ExtractionSettings
+    entries: Sequence[Entry], prepare: PrepareConfig, *, device: str = "cpu", strict: bool = False
 ) -> Extraction:
     """Make the samples of one subject's clips.
 
+    Args:
+        device: where flow is computed, ``cpu`` or ``cuda``.
+        strict: the first clip that cannot be used is an error.
+
     Raises:
-        InputError: ``settings.strict`` and a clip cannot be used; a flow picture cannot be used; landmarks are missing
+        InputError: ``strict`` and a clip cannot be used; a flow picture cannot be used; landmarks are missing
             under the policy ``error``; a GPU is asked for where there is none.
     """
-    return _Extractor(landmarks, settings).run(entries)
+    return _Extractor(prepare, device=device, strict=strict).run(entries)
 
 
 class _Extractor:
-    def __init__(self, landmarks: LandmarkTable, settings: ExtractionSettings) -> None:
-        settings.check_machine()
-        self._table, self._settings = landmarks, settings
+    """Maker of samples and pairs of a subject's entries, each with the reason for which it has a mean shape."""
+
+    def __init__(self, prepare: PrepareConfig, *, device: str, strict: bool) -> None:
+        check_machine(prepare, device)
+        self._settings, self._device, self._strict = prepare, torch.device(device), strict
         self._seconds: dict[str, float] = defaultdict(float)
-        detector = None if settings.detector == "none" else settings.load_detector()
-        self._faces = FaceFinder(landmarks, detector, settings.landmark_failures)
+        self._faces = FaceFinder(load_detector(prepare), prepare.landmark_failures)
+        self._siblings: Sequence[Entry] = ()
         self._mean_shape: dict[str, str] = {}
         self._by_rule: dict[str, list[str]] = defaultdict(list)
 
-    def run(self, entries: Sequence[Clip | FlowPicture]) -> Extraction:
+    def run(self, entries: Sequence[Entry]) -> Extraction:
+        self._siblings = entries
         made: list[PreparedSample | LeftOut | _Pair] = []
         waiting = 0
         for entry in entries:
-            made.append(self._try(entry, entries))
+            made.append(self._try(entry))
             waiting += isinstance(made[-1], _Pair)
             if waiting == _GROUP:
                 self._finish(made)
@@ -175,17 +171,15 @@ class _Extractor:
             by_rule=dict(self._by_rule),
         )
 
-    def _try(
-        self, entry: Clip | FlowPicture, siblings: Sequence[Clip | FlowPicture]
-    ) -> PreparedSample | LeftOut | _Pair:
+    def _try(self, entry: Entry) -> PreparedSample | LeftOut | _Pair:
+        if entry.label is None:
+            raise InputError(f"{entry.place}: clip {entry.id} has no label, which a store needs")
         try:
-            made, failure = (
-                self._picture(entry, siblings) if isinstance(entry, FlowPicture) else self._pair(entry, siblings)
-            )
+            made, failure = entry.make(self)
         except InputError as error:
             no_face = isinstance(error, NoFaceError)
             # a published composite is whole, or something is wrong with the copy
-            damaged = isinstance(entry, FlowPicture) and not isinstance(error, NoMotionError)
+            damaged = not entry.has_frames and not isinstance(error, NoMotionError)
             if damaged or (no_face and self._settings.landmark_failures == "error"):
                 raise
             return self._left_out(entry, error)
@@ -193,48 +187,38 @@ class _Extractor:
             self._mean_shape[str(entry.id)] = failure
         return made
 
-    def _left_out(self, entry: Clip | FlowPicture, error: InputError) -> LeftOut:
-        if self._settings.strict:
+    def _left_out(self, entry: Entry, error: InputError) -> LeftOut:
+        if self._strict:
             raise error
         rules = ((NoFaceError, NO_LANDMARKS), (NoMotionError, NO_MOTION), (InputError, UNREADABLE))
         rule = next(rule for kind, rule in rules if isinstance(error, kind))
         return LeftOut(clip=str(entry.id), rule=rule, reason=str(error), place=entry.place, failed=True)
 
-    def _find_face(
-        self, entry: Clip | FlowPicture, picture: NDArray[Any], siblings: Sequence[Clip | FlowPicture]
-    ) -> Located:
+    def _find_face(self, entry: Entry, picture: NDArray[Any]) -> Located:
         if self._settings.detector == "none":
-            return self._faces.find(entry, picture, siblings)
+            return self._faces.find(entry, picture, self._siblings)
         with self._timed("faces"):
-            return self._faces.find(entry, picture, siblings)
+            return self._faces.find(entry, picture, self._siblings)
 
-    def _picture(self, entry: FlowPicture, siblings: Sequence[Clip | FlowPicture]) -> tuple[PreparedSample, str | None]:
-        """The sample, and why it has the mean of the others' landmarks where it has."""
+    def from_picture(self, entry: FlowPicture) -> tuple[PreparedSample | _Pair, str | None]:
+        """Make the sample, and say why it has the mean of the others' landmarks where it has."""
         with self._timed("read"):
-            image = read_flow_picture(entry.picture)
-        table = self._table.origin(entry.id)
-        if image.shape[0] != table.flow_size:
-            raise InputError(
-                f"{entry.picture}: a picture of {image.shape[0]} pixels, but the landmarks in {table.path} "
-                f"are in pixels of a picture of {table.flow_size}"
-            )
+            image = entry.open()
         if not np.ptp(image[..., :2], axis=(0, 1)).any():
             raise NoMotionError(f"{entry.picture}: flow_u and flow_v are the same everywhere, so nothing moves in it")
-        face = self._find_face(entry, image, siblings)
-        sample = Sample(
-            id=entry.id, label=entry.label, emotion=entry.emotion, landmarks=face.points, flow_size=image.shape[0]
-        )
+        face = self._find_face(entry, image)
+        sample = Sample(**_facts(entry), landmarks=face.points, flow_size=entry.flow_size)
         return PreparedSample(sample=sample, flow_image=image, sources={"landmarks": face.method}), face.failure
 
-    def _pair(self, clip: Clip, siblings: Sequence[Clip | FlowPicture]) -> tuple[_Pair, str | None]:
-        """As :meth:`_picture`."""
-        settings = self._settings
+    def from_frames(self, entry: Clip) -> tuple[PreparedSample | _Pair, str | None]:
+        """Make the pair whose flow is to be computed; as :meth:`from_picture`."""
+        clip, settings = entry, self._settings
         with self._timed("read"):
             frames = open_frames(clip.frames)
-            onset = onset_of(clip, frames)
+            onset = clip.onset_in(frames)
             offset = frames.numbers[-1] if clip.offset is None else clip.offset
             first = frames.read(onset)
-        face = self._find_face(clip, first, siblings)
+        face = self._find_face(clip, first)
         crop = face_crop(face.points, first.shape)
         rest = self._small(crop, first)
         apex, notes, (second, kept) = self._apex(clip, frames, (onset, offset), first, (crop, face.points))
@@ -243,8 +227,8 @@ class _Extractor:
             raise NoMotionError(f"{clip.frames}: no face up to frame {offset} differs from that of onset {onset}")
         kept = {frame_member("onset"): crop.cut(first), **kept} if settings.keep_frames else {}
         sample = Sample(
-            id=clip.id, label=clip.label, emotion=clip.emotion, landmarks=crop.to_flow(face.points, settings.flow_size),
-            flow_size=settings.flow_size, onset=onset, apex=apex, offset=offset, fps=clip.fps,
+            **_facts(clip), landmarks=crop.to_flow(face.points, settings.flow_size), flow_size=settings.flow_size,
+            onset=onset, apex=apex, offset=offset, fps=clip.fps,
         )  # fmt: skip
         facts = {"onset_sha256": _digest(first), "apex_sha256": _digest(second), "landmarks": face.method}
         if isinstance(frames, FolderFrames):
@@ -312,7 +296,7 @@ class _Extractor:
         with self._timed("flow"):
             images = flow_images(
                 onsets, apexes, method=settings.flow_method, size=settings.flow_size, strain=settings.strain,
-                device=torch.device(settings.device), head_motion=settings.head_motion,
+                device=self._device, head_motion=settings.head_motion,
                 landmarks=[pair.sample.landmarks for pair in pairs.values()],
             )  # fmt: skip
         for (place, pair), image in zip(pairs.items(), images, strict=True):
@@ -339,26 +323,8 @@ class _Extractor:
             self._seconds[stage] += time.perf_counter() - start
 
 
-def check_landmarks(table: LandmarkTable, entries: Sequence[Clip | FlowPicture]) -> None:
-    """Refuse landmarks of another kind than the entries need: of frames for frames, of the picture for pictures."""
-    for entry in entries:
-        if isinstance(entry, FlowPicture) and table.flow_size is None:
-            raise InputError(
-                f"{table.path}: landmarks in pixels of a frame, but {entry.place} comes without frames: columns such "
-                "as left_eye_x_upstream28, in pixels of the flow picture, are needed"
-            )
-        if isinstance(entry, Clip) and table.flow_size is not None:
-            raise InputError(f"{table.path}: landmarks must be in pixels of the onset frame, these are of a flow image")
-
-
-def subject_table(tables: Mapping[SampleId, LandmarkTable]) -> LandmarkTable:
-    """Give the part of its clips' tables that a subject's task needs; they may come from two sources."""
-    return replace(
-        next(iter(tables.values())),
-        points={sample: table.points[sample] for sample, table in tables.items() if sample in table.points},
-        not_found={sample: table.missing(sample) for sample, table in tables.items() if sample not in table.points},
-        parts={sample: table.origin(sample) for sample, table in tables.items()},
-    )
+def _facts(entry: Entry) -> dict[str, Any]:
+    return {"id": entry.id, "label": entry.label, "emotion": entry.emotion}
 
 
 def _digest(picture: NDArray[np.uint8]) -> str:

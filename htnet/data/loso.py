@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from htnet.data.samples import Fold, check_dataset_name
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.errors import InputError
 
 

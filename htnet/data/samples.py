@@ -7,6 +7,7 @@ picture it belongs to.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -14,6 +15,8 @@ from htnet.errors import InputError
 
 COMPOSITE = "composite"
 """All datasets together, in scores and reports; no dataset has this name."""
+_CONTROL = {"Cc", "Zl", "Zp"}
+"""Unicode's categories of control characters, line and paragraph separators."""
 LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "left_lip", "right_lip")
 
 Landmarks = tuple[tuple[float, float], ...]
@@ -42,11 +45,21 @@ def check_dataset_name(name: str, place: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleId:
-    """What identifies a clip across datasets."""
+    """The names that tell a clip from all others.
+
+    Raises:
+        InputError: a name holds a line break or another control character, with which it would be several lines of a
+            log, or other cells of a table.
+    """
 
     dataset: str
     subject: str
     clip: str
+
+    def __post_init__(self) -> None:
+        for kind, name in (("dataset", self.dataset), ("subject", self.subject), ("clip", self.clip)):
+            if any(unicodedata.category(letter) in _CONTROL for letter in name):
+                raise InputError(f"{name!r}: the name of a {kind} must not hold a control character or line break")
 
     def __str__(self) -> str:
         return f"{self.dataset}/{self.subject}/{self.clip}"

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from htnet.config import DataConfig
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.errors import InputError
 
 
 def is_stretched(store: Store, row: int) -> bool:
-    """Whether a sample's channels were stretched by the dataset's authors, and u and v are not pixels.
+    """Say whether a sample's channels were stretched by the dataset's authors, and u and v are not pixels.
 
     Of sources that say so, only what comes without frames, and so without an onset, is such a picture.
     """

@@ -8,7 +8,7 @@ without a single prediction, scores 0 and still counts in the mean: the denomina
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +21,21 @@ _CHUNK = 100_000  # resampled subjects held at once, so that a huge data set nee
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What a set of predictions is worth; all fractions in 0..1, per-class tuples in label order."""
+class Rates:
+    """A value in 0..1 of each metric of :data:`METRICS`."""
 
     uf1: float
-    """Mean of ``f1`` over all classes."""
+    """Mean of F1 over all classes."""
     uar: float
-    """Mean of ``recall`` over all classes."""
+    """Mean of recall over all classes."""
     accuracy: float
     """Share of right predictions; 0 without samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Rates):
+    """Worth of a set of predictions; fractions in 0..1, per-class tuples in label order."""
+
     confusion: tuple[tuple[int, ...], ...]
     """Counts, row = true class, column = predicted class."""
     support: tuple[int, ...]
@@ -83,45 +89,52 @@ def confusion(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: in
     return counts.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def per_class(matrices: npt.NDArray[np.generic]) -> tuple[FloatArray, FloatArray]:
-    """F1 and recall of each class, for any stack of confusion matrices.
-
-    Args:
-        matrices: (..., K, K) counts, row = true class.
-
-    Returns:
-        f1 and recall, each (..., K) float64; 0 where a class gives 0 / 0.
-    """
+def f1_by_class(matrices: npt.NDArray[np.generic]) -> FloatArray:
+    """Return F1 of each class: (..., K, K) counts, row = true class, to (..., K) float64; 0 where it is 0 / 0."""
     counts = np.asarray(matrices, dtype=np.float64)
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    true, predicted = counts.sum(axis=-1), counts.sum(axis=-2)
-    f1 = np.divide(2 * hits, true + predicted, out=np.zeros_like(true), where=true + predicted > 0)
-    recall = np.divide(hits, true, out=np.zeros_like(true), where=true > 0)
-    return f1, recall
+    hits, both = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1) + counts.sum(axis=-2)
+    f1: FloatArray = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0)
+    return f1
 
 
-def pooled_rates(matrices: npt.NDArray[np.generic]) -> FloatArray:
-    """UF1, UAR and accuracy of each confusion matrix of a stack: (..., K, K) counts to (..., 3) float64."""
-    f1, recall = per_class(matrices)
+def recall_by_class(matrices: npt.NDArray[np.generic]) -> FloatArray:
+    """Return recall of each class, as :func:`f1_by_class` does F1."""
+    counts = np.asarray(matrices, dtype=np.float64)
+    hits, true = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1)
+    recall: FloatArray = np.divide(hits, true, out=np.zeros_like(true), where=true > 0)
+    return recall
+
+
+def accuracy(matrices: npt.NDArray[np.generic]) -> FloatArray:
+    """Return the share of right predictions: (..., K, K) counts to (...) float64; 0 without samples."""
     counts = np.asarray(matrices, dtype=np.float64)
     total, hits = counts.sum(axis=(-2, -1)), np.trace(counts, axis1=-2, axis2=-1)
-    accuracy = np.divide(hits, total, out=np.zeros_like(total), where=total > 0)
-    return np.stack([f1.mean(axis=-1), recall.mean(axis=-1), accuracy], axis=-1)
+    share: FloatArray = np.divide(hits, total, out=np.zeros_like(total), where=total > 0)
+    return share
+
+
+METRICS: Mapping[str, Callable[[npt.NDArray[np.generic]], FloatArray]] = {
+    "uf1": lambda matrices: f1_by_class(matrices).mean(axis=-1),
+    "uar": lambda matrices: recall_by_class(matrices).mean(axis=-1),
+    "accuracy": accuracy,
+}
+"""Functions of pooled counts, (..., K, K) to (...) float64; :class:`Rates` and :class:`Interval` have a field each."""
+
+
+def pooled_rates(matrices: npt.NDArray[np.generic]) -> dict[str, FloatArray]:
+    """Return every metric of each confusion matrix of a stack: (..., K, K) counts to (...) float64, by name."""
+    return {name: metric(matrices) for name, metric in METRICS.items()}
 
 
 def scores(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int) -> Scores:
     """Score predictions pooled over all folds; arguments and errors as in :func:`confusion`."""
     matrix = confusion(labels, predictions, num_classes)
-    f1, recall = per_class(matrix)
-    uf1, uar, accuracy = pooled_rates(matrix).tolist()
     return Scores(
-        uf1=uf1,
-        uar=uar,
-        accuracy=accuracy,
+        **{name: float(value) for name, value in pooled_rates(matrix).items()},
         confusion=tuple(tuple(row) for row in matrix.tolist()),
         support=tuple(matrix.sum(axis=1).tolist()),
-        f1=tuple(f1.tolist()),
-        recall=tuple(recall.tolist()),
+        f1=tuple(f1_by_class(matrix).tolist()),
+        recall=tuple(recall_by_class(matrix).tolist()),
     )
 
 
@@ -169,8 +182,8 @@ def bootstrap_interval(
     ]
     rates = pooled_rates(np.concatenate(sums).reshape(-1, num_classes, num_classes))
     tail = (1.0 - level) / 2
-    low, high = np.quantile(rates, [tail, 1.0 - tail], axis=0).tolist()
-    return Interval(uf1=(low[0], high[0]), uar=(low[1], high[1]), accuracy=(low[2], high[2]), level=level)
+    limits = {name: tuple(np.quantile(values, [tail, 1.0 - tail]).tolist()) for name, values in rates.items()}
+    return Interval(**limits, level=level)
 
 
 def _hits_to_come(right: FloatArray) -> FloatArray:
@@ -216,7 +229,7 @@ def _guess_subject(
 def chance_confusions(
     labels: npt.ArrayLike, subjects: Sequence[str], *, num_classes: int, tries: int, trials: int, seed: int
 ) -> IntArray:
-    """What a guesser reaches whose best of ``tries`` tries is kept for every test subject.
+    """Return what a guesser reaches whose best of ``tries`` tries is kept for every test subject.
 
     The guesser draws every label from the class prior of the data. Each subject gets ``tries``
     independent tries (one per epoch), and the try with the best accuracy on that subject counts, ties to

@@ -8,8 +8,8 @@ figures that stand in a public table, figure, notebook or log are listed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 MEGC2019: Final[Mapping[str, tuple[int, int]]] = {"casme2": (145, 24), "samm": (133, 28), "smic": (164, 16)}
 """Samples and subjects of the composite's three datasets (MEGC2019 official list, 442 samples, 68 subjects)."""
@@ -123,18 +123,22 @@ FIGURES: Final[tuple[PublishedFigure, ...]] = (
 )
 
 
-def context(counts: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
-    """Published figures for a summary, with whether they are about the same samples.
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Published figures beside a run's scores."""
 
-    Args:
-        counts: samples and subjects scored, by dataset.
+    comparable: bool
+    """True only if the run scored exactly as many samples and subjects of the same datasets."""
+    protocol: str
+    figures: tuple[PublishedFigure, ...]
 
-    Returns:
-        ``{"comparable": bool, "protocol": str, "figures": [one dict per PublishedFigure]}``; comparable
-        only if the run scored exactly as many samples and subjects of the same datasets.
+
+def context(counts: Mapping[str, tuple[int, int]]) -> Context:
+    """Return the published figures, and if they are about the same samples as ``counts``: (samples, subjects) scored,
+    by dataset.
     """
-    return {
-        "comparable": dict(counts) == dict(MEGC2019),
-        "protocol": "MEGC2019 composite, LOSO, 3 classes, 442 samples of 68 subjects",
-        "figures": [asdict(figure) for figure in FIGURES],
-    }
+    return Context(
+        comparable=dict(counts) == dict(MEGC2019),
+        protocol="MEGC2019 composite, LOSO, 3 classes, 442 samples of 68 subjects",
+        figures=FIGURES,
+    )

@@ -1,78 +1,30 @@
-"""The outcome of a run: fold records, the selections made from them, summary and predictions.
+"""Fold records: ``RUN/folds/<dataset>__<subject>.json``, all that is known of a finished fold.
 
-A fold record holds the test predictions of *every* epoch, so each selection is computed here,
-after training, and none of them can influence it:
-
-- ``final``: the last epoch; no choice made.
-- ``validated``: per fold the epoch with the best UF1 on held-out *training* subjects, ties to the earliest.
-- ``test_selected``: per fold the epoch with the best accuracy on the test subject itself, ties to the
-  last, as upstream's ``<=``. It leaks the answer; it is reported to be comparable and to show its worth.
+A record holds the test predictions of *every* epoch, so each selection is computed after training, and none of them can
+influence it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
+import hashlib
 import json
-import os
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from htnet.data.samples import COMPOSITE, Sample, fold_stem
+from htnet.data.samples import Sample, fold_stem
 from htnet.errors import InputError
-from htnet.scoring import metrics, published
+from htnet.files import read_json, write_whole
 
-FORMAT = 1
-Selection = Literal["final", "validated", "test_selected"]
-SELECTIONS: tuple[Selection, ...] = ("final", "validated", "test_selected")
+FORMAT = 2
+"""Since records hold a checksum; those of format 1 have none and are read without."""
 
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` (UTF-8); a kill at any moment leaves the old file or the new one.
-
-    The temporary file lies in the same folder, because a rename across file systems is a copy; its
-    name starts with a dot and ends in ``.tmp``, so that no reader takes a left-over for a result.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk: write() does not know the name
-            error.filename = str(path)
-        raise
-    # the rename itself is durable only once the folder is; some network file systems cannot sync a folder
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_json_atomic(path: Path, obj: object) -> None:
-    """Write ``obj`` as JSON, whole or not at all.
-
-    Raises:
-        ValueError: a float is NaN or infinite; JSON has neither.
-    """
-    write_text_atomic(path, json.dumps(obj, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +40,7 @@ class RecordedSample:
 
     @classmethod
     def of(cls, sample: Sample) -> RecordedSample:
-        """What identifies ``sample``, with its label."""
+        """Return the names of ``sample`` and its label."""
         return cls(dataset=sample.id.dataset, subject=sample.id.subject, clip=sample.id.clip, label=sample.label)
 
 
@@ -132,15 +84,19 @@ class FoldRecord:
     seconds: float
     """Wall-clock time of the fold, from its first try to its record."""
     environment: Mapping[str, Any]
-    """What computed it: device, precision, engine, threads, versions."""
+    """Machine and settings that computed it: device, precision, engine, threads, versions."""
     attempts: int = 1
     """Submissions until the fold finished."""
+    checksum: str | None = field(default=None, compare=False)
+    """SHA-256 of the file's other content, by which an edited record is known; set when it is written."""
 
     __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise ValueError(f"format must be {FORMAT}, got {self.format}; a newer htnet may have written it")
+        if not 1 <= self.format <= FORMAT:
+            raise ValueError(f"format must be 1..{FORMAT}, got {self.format}; a newer htnet may have written it")
+        if self.format == 1 and self.checksum is not None:
+            raise ValueError("format 1 has no checksum")
         if not self.samples or not self.test_predictions:
             raise ValueError("samples and test_predictions must not be empty")
         strangers = [s for s in self.samples if f"{s.dataset}/{s.subject}" != self.fold]
@@ -186,25 +142,29 @@ class FoldRecord:
         return tuple(sample.label for sample in self.samples)
 
     def write(self, path: Path) -> None:
-        """Write the record, whole or not at all; what exists counts as done."""
-        write_text_atomic(path, json.dumps(asdict(self), ensure_ascii=False, allow_nan=False) + "\n")
+        """Write the record, whole or not at all; a fold whose record exists counts as done."""
+        content = asdict(self) | {"format": FORMAT, "checksum": None}
+        content["checksum"] = _checksum(content)
+        write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> FoldRecord:
         """Read a record.
 
         Raises:
-            InputError: the file cannot be read or is no whole record; names file and rule.
+            InputError: the file cannot be read, is no whole record or was changed after it was written; names file and
+                rule.
         """
-        try:
-            return _adapter().validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            rule = f"{where}: {first['msg']}" if where else first["msg"]
-            raise InputError(f"{path} is no valid fold record: {rule}; delete it to run the fold again") from error
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        record = read_json(path, _adapter(), "fold record")
+        content = json.loads(path.read_bytes())
+        if record.format > 1 and record.checksum != _checksum(content | {"checksum": None}):
+            raise InputError(f"{path} is no valid fold record: its content was changed, for its checksum differs")
+        return record
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a record's content as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 @cache
@@ -213,7 +173,7 @@ def _adapter() -> TypeAdapter[FoldRecord]:
 
 
 def read_records(folder: Path) -> list[FoldRecord]:
-    """All records of ``RUN/folds``, sorted by fold; none where the folder does not exist.
+    """Read all records of ``RUN/folds``, sorted by fold; none where the folder does not exist.
 
     Raises:
         InputError: a record is damaged, or its file bears another fold's name.
@@ -227,220 +187,37 @@ def read_records(folder: Path) -> list[FoldRecord]:
     return sorted(records, key=lambda record: record.fold)
 
 
-def _confusions_by_epoch(
-    labels: Sequence[int], predictions: Sequence[Sequence[int]], num_classes: int
-) -> npt.NDArray[np.int64]:
-    """(E, K, K) int64 counts from (N,) labels and E x N predictions."""
-    return np.stack([metrics.confusion(labels, epoch, num_classes) for epoch in predictions])
-
-
-def chosen_epoch(record: FoldRecord, selection: Selection) -> int:
-    """Index of the epoch whose predictions count under ``selection`` (0 is the first epoch).
-
-    Raises:
-        InputError: ``validated`` of a fold without validation predictions.
-    """
-    if selection == "final":
-        return record.epochs - 1
-    if selection == "test_selected":
-        hits = (np.asarray(record.test_predictions) == np.asarray(record.labels)).sum(axis=1)
-        return record.epochs - 1 - int(np.argmax(hits[::-1]))
-    if record.validation is None:
-        raise InputError(f"fold {record.fold} kept no validation predictions, so it has no validated epoch")
-    matrices = _confusions_by_epoch(record.validation.labels, record.validation.predictions, record.num_classes)
-    # rounded: epochs that are equally good must tie whatever the order of the additions; the first is
-    # the one that early stopping would have kept
-    return int(np.argmax(metrics.pooled_rates(matrices)[:, 0].round(12)))
-
-
-def selected_predictions(record: FoldRecord, selection: Selection) -> tuple[int, ...]:
-    """Predicted class of each test sample under ``selection``; errors as :func:`chosen_epoch`."""
-    return record.test_predictions[chosen_epoch(record, selection)]
-
-
-def selections_of(records: Iterable[FoldRecord]) -> tuple[Selection, ...]:
-    """Selections that all records allow, in reporting order."""
-    kept = [record.validation is not None for record in records]
-    with_validation = bool(kept) and all(kept)
-    return tuple(name for name in SELECTIONS if name != "validated" or with_validation)
-
-
-def _in_order(records: Iterable[FoldRecord], num_classes: int | None = None) -> list[FoldRecord]:
-    """Records sorted by fold, checked to be of one run."""
-    ordered = sorted(records, key=lambda record: record.fold)
-    for before, after in pairwise(ordered):
-        if before.fold == after.fold:
-            raise InputError(f"fold {after.fold} has two records; a run has one per fold")
-        for what in ("config_hash", "epochs", "num_classes"):
-            one, other = getattr(before, what), getattr(after, what)
-            if one != other:
-                raise InputError(f"folds {before.fold} and {after.fold} differ in {what} ({one}, {other}): not one run")
-    if ordered and num_classes is not None and ordered[0].num_classes != num_classes:
-        raise InputError(f"fold {ordered[0].fold} tells {ordered[0].num_classes} classes apart, the run {num_classes}")
-    return ordered
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """All test samples of a run in one row, and the rows to score: the composite and each dataset."""
-
-    labels: npt.NDArray[np.int64]
-    subjects: npt.NDArray[np.str_]
-    groups: Mapping[str, npt.NDArray[np.bool_]]
-
-    @classmethod
-    def of(cls, records: Sequence[FoldRecord]) -> _Pool:
-        samples = [sample for record in records for sample in record.samples]
-        datasets = np.asarray([sample.dataset for sample in samples], dtype=np.str_)
-        groups = {COMPOSITE: np.ones(len(samples), dtype=np.bool_)}
-        groups |= {str(name): datasets == name for name in np.unique(datasets)}
-        subjects = np.asarray([record.fold for record in records for _ in record.samples], dtype=np.str_)
-        return cls(np.asarray([sample.label for sample in samples], dtype=np.int64), subjects, groups)
-
-
-def _score_row(
-    pool: _Pool,
-    mask: npt.NDArray[np.bool_],
-    predictions: npt.NDArray[np.int64],
+def check_record(
+    record: FoldRecord,
+    place: str,
     *,
-    num_classes: int,
-    bootstrap: int,
-    seed: int,
-) -> dict[str, Any]:
-    labels, guesses, subjects = pool.labels[mask], predictions[mask], pool.subjects[mask].tolist()
-    row = metrics.scores(labels, guesses, num_classes)
-    matrices = metrics.subject_confusions(labels, guesses, subjects, num_classes)
-    interval = metrics.bootstrap_interval(matrices, resamples=bootstrap, seed=seed)
-    # through JSON and back: what the caller holds is what a reader of summary.json gets, lists and all
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(row)))
-    return plain | {
-        "samples": len(labels),
-        "subjects": len(matrices),
-        "interval": None if interval is None else json.loads(json.dumps(asdict(interval))),
-    }
-
-
-def _chance(pool: _Pool, tries: Mapping[Selection, int], *, num_classes: int, trials: int, seed: int) -> dict[str, Any]:
-    """Mean UF1, UAR and accuracy of guessers, per selection and row."""
-    datasets = np.asarray([subject.split("/")[0] for subject in np.unique(pool.subjects).tolist()])
-    rows: dict[str, Any] = {}
-    for selection, count in tries.items():
-        drawn = metrics.chance_confusions(
-            pool.labels, pool.subjects.tolist(), num_classes=num_classes, tries=count, trials=trials, seed=seed
-        )
-        rows[selection] = {}
-        for name in pool.groups:
-            people = np.ones(len(datasets), dtype=np.bool_) if name == COMPOSITE else datasets == name
-            means = metrics.pooled_rates(drawn[:, people].sum(axis=1)).mean(axis=0).tolist()
-            rows[selection][name] = dict(zip(("uf1", "uar", "accuracy"), means, strict=True))
-    return {"trials": trials, "tries": dict(tries), "selections": rows}
-
-
-def _pooled_predictions(records: Sequence[FoldRecord], selection: Selection) -> npt.NDArray[np.int64]:
-    return np.concatenate([np.asarray(selected_predictions(r, selection), dtype=np.int64) for r in records])
-
-
-def summarise(
-    records: Iterable[FoldRecord],
-    *,
-    folds_total: int,
-    failed: Mapping[str, str],
-    num_classes: int,
-    bootstrap: int,
-    chance_trials: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Content of ``RUN/summary.json``; the same whatever the order of the records.
+    config_hash: str,
+    epochs: int,
+    test: Sequence[Sample],
+    validation: Sequence[Sample],
+) -> None:
+    """Hold a record against the run and the store that it should be of.
 
     Args:
-        records: finished folds of one run.
-        folds_total: folds that the run consists of.
-        failed: reason by fold, for folds that ended with an error. A fold with a record is done.
-        num_classes: classes that count in UF1 and UAR, present or not.
-        bootstrap: resamplings of subjects for the 95 % intervals; 0: ``interval`` is None.
-        chance_trials: simulated guessers; 0: ``chance`` is empty.
-        seed: of both.
-
-    Returns:
-        Plain dicts, lists, strings, ints and floats: ``folds_total``, ``folds_done``, ``folds_failed``
-        (``[{"fold", "reason"}]``), ``samples``, ``selections`` (selection -> "composite" or dataset ->
-        ``uf1, uar, accuracy, confusion, support, f1, recall, samples, subjects, interval``; empty while no
-        fold is done), ``chance`` (``trials``, ``tries`` and ``selections`` as above), ``published``.
+        record: the record that was read at ``place``.
+        config_hash: identity of the run.
+        epochs: epochs that the run trains.
+        test: samples of the held-out subject, in the store's order.
+        validation: samples on which the epoch is chosen, likewise; none where that is not asked for.
 
     Raises:
-        InputError: the records are not of one run.
+        InputError: names the place, and the first thing in which the record differs.
     """
-    ordered = _in_order(records, num_classes)
-    done = {record.fold for record in ordered}
-    summary: dict[str, Any] = {
-        "folds_total": folds_total,
-        "folds_done": len(ordered),
-        "folds_failed": [{"fold": fold, "reason": failed[fold]} for fold in sorted(failed) if fold not in done],
-        "samples": sum(len(record.samples) for record in ordered),
-        "selections": {},
-        "chance": {},
-        "published": published.context({}),
+    inner = record.validation or Validation(subjects=(), labels=(), predictions=())
+    facts: dict[str, tuple[object, object]] = {
+        "another configuration": (record.config_hash, config_hash),
+        f"{record.epochs} epochs, not {epochs}": (record.epochs, epochs),
+        "other samples or labels": (record.samples, tuple(RecordedSample.of(sample) for sample in test)),
+        "other validation samples or labels": (
+            (inner.subjects, inner.labels),
+            (tuple(sample.subject for sample in validation), tuple(sample.label for sample in validation)),
+        ),
     }
-    if not ordered:
-        return summary
-    pool = _Pool.of(ordered)
-    for selection in selections_of(ordered):
-        guesses = _pooled_predictions(ordered, selection)
-        summary["selections"][selection] = {
-            name: _score_row(pool, mask, guesses, num_classes=num_classes, bootstrap=bootstrap, seed=seed)
-            for name, mask in pool.groups.items()
-        }
-    if chance_trials:
-        tries = {name: ordered[0].epochs if name == "test_selected" else 1 for name in selections_of(ordered)}
-        summary["chance"] = _chance(pool, tries, num_classes=num_classes, trials=chance_trials, seed=seed)
-    rows = {name: row for name, row in summary["selections"]["final"].items() if name != COMPOSITE}
-    summary["published"] = published.context({name: (row["samples"], row["subjects"]) for name, row in rows.items()})
-    return summary
-
-
-def rates_by_epoch(records: Iterable[FoldRecord]) -> dict[str, npt.NDArray[np.float64]]:
-    """Pooled UF1, UAR and accuracy after every epoch, by row ("composite" or dataset): (E, 3) each.
-
-    Taking the best epoch of such a curve is a choice made on test subjects, too.
-    """
-    ordered = _in_order(records)
-    if not ordered:
-        return {}
-    counts: dict[str, npt.NDArray[np.int64]] = {}
-    for record in ordered:
-        matrices = _confusions_by_epoch(record.labels, record.test_predictions, record.num_classes)
-        for name in (COMPOSITE, record.samples[0].dataset):
-            counts[name] = counts[name] + matrices if name in counts else matrices
-    return {name: metrics.pooled_rates(matrices) for name, matrices in counts.items()}
-
-
-def predictions_csv(records: Iterable[FoldRecord]) -> str:
-    """Content of ``RUN/predictions.csv``: dataset, subject, clip, label and a column per selection; sorted."""
-    ordered = _in_order(records)
-    names = selections_of(ordered)
-    rows = []
-    for record in ordered:
-        columns = zip(*(selected_predictions(record, name) for name in names), strict=True)
-        for sample, guesses in zip(record.samples, columns, strict=True):
-            rows.append((sample.dataset, sample.subject, sample.clip, sample.label, *guesses))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("dataset", "subject", "clip", "label", *names))
-    writer.writerows(sorted(rows))
-    return text.getvalue()
-
-
-def write_predictions(path: Path, records: Iterable[FoldRecord]) -> None:
-    """Write ``predictions.csv`` atomically; identical records give identical bytes."""
-    write_text_atomic(path, predictions_csv(records))
-
-
-def megc_log(records: Iterable[FoldRecord], selection: Selection = "final") -> str:
-    """Log that the MEGC2019 challenge asks for: ``casme2 sub01``, then a line ``clip label prediction`` per clip."""
-    lines = []
-    for record in _in_order(records):
-        lines.append(f"{record.samples[0].dataset} {record.samples[0].subject}")
-        guesses = selected_predictions(record, selection)
-        clips = sorted(zip(record.samples, guesses, strict=True), key=lambda pair: pair[0].clip)
-        lines += [f"{sample.clip} {sample.label} {guess}" for sample, guess in clips]
-    return "\n".join(lines) + "\n" if lines else ""
+    for difference, (found, right) in facts.items():
+        if found != right:
+            raise InputError(f"{place}: the record is of {difference}")

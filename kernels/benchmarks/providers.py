@@ -21,12 +21,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import local_attention, local_attention_block
-from kernels.attention_block.interface import fused_limit
 from kernels.benchmarks.cases import Case, Operation
 from kernels.local_attention.checks import triton_limit
 from kernels.reference import local_attention_block_reference, local_attention_reference
 
-__all__ = ["DTYPES", "PROVIDERS", "Forward", "Provider", "not_fused", "not_taken", "select_providers"]
+__all__ = ["DTYPES", "PROVIDERS", "Forward", "Provider", "not_taken", "select_providers"]
 
 Forward = Callable[..., Tensor]
 Limit = Callable[[Case, torch.device], str | None]
@@ -190,12 +189,9 @@ def _block_reference(case: Case) -> Forward:
     return lambda *tensors: local_attention_block_reference(*tensors, **settings)
 
 
-def _block(backend: str, **choice: bool) -> Callable[[Case], Forward]:
-    def build(case: Case) -> Forward:
-        settings: Any = {"num_heads": case.heads, "blocks_per_side": case.blocks_per_side, "backend": backend}
-        return lambda *tensors: local_attention_block(*tensors, **settings, **choice)
-
-    return build
+def _block(case: Case) -> Forward:
+    settings: Any = {"num_heads": case.heads, "blocks_per_side": case.blocks_per_side, "backend": "triton"}
+    return lambda *tensors: local_attention_block(*tensors, **settings)
 
 
 def _unfused(build_core: Callable[[Case], Forward]) -> Callable[[Case], Forward]:
@@ -250,18 +246,11 @@ def _grid_limit(case: Case, device: torch.device) -> str | None:
 
 
 def not_taken(case: Case, device: torch.device) -> str | None:
-    """What our core's kernels do not take, on any device; blocks of one token need no kernel."""
+    """Say what our core's kernels do not take, on any device; blocks of one token need no kernel."""
     if case.tokens_per_block == 1:
         return None
     x = torch.empty(case.batch, case.height, case.width, 1, dtype=DTYPES[case.dtype], device="meta")
     return triton_limit(x, num_heads=case.heads, head_dim=case.head_dim, blocks_per_side=case.blocks_per_side)
-
-
-def not_fused(case: Case, device: torch.device, *, major: int | None = None) -> str | None:
-    """What the block's kernel does not take on ``device``, or on a card of compute capability ``major``.x."""
-    x = torch.empty(1, case.height, case.width, case.dim, dtype=DTYPES[case.dtype], device=device)
-    settings = {"num_heads": case.heads, "head_dim": case.head_dim, "blocks_per_side": case.blocks_per_side}
-    return fused_limit(x, **settings, major=major)
 
 
 def _table() -> Iterable[Provider]:
@@ -293,8 +282,7 @@ def _table() -> Iterable[Provider]:
     yield core("flex", "flex_attention, compiled, block-diagonal mask", _compiled(_flex), attending, cuda)
     yield core("flash-attn", "package flash-attn", _flash_attn, attending, cuda, _needs("flash_attn"), _needs_half)
     yield core("natten", "package NATTEN, stride = window", _natten, attending, cuda, _needs("natten"))
-    yield block("block-triton", "ours: kernels.local_attention_block", _block("triton"), *ours)
-    yield block("block-fused", "ours, all in one kernel (fused=True)", _block("triton", fused=True), *ours, not_fused)
+    yield block("block-triton", "ours: kernels.local_attention_block", _block, *ours)
     yield block("block-unfused", "torch's norm and linear maps around our core", _unfused(_ours), *ours)
     yield block("block-reference", "kernels.reference, computed in fp32", _block_reference)
     yield block("block-sdpa", "torch's norm and linear maps around its attention", _unfused(_sdpa()))

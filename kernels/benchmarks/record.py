@@ -1,18 +1,18 @@
-"""What a measurement is on paper: one row with everything that a reader needs to place it, appended to a CSV file."""
+"""Measurement on paper: one row with everything that a reader needs to place it, appended to a CSV file."""
 
 from __future__ import annotations
 
 import csv
 import platform
-import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, Literal
 
 import torch
+
+from kernels.machine import card_facts, commit, cpu_name, package_version
 
 __all__ = [
     "COLUMNS",
@@ -136,17 +136,17 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def this_machine(device: torch.device) -> Where:
-    """Where a measurement is made, as far as the machine says."""
-    cuda = device.type == "cuda"
+    """Describe where a measurement is made, as far as the machine says."""
+    card, threads = card_facts(device), torch.get_num_threads()
     return Where(
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        commit=_said_by("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
+        commit=commit(),
         device=device.type,
-        card=torch.cuda.get_device_name(device) if cuda else _processor(),
-        driver=_said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else "",
+        card=card.get("name") or f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}",
+        driver=card.get("driver", ""),
         torch=torch.__version__,
-        triton=_version("triton"),
-        cuda=torch.version.cuda or "",
+        triton=package_version("triton") or "absent",
+        cuda=card.get("cuda", ""),
         python=platform.python_version(),
     )
 
@@ -163,28 +163,3 @@ def _parse(kind: str, text: str) -> object:
     if kind == "bool":
         return text == "True"
     return int(text) if kind == "int" else text
-
-
-def _said_by(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.split("\n")[0].strip() or "unknown"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-def _processor() -> str:
-    """The processor's name and the threads that torch uses of it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = facts.get("model name", platform.machine())
-    threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' * (threads > 1)}"

@@ -41,7 +41,7 @@ _TOLERANCES: Final = {"core": TOLERANCES, "block": BLOCK_TOLERANCES}
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to measure, and where."""
+    """Choice of what to measure, and where."""
 
     cases: Sequence[Case]
     providers: Sequence[Provider]
@@ -333,7 +333,7 @@ def _lost(device: torch.device) -> str:
 
 
 def _sentence(error: Exception, said: Sequence[warnings.WarningMessage] = ()) -> str:
-    """What went wrong on one line: the error, and what torch warned of before it (why a backend refuses, say)."""
+    """Say on one line what went wrong: the error, and what torch warned of before it (why a backend refuses, say)."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     lines = [f"{type(error).__name__}: {error}".splitlines()[0]]

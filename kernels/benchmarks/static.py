@@ -1,16 +1,15 @@
-"""What can be said of the GPU kernels without a GPU: what the compiler makes of them for a card's architecture."""
+"""Facts on the GPU kernels without a GPU: what the compiler makes of them for a card's architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 
 from kernels.benchmarks.cards import Card
 from kernels.benchmarks.cases import Case
-from kernels.benchmarks.providers import not_fused, not_taken
+from kernels.benchmarks.providers import not_taken
 
 __all__ = ["KernelRow", "kernel_rows"]
 
@@ -35,39 +34,28 @@ class KernelRow:
 
 
 def kernel_rows(cases: Sequence[Case], card: Card) -> Iterator[KernelRow]:
-    """The kernels that the cases would start, each shape once: forward and backward of the core, then the fused block.
+    """Yield the kernels that the cases would start, each shape once, forward and backward.
 
-    Left out is what the kernels do not take, and the core where a block holds one token (a copy).
+    Left out is what the kernels do not take, and blocks of one token (a copy).
 
     Raises:
         RuntimeError: the kernels were imported for Triton's interpreter, which compiles nothing.
     """
-    from kernels import compile as ahead  # imports the kernels, so only when it is asked for
-    from kernels.attention_block.compile import compile_block
+    from kernels.local_attention import compile as ahead  # imports the kernels, so only when it is asked for
 
-    nowhere, major = torch.device("meta"), int(card.arch.removeprefix("sm_")) // 10
-    cores: dict[ahead.Case, list[str]] = {}
-    blocks: dict[tuple[ahead.Case, int], list[str]] = {}
+    shapes: dict[ahead.Case, list[str]] = {}
     for case in cases:
-        shape = ahead.Case(
-            block_h=case.height // case.blocks_per_side,
-            block_w=case.width // case.blocks_per_side,
-            head_dim=case.head_dim,
-            dtype=case.dtype,
-            num_heads=case.heads,
-            blocks_per_side=case.blocks_per_side,
-        )
-        if case.tokens_per_block > 1 and not_taken(case, nowhere) is None:
-            cores.setdefault(shape, []).append(case.name)
-            if not_fused(case, nowhere, major=major) is None:
-                blocks.setdefault((shape, case.dim), []).append(case.name)
-    for shape, names in cores.items():
-        yield from (_row(names, found) for found in ahead.compile_case(shape, (card.arch,)))
-    for (shape, dim), names in blocks.items():
-        yield _row(names, compile_block(shape, dim, card.arch))
-
-
-def _row(cases: Sequence[str], found: Any) -> KernelRow:
-    """``found`` is a ``kernels.local_attention.compile.Resources``."""
-    wanted = {field.name for field in fields(KernelRow)} - {"cases"}
-    return KernelRow(cases=tuple(cases), **{name: getattr(found, name) for name in wanted})
+        if case.tokens_per_block > 1 and not_taken(case, torch.device("meta")) is None:
+            shape = ahead.Case(
+                block_h=case.height // case.blocks_per_side,
+                block_w=case.width // case.blocks_per_side,
+                head_dim=case.head_dim,
+                dtype=case.dtype,
+                num_heads=case.heads,
+                blocks_per_side=case.blocks_per_side,
+            )
+            shapes.setdefault(shape, []).append(case.name)
+    shown = [field.name for field in fields(KernelRow) if field.name != "cases"]
+    for shape, names in shapes.items():
+        for found in ahead.compile_case(shape, (card.arch,)):
+            yield KernelRow(cases=tuple(names), **{name: getattr(found, name) for name in shown})

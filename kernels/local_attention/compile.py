@@ -40,8 +40,6 @@ __all__ = [
     "Resources",
     "compile_case",
     "launches",
-    "markdown",
-    "resources",
 ]
 
 ARCHITECTURES: Final = {
@@ -86,7 +84,7 @@ IN_USE: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one compiled kernel needs: ``spilled`` in instructions, ``stack`` in bytes a thread, ``shared`` in bytes."""
+    """Needs of one compiled kernel: ``spilled`` in instructions, ``stack`` in bytes a thread, ``shared`` in bytes."""
 
     kernel: str
     arch: str
@@ -155,10 +153,10 @@ def compile_case(case: Case, archs: Iterable[str] = ("sm_80", "sm_90", "sm_100")
     """Compile forward and backward of a shape for each architecture."""
     for arch in archs:
         for launch in launches(case, arch):
-            yield resources(launch, case, arch)
+            yield _resources(launch, case, arch)
 
 
-def resources(launch: host.Launch, case: Case, arch: str) -> Resources:
+def _resources(launch: host.Launch, case: Case, arch: str) -> Resources:
     """Compile one launch of a shape and read off what it needs."""
     compiled = _compile(launch, arch)
     return Resources(
@@ -238,7 +236,7 @@ def _table(rows: list[Resources]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
 
 
-def markdown(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+def _markdown(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     """A table as markdown."""
     cells = [columns, ["---"] * len(columns), *lines]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in cells)
@@ -253,7 +251,7 @@ def _readme() -> str:
             passes = [rows[arch][number] for arch in ARCHITECTURES]
             name = f"{case.dtype} {passes[0].tokens} {way}"
             lines.append((name, passes[0].packed or "-", *map(_needs, passes)))
-    return markdown(("dtype, N, pass", "blocks", *ARCHITECTURES), lines)
+    return _markdown(("dtype, N, pass", "blocks", *ARCHITECTURES), lines)
 
 
 def _needs(row: Resources) -> str:

@@ -79,7 +79,7 @@ PROVIDERS: Final[dict[str, Finder]] = {"flow": find_apex, "grey differences": by
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a provider did with the clips of a difficulty: distances in frames, seconds of CPU time per clip."""
+    """Results of a provider on the clips of a difficulty: distances in frames, seconds of CPU time per clip."""
 
     provider: str
     difficulty: str

@@ -48,9 +48,9 @@ from htnet.errors import InputError
 from htnet.model import HTNet
 from htnet.training.engine import create_engine
 from kernels.benchmarks.record import append_lines
+from kernels.machine import commit, cpu_facts, cpu_name
 from launch.benchmarks.results import results_file
 from launch.benchmarks.upstream import UpstreamHTNet
-from launch.run.folder import checkout, cpu_facts, cpu_name
 
 __all__ = [
     "COLUMNS",
@@ -308,7 +308,7 @@ def _measurement(name: str, epochs: list[Epoch], threads: int, baseline: list[Ep
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a reader needs to place the numbers."""
+    """Facts that a reader needs to place the numbers."""
 
     date: str
     commit: str
@@ -331,10 +331,10 @@ COLUMNS: Final = (
 
 def environment() -> Environment:
     """This machine, as far as it says."""
-    facts, git = cpu_facts(), checkout()
+    facts = cpu_facts()
     return Environment(
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        commit=git["commit"][:7] + "-dirty" * git["modified"] if git else "unknown",
+        commit=commit(),
         cpu=f"{cpu_name()} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})",
         cores=os.cpu_count() or 0,
         threads=torch.get_num_threads(),

@@ -26,19 +26,22 @@ from rich.table import Table
 
 from htnet.config import Config, DataConfig
 from htnet.config.load import load_config
-from htnet.data.datasets.base import Clip
-from htnet.data.extraction import extract, subject_table
+from htnet.data.entries import clips_of
+from htnet.data.extraction import extract
 from htnet.data.flow.head_motion import HeadMotion
 from htnet.data.frames import list_frames, read_frame
-from htnet.data.store.writer import Store, write_store
+from htnet.data.plan import make_plan
+from htnet.data.samples import COMPOSITE
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import write_store
 from htnet.data.synth.generate import generate
 from htnet.errors import InputError
-from htnet.scoring.record import read_records, summarise
+from htnet.scoring.record import read_records
+from htnet.scoring.summary import summarise
 from kernels.benchmarks.record import append_lines
 from launch.benchmarks.end_to_end import environment
 from launch.benchmarks.results import results_file
 from launch.commands.sweep import check_folds
-from launch.plan import extraction_settings, make_plan
 from launch.run.folder import open_run
 from launch.tasks.fold import FoldSpec, run_fold
 
@@ -88,8 +91,7 @@ def measure(config: Config, work: Path, *, seed: int, subjects: int, clips: int,
 
 def _turn_frames(config: Config, rng: np.random.Generator) -> None:
     """Turn and scale every frame about its middle; onset frames stay, so that their landmarks hold."""
-    for entry in make_plan(config.prepare).entries:
-        assert isinstance(entry, Clip)  # the demo's sources have frames
+    for entry in clips_of(make_plan(config.prepare).entries):
         frames = list_frames(entry.frames)
         onset = min(frames) if entry.onset is None else entry.onset
         phases, periods = rng.uniform(0, 2 * np.pi, 2), rng.uniform(*_PERIODS, 2)
@@ -107,11 +109,7 @@ def _turn_frames(config: Config, rng: np.random.Generator) -> None:
 
 def _store(config: Config, path: Path) -> Store:
     plan = make_plan(config.prepare)
-    settings = extraction_settings(config.prepare, strict=True)
-    found = [
-        extract(entries, subject_table({entry.id: plan.tables[entry.id] for entry in entries}), settings)
-        for entries in plan.subjects.values()
-    ]
+    found = [extract(entries, config.prepare, strict=True) for entries in plan.subjects.values()]
     return write_store(path, (sample for part in found for sample in part.samples), plan.recipe)
 
 
@@ -131,8 +129,8 @@ def _final(config: Config, store: Store, path: Path) -> tuple[float, float]:
             read_records(run.folds), folds_total=len(folds), failed={}, num_classes=config.model.num_classes,
             bootstrap=0, chance_trials=0, seed=config.seed,
         )  # fmt: skip
-    scores = summary["selections"]["final"]["composite"]
-    return float(scores["uf1"]), float(scores["uar"])
+    scores = summary.selections["final"][COMPOSITE]
+    return scores.uf1, scores.uar
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dali_pipelines import DALI_VERSION, Batch, EpochSampler, FlowStream, FlowTransform, fit_transform
+from dali_pipelines import DALI_VERSION, Batch, EpochSampler, FlowStream, FlowTransform, Resident, fit_transform
 from dali_pipelines.frame_flow import FrameFlow
 from htnet.config import (
     AugmentConfig,
@@ -43,7 +43,7 @@ from htnet.config import (
 )
 from htnet.cpu import configure_cpu
 from htnet.data.flow.tvl1 import tvl1
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from kernels.benchmarks.record import append_lines
 from launch.benchmarks.end_to_end import environment
@@ -139,7 +139,7 @@ CASES: Final[dict[str, Case]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much is measured."""
+    """Extent of the measurement."""
 
     cases: tuple[str, ...] = tuple(CASES)
     samples: int = 442
@@ -281,9 +281,10 @@ def _ours(case: Case, store: Store, setting: Setting, device: torch.device) -> N
     sampler, transform = setting
     placed: dict[str, Any] = {"device": device, "threads": usable_cpus()}
     if case.rival is not PlainPictures:
-        stream = FlowStream(store, sampler, data=case.data, transform=transform, num_classes=3, **placed)
+        resident = Resident(store, sampler.rows, data=case.data, mosaic_size=transform.mosaic_size, **placed)
+        stream = FlowStream(resident, sampler, augment=case.data.augment, transform=transform, num_classes=3)
         return lambda: _pair(stream.next())
-    flows = FrameFlow(store, sampler, augment=case.data.augment, method="tvl1", ahead=2, **placed)
+    flows = FrameFlow(store, sampler, augment=case.data.augment, ahead=2, **placed)
     labels = torch.tensor([sample.label for sample in store.samples], device=device)
     steps = iter(range(1 << 40))
 
@@ -332,7 +333,10 @@ def _made_store(case: Case, plan: Plan) -> Iterator[Store]:
 def _setting(case: Case, store: Store, plan: Plan) -> Setting:
     rows = tuple(range(len(store.rows)))
     sampler = EpochSampler(rows=rows, batch_size=plan.batch, seed=0, shuffle=True)
-    return sampler, fit_transform(store, rows, data=case.data, mosaic_size=plan.size // 4 * 4)
+    placed: dict[str, Any] = {"device": torch.device("cpu"), "threads": 1}
+    stored = replace(case.data, input="flow", augment=AugmentConfig())
+    resident = Resident(store, rows, data=stored, mosaic_size=plan.size // 4 * 4, **placed)
+    return sampler, fit_transform(resident, rows, standardise=case.data.standardise)
 
 
 def _measure_case(

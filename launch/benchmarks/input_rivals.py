@@ -1,4 +1,4 @@
-"""What the training stream is measured against: the same batches by a DataLoader with numpy and OpenCV, and their data.
+"""Rivals of the training stream: the same batches by a DataLoader with numpy and OpenCV, and their data.
 
 The rival is what one writes without DALI, whole batches at a time. It keeps in memory what our stream keeps, takes the
 same random numbers and makes the same changes.
@@ -24,10 +24,10 @@ from dali_pipelines.photometric import draw_strengths
 from dali_pipelines.stream import changes_pixels
 from htnet.config import DataConfig
 from htnet.data.flow.image import flow_image_tensor, flow_tensor
-from htnet.data.prepared import PreparedSample
 from htnet.data.regions import region_starts, scale_minmax
 from htnet.data.samples import Landmarks, Sample, SampleId
-from htnet.data.store.writer import Store, write_store
+from htnet.data.store.reader import Store
+from htnet.data.store.writer import PreparedSample, write_store
 from htnet.data.synth.pairs import synth_pairs
 
 __all__ = [

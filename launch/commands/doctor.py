@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL
+from kernels.machine import card_facts, cpu_name, emulates_bf16, package_versions
 from launch.cluster import ray_cluster, usable_cpus
-from launch.run.folder import PACKAGES, cpu_facts, cpu_name, package_version
 
 
 def doctor(console: Console) -> int:
@@ -45,13 +45,12 @@ def doctor(console: Console) -> int:
 
 def machine_facts() -> dict[str, str]:
     """Processor, its bf16 support, Python and package versions."""
-    flags = cpu_facts().get("flags", "").split()
     return {
         "processor": f"{cpu_name()}, {os.cpu_count()} CPUs, {usable_cpus()} of them usable here",
-        "bf16 on the CPU": "AVX512-BF16" if "avx512_bf16" in flags else "emulated: engine.precision=fp32 is faster",
+        "bf16 on the CPU": "emulated: engine.precision=fp32 is faster" if emulates_bf16() else "by the processor",
         "system": platform.platform(),
         "python": sys.version.split()[0],
-        "packages": ", ".join(f"{name} {found}" for name in PACKAGES if (found := package_version(name))),
+        "packages": ", ".join(f"{name} {found}" for name, found in package_versions().items()),
     }
 
 
@@ -60,8 +59,10 @@ def _torch() -> str:
 
     if not torch.cuda.is_available():
         return f"{torch.__version__}, no GPU: folds run on the CPU"
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return f"{torch.__version__}, {', '.join(names)}"
+    cards = (card_facts(torch.device("cuda", index)) for index in range(torch.cuda.device_count()))
+    return "; ".join(
+        (str(torch.__version__), *(", ".join(f"{name} {fact}" for name, fact in card.items()) for card in cards))
+    )
 
 
 def _triton() -> str:

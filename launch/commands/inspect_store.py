@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import cv2
 import numpy as np
@@ -24,14 +24,14 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from rich.console import Console
 
-from dali_pipelines import EpochSampler, FlowStream, FlowTransform, load_set
+from dali_pipelines import EpochSampler, FlowStream, Resident, load_set
 from htnet.config import AugmentConfig, DataConfig, FlipConfig, JitterConfig, MagnifyConfig, RotateConfig
 from htnet.data.frames import is_whole
 from htnet.data.regions import region_starts
-from htnet.data.store.writer import Store, open_store
+from htnet.data.store.reader import Store, open_store
 from htnet.data.stretched import is_stretched
 from htnet.errors import EXIT_DONE, InputError
-from htnet.whole_folder import whole_folder
+from htnet.files import whole_folder
 
 __all__ = ["flow_colours", "inspect_store", "pick_rows"]
 
@@ -53,7 +53,7 @@ Picture = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class _View:
-    """What is drawn of a sample; flow image (F, F, 3), mosaics (S, S, 3), channels (flow_u, flow_v, strain)."""
+    """Pictures drawn of a sample; flow image (F, F, 3), mosaics (S, S, 3), channels (flow_u, flow_v, strain)."""
 
     row: int
     stretched: bool
@@ -117,14 +117,13 @@ def flow_colours(flow: Picture, largest: float) -> Picture:
 def _views(store: Store, rows: Sequence[int], seed: int) -> Iterator[_View]:
     flow_images = [store.read_flow(row).astype(np.float32) for row in rows]  # a damaged one is named here
     mosaic_size = max(4, max(image.shape[0] for image in flow_images) // 4 * 4)
-    transform = FlowTransform(mosaic_size=mosaic_size, minmax=False)
     stretched = [is_stretched(store, row) for row in rows]
     augment = STRETCHED if any(stretched) else MODERATE
-    data = DataConfig(scaling="stored", augment=augment)
-    device: dict[str, Any] = {"transform": transform, "device": torch.device("cpu"), "threads": 1}
-    plain = load_set(store, rows, data=data, **device)
+    data = DataConfig(scaling="stored")
+    resident = Resident(store, rows, data=data, mosaic_size=mosaic_size, device=torch.device("cpu"), threads=1)
+    plain = load_set(resident, rows, resident.plain)
     sampler = EpochSampler(rows=tuple(rows), batch_size=len(rows), seed=seed, shuffle=False)
-    changed = FlowStream(store, sampler, data=data, **device).next()
+    changed = FlowStream(resident, sampler, augment=augment, transform=resident.plain).next()
     before, after = (batch.images.permute(0, 2, 3, 1).numpy() for batch in (plain, changed))
     for row, published, *pictures in zip(rows, stretched, flow_images, before, after, strict=True):
         frames = {name: _frame(store, row, f"{name}.jpg") for name in _FRAMES if _stored(store, row, name)}

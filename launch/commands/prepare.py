@@ -14,12 +14,13 @@ from rich.console import Console
 
 from htnet.config import Config, PrepareConfig
 from htnet.config.identity import changed_keys
-from htnet.data.datasets.base import Clip, FlowPicture, LeftOut
-from htnet.data.extraction import subject_table
-from htnet.data.store.writer import Staging, Store, open_store, read_left_out, remove_leftovers, staging
+from htnet.data.entries import LeftOut
+from htnet.data.plan import Plan, composite_lines, flow_device, make_plan
+from htnet.data.store.reader import Store, open_store, read_left_out
+from htnet.data.store.writer import Staging, remove_leftovers, staging
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
+from kernels.machine import package_version
 from launch.cluster import ClusterGoneError, Needs, ray_cluster
-from launch.plan import Plan, composite_lines, extraction_settings, make_plan
 from launch.pool import GivenUp, Pool
 from launch.report.store import (
     print_landmarks,
@@ -32,7 +33,6 @@ from launch.report.store import (
     print_times,
     write_report,
 )
-from launch.run.folder import package_version
 from launch.screen import RESUME, PrepareBoard, say
 from launch.tasks.subject import SHARED, RefusedError, SubjectOutcome, SubjectTask, prepare_subject
 
@@ -166,8 +166,7 @@ def _tell_failed(failed: Sequence[tuple[SubjectTask, SubjectOutcome]], console: 
 def _made_with(prepare: PrepareConfig) -> dict[str, object]:
     """Name what may change the last bits of a flow image: parts of a store are not mixed of two."""
     versions = {name: package_version(name) for name in ("htnet", "torch", "numpy", "av")}
-    device = extraction_settings(prepare, strict=False).device
-    return {**versions, "opencv": cv2.__version__, "device": device, "threads": prepare.threads}
+    return {**versions, "opencv": cv2.__version__, "device": flow_device(prepare), "threads": prepare.threads}
 
 
 def _make_subjects(
@@ -179,16 +178,16 @@ def _make_subjects(
         SubjectTask(
             dataset=dataset,
             subject=subject,
-            entries=tuple(_absolute(entry) for entry in entries),
-            landmarks=subject_table({entry.id: plan.tables[entry.id] for entry in entries}),
-            settings=extraction_settings(prepare, strict=strict),
+            entries=tuple(entry.absolute() for entry in entries),
+            prepare=_absolute(prepare),
+            device=flow_device(prepare),
+            strict=strict,
             folder=stage.folder.resolve(),
-            gpus=prepare.gpus_per_task,
         )
         for (dataset, subject), entries in plan.subjects.items()
         if (dataset, subject) not in done
     ]
-    if not any(isinstance(entry, Clip) for task in tasks for entry in task.entries):
+    if not any(entry.has_frames for task in tasks for entry in task.entries):
         # flow pictures are decoded in a second; no cluster is started for them
         outcomes = [(task, _accepted(task, prepare_subject(task))) for task in tasks]
         return [(task, outcome) for task, outcome in outcomes if outcome.error is not None]
@@ -220,11 +219,10 @@ def _accepted(task: SubjectTask, end: SubjectOutcome | GivenUp) -> SubjectOutcom
     return end
 
 
-def _absolute(entry: Clip | FlowPicture) -> Clip | FlowPicture:
-    """Workers may have another working directory; what a user reads in the annotation's place stays as it was."""
-    if isinstance(entry, Clip):
-        return replace(entry, frames=entry.frames.absolute())
-    return replace(entry, picture=entry.picture.absolute())
+def _absolute(prepare: PrepareConfig) -> PrepareConfig:
+    """Workers may have another working directory."""
+    model = prepare.detector_model
+    return prepare if model is None else replace(prepare, detector_model=str(Path(model).absolute()))
 
 
 def _needs(prepare: PrepareConfig) -> Needs:

@@ -129,7 +129,7 @@ def _local_attention(options: argparse.Namespace, device: torch.device, console:
 
 
 def _plan(options: argparse.Namespace, device: torch.device) -> tuple[Plan, list[Case]]:
-    """What to measure here, and the cases as a card would get them; ValueError names what is wrong and the known."""
+    """Plan the measurements, and the cases as a card would get them; ValueError names what is wrong and the known."""
     from kernels.benchmarks.cards import CARDS
     from kernels.benchmarks.cases import DIRECTIONS, select_cases
     from kernels.benchmarks.providers import select_providers
@@ -249,7 +249,7 @@ def _say_floors(cases: Sequence[Case], card_name: str, console: Console) -> None
 
 
 def _say_kernels(cases: Sequence[Case], card_name: str, console: Console) -> None:
-    """What the compiler makes of our kernels for the card; a machine that cannot compile them says why."""
+    """Print what the compiler makes of our kernels for the card; a machine that cannot compile them says why."""
     from kernels.benchmarks.cards import CARDS
     from kernels.benchmarks.static import kernel_rows
 
@@ -327,28 +327,25 @@ def _say_goals(rows: Sequence[Row], console: Console) -> None:
         if row.status == "ok" and (key not in best or (row.median_us or 0.0) < (best[key].median_us or 0.0)):
             best[key] = row
     columns = {"x sdpa": ("sdpa",), "x compile": ("compile",), "x flex": ("flex",)}
-    shown = ("case", "forward of copy", "backward of copy", *columns, "block x best other", "fused x best other")
-    caption = "the quicker of eager and graph; x: forward and backward together, of the fused block forward alone"
-    table = _compact("ours; goals: 85 %, 75 %, 2, 1.5, 1.5, 1.5, 1.5", *shown, caption=caption)
+    shown = ("case", "forward of copy", "backward of copy", *columns, "block x best other")
+    caption = "the quicker of eager and graph; x: forward and backward together"
+    table = _compact("ours; goals: 85 %, 75 %, 2, 1.5, 1.5, 1.5", *shown, caption=caption)
     for case in dict.fromkeys(row.case for row in rows):
         shares = [best.get((case, "triton", mode)) for mode in ("forward", "backward")]
         cells = ["" if row is None else _percent(row.copy_percent) for row in shares]
         cells += [_ratio(best, case, "triton", rivals) for rivals in columns.values()]
         others = ("block-unfused", "block-sdpa", "block-compile", "block-reference")
         cells.append(_ratio(best, case, "block-triton", others))
-        cells.append(_ratio(best, case, "block-fused", ("block-triton", *others), mode="forward"))
         if any(cells):
             table.add_row(case, *cells)
     if table.row_count:
         console.print(table)
 
 
-def _ratio(
-    best: Mapping[tuple[str, str, str], Row], case: str, ours: str, rivals: Sequence[str], mode: str = "both"
-) -> str:
+def _ratio(best: Mapping[tuple[str, str, str], Row], case: str, ours: str, rivals: Sequence[str]) -> str:
     """The quickest rival's time over ours; empty where either is missing."""
-    mine = best.get((case, ours, mode))
-    theirs = [row.median_us for name in rivals if (row := best.get((case, name, mode))) and row.median_us]
+    mine = best.get((case, ours, "both"))
+    theirs = [row.median_us for name in rivals if (row := best.get((case, name, "both"))) and row.median_us]
     return f"{min(theirs) / mine.median_us:.2f}" if mine is not None and mine.median_us and theirs else ""
 
 

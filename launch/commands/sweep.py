@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,28 +10,19 @@ from rich.console import Console
 
 from htnet.config import Config, ResourcesConfig
 from htnet.config.identity import config_hash
-from htnet.config.load import load_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold
 from htnet.data.store.frames import check_frames
-from htnet.data.store.writer import Store, open_store
+from htnet.data.store.reader import Store, open_store
 from htnet.data.stretched import check_stretched
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
-from htnet.scoring.record import (
-    FoldRecord,
-    megc_log,
-    read_records,
-    summarise,
-    write_json_atomic,
-    write_predictions,
-    write_text_atomic,
-)
+from htnet.scoring.record import FoldRecord
 from launch.cluster import ClusterGoneError, Needs, ray_cluster
+from launch.commands.report import finish_run
 from launch.pool import GivenUp, Pool
-from launch.report import summary_table, write_report
-from launch.run.folder import RunFolder, check_run, open_run
+from launch.run.folder import OpenRun, check_run, open_run
 from launch.screen import RESUME, SweepBoard, say
-from launch.tasks.fold import FoldOutcome, FoldSpec, run_fold, tidy_up
+from launch.tasks.fold import FoldOutcome, FoldSpec, run_fold
 
 FOLDS_PER_PROCESS = {"gpu": 1, "cpu": 16}
 """One process per fold guarantees that its GPU memory is released; on a CPU the imports (5 s) are worth sharing."""
@@ -43,7 +32,7 @@ FOLDS_PER_PROCESS = {"gpu": 1, "cpu": 16}
 class _Sweep:
     """The driver's view of a run while it goes on."""
 
-    run: RunFolder
+    run: OpenRun
     board: SweepBoard
     records: dict[str, FoldRecord]
     failed: dict[str, str] = field(default_factory=dict)
@@ -52,22 +41,27 @@ class _Sweep:
         """Take up a fold's record, or the reason why there is none."""
         if isinstance(outcome, GivenUp):
             outcome = FoldOutcome(fold=spec.name, seconds=0.0, reason=outcome.reason)
-        record = None
-        if outcome.reason is None:
-            try:
-                record = FoldRecord.read(spec.record_path)
-            except InputError as error:
-                reason = f"its worker says that it is done, but {error}; RUN must lie on storage that all nodes share"
-                outcome = replace(outcome, reason=reason)
-        if record is not None:
-            self.records[record.fold] = record
+        reason = outcome.reason or self._take(outcome.fold)
+        if reason is None:
             self.run.event(
                 "fold_done", fold=outcome.fold, seconds=round(outcome.seconds, 2), resumed_epoch=outcome.resumed_epoch
             )
         else:
-            self.failed[outcome.fold] = str(outcome.reason)
-            self.run.event("fold_failed", fold=outcome.fold, reason=outcome.reason, traceback=outcome.traceback)
-        self.board.finished(outcome, record)
+            outcome = replace(outcome, reason=reason)
+            self.failed[outcome.fold] = reason
+            self.run.event("fold_failed", fold=outcome.fold, reason=reason, traceback=outcome.traceback)
+        self.board.finished(outcome, self.records.get(outcome.fold))
+
+    def _take(self, fold: str) -> str | None:
+        """Read the record of a fold whose worker says that it is done; returns the reason where there is none."""
+        path = self.run.record(fold)
+        try:
+            self.records[fold] = self.run.read_record(path)
+        except InputError as error:
+            if path.exists():
+                return self.run.set_aside(path, str(error))
+            return f"its worker says that it is done, but {error}; RUN must lie on storage that all nodes share"
+        return None
 
 
 def sweep(config: Config, out: Path, address: str | None, console: Console) -> int:
@@ -75,9 +69,9 @@ def sweep(config: Config, out: Path, address: str | None, console: Console) -> i
     store = open_store(Path(config.data.store))
     folds = check_folds(config, store)
     with open_run(out, config, store) as run:
-        records = existing_records(run)
-        for record in records.values():
-            tidy_up(run.path, record.name)
+        records = run.records()
+        for line in run.damage:
+            say(console, line)
         total = len(records.keys() | {fold.subject for fold in folds})  # data.subjects may have been wider before
         todo = [fold for fold in folds if fold.subject not in records]
         run.event("sweep_started", folds=total, done=len(records))
@@ -87,8 +81,8 @@ def sweep(config: Config, out: Path, address: str | None, console: Console) -> i
             say(console, f"{out}: {len(records)} of {total} folds are done already; going on with the rest")
         failed, cut_short = _run_folds(config, run, todo, records, address, console)
         if cut_short is not None:
-            records = existing_records(run)  # a fold may have ended between the last look and the end
-        finish_run(config, out, list(records.values()), folds_total=total, failed=failed, console=console)
+            records = run.records()  # a fold may have ended between the last look and the end
+        finish_run(config, run, list(records.values()), folds_total=total, failed=failed, console=console)
         run.event(
             "sweep_finished" if cut_short is None else "sweep_interrupted",
             done=len(records),
@@ -125,27 +119,14 @@ def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
         )
     if config.engine.device == "cuda" and config.resources.gpus_per_fold == 0:
         raise InputError("engine.device=cuda needs resources.gpus_per_fold > 0 (1, or 1/k for k folds on a GPU)")
-    if config.data.frames_flow == "hardware" and config.resources.gpus_per_fold == 0:
-        raise InputError("data.frames_flow=hardware needs a GPU: set resources.gpus_per_fold, or use tvl1")
     if config.engine.precision == "fp16" and config.resources.gpus_per_fold == 0:
         raise InputError("engine.precision=fp16 needs a GPU: set resources.gpus_per_fold, or use bf16 or fp32")
     return folds
 
 
-def existing_records(run: RunFolder) -> dict[str, FoldRecord]:
-    """The run's records, by subject; a record of another configuration is an error."""
-    records = {record.fold: record for record in read_records(run.folds)}
-    for record in records.values():
-        if record.config_hash != run.config_hash:
-            raise InputError(
-                f"{run.folds / record.name}.json: belongs to another configuration; delete it or choose another --out"
-            )
-    return records
-
-
 def _run_folds(
     config: Config,
-    run: RunFolder,
+    run: OpenRun,
     todo: Sequence[Fold],
     records: dict[str, FoldRecord],
     address: str | None,
@@ -160,8 +141,6 @@ def _run_folds(
         FoldSpec(config=absolute, fold=fold, run_dir=run.path.resolve(), config_hash=run.config_hash, attempt=1)
         for fold in todo
     ]
-    for path in run.progress.glob("*.json"):
-        path.unlink()
     board = SweepBoard(
         console,
         total=len(records) + len(todo),
@@ -201,38 +180,8 @@ def _needs(resources: ResourcesConfig) -> Needs:
     )
 
 
-def finish_run(
-    config: Config,
-    out: Path,
-    records: Sequence[FoldRecord],
-    *,
-    folds_total: int,
-    failed: Mapping[str, str],
-    console: Console,
-) -> None:
-    """Score what is there: ``summary.json``, ``predictions.csv``, ``report.html`` and the table."""
-    summary = summarise(
-        records,
-        folds_total=folds_total,
-        failed=failed,
-        num_classes=config.model.num_classes,
-        bootstrap=config.score.bootstrap,
-        chance_trials=config.score.chance_trials,
-        seed=config.seed,
-    )
-    write_json_atomic(out / "summary.json", summary)
-    write_predictions(out / "predictions.csv", records)
-    write_text_atomic(out / "megc_log.txt", megc_log(records))
-    report = write_report(out)
-    if records:
-        console.print(summary_table(summary))
-    for item in summary["folds_failed"]:
-        say(console, f"failed: {item['fold']}: {item['reason']}", style="red")
-    say(console, f"report: {report}")
-
-
 def plan(config: Config, out: Path) -> list[str]:
-    """What a sweep of this configuration would do; checks the store, the folds and an existing run."""
+    """Say what a sweep of this configuration would do; check the store, the folds and an existing run."""
     store = open_store(Path(config.data.store))
     folds = check_folds(config, store)
     samples = sum(len(fold.test) for fold in folds)
@@ -245,43 +194,3 @@ def plan(config: Config, out: Path) -> list[str]:
         f"a fold takes {share}; engine {config.engine.name} {config.engine.precision}, {config.engine.threads} threads",
         f"run identity {config_hash(config, store.digest)}",
     ]
-
-
-def rescore(run_dir: Path, console: Console) -> None:
-    """Scores and report of a run from its records, without training; InputError when it is no run."""
-    if not (run_dir / "config.yaml").is_file():
-        raise InputError(f"{run_dir}: not a run: it holds no config.yaml")
-    config = load_config(run_dir / "config.yaml")
-    records = read_records(run_dir / "folds")
-    if not records:
-        raise InputError(f"{run_dir}: no finished fold yet: {run_dir / 'folds'} holds no record")
-    total, failed = max(len(records), _folds_announced(run_dir)), _known_failures(run_dir)
-    finish_run(config, run_dir, records, folds_total=total, failed=failed, console=console)
-
-
-def _known_failures(run_dir: Path) -> dict[str, str]:
-    """Reasons of failed folds by the run's last summary; InputError where it is damaged, for nothing else holds them.
-
-    The run of a killed driver may have no summary yet.
-    """
-    path = run_dir / "summary.json"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        return {str(item["fold"]): str(item["reason"]) for item in before["folds_failed"]}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):  # no JSON, no such key, or something else than a mapping or a list
-        raise InputError(
-            f"{path}: must be a JSON object whose folds_failed lists fold and reason; delete it to score without"
-        ) from None
-
-
-def _folds_announced(run_dir: Path) -> int:
-    """Most folds that a driver of the run set out to finish, from ``events.jsonl``; 0 where it does not tell."""
-    count = 0
-    with contextlib.suppress(OSError):
-        for line in (run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a kill may have cut a line short
-                event = json.loads(line)
-                count = max(count, int(event["folds"])) if event["event"] == "sweep_started" else count
-    return count

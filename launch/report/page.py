@@ -19,11 +19,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from htnet.data.samples import COMPOSITE, Emotion
 from htnet.errors import InputError
-from htnet.scoring import record as results
-from htnet.scoring.record import FoldRecord, Selection
+from htnet.files import write_whole
+from htnet.scoring.record import FoldRecord, read_records
+from htnet.scoring.selection import Selection, chosen_epoch, selected_predictions, selections_of
+from htnet.scoring.summary import Chance, Summary, rates_by_epoch
 from launch.report.terminal import EXPLAINED
-
-_SUMMARY_KEYS = ("folds_total", "folds_done", "folds_failed", "samples", "selections", "chance", "published")
+from launch.run.environment import RunEnvironment, read_environment
+from launch.run.folder import RunFolder
 
 # distinguishable without colour (dashes) and for the colour-blind (Okabe & Ito 2008)
 _STROKES = (("#004c7f", ""), ("#b34700", "7 3"), ("#00785a", "2 3"), ("#8f4a78", "9 3 2 3"), ("#555555", "4 6"))
@@ -31,12 +33,12 @@ _STROKES = (("#004c7f", ""), ("#b34700", "7 3"), ("#00785a", "2 3"), ("#8f4a78",
 
 @dataclass(frozen=True)
 class _Run:
-    """What a run's folder holds."""
+    """The content of a run's folder."""
 
     name: str
     config: str
-    environment: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    environment: RunEnvironment
+    summary: Summary
     predictions_sha256: str
     records: Sequence[FoldRecord]
 
@@ -49,45 +51,19 @@ def _text(path: Path) -> str:
         raise InputError(f"{path} cannot be read ({reason}); a report needs the folder of a run") from error
 
 
-def _object(path: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
-    try:
-        content = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON: {error}") from error
-    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if missing or not isinstance(content, dict):
-        raise InputError(f"{path} must be a JSON object with {', '.join(keys) or 'keys'}; lacks {', '.join(missing)}")
-    return content
-
-
-def _environment(path: Path) -> dict[str, Any]:
-    """What the page makes sentences and commands of must be of its kind; the rest is only listed."""
-    content = _object(path)
-    _check_kinds(path, content, {"store_recipe": dict, "versions": dict, "commit": str, "store": str})
-    _check_kinds(path, content.get("store_recipe", {}), {"classes": list}, "store_recipe.")
-    return content
-
-
-def _check_kinds(path: Path, content: Mapping[str, Any], kinds: Mapping[str, type[object]], prefix: str = "") -> None:
-    for key, kind in kinds.items():
-        if key in content and not isinstance(content[key], kind):
-            names: dict[type[object], str] = {dict: "a JSON object", list: "a list", str: "a text"}
-            raise InputError(f"{path}: {prefix}{key} must be {names[kind]}, got {content[key]!r}")
-
-
-def _load(run_dir: Path) -> _Run:
+def _load(folder: RunFolder) -> _Run:
     return _Run(
-        name=run_dir.resolve().name,
-        config=_text(run_dir / "config.yaml"),
-        environment=_environment(run_dir / "environment.json"),
-        summary=_object(run_dir / "summary.json", _SUMMARY_KEYS),
-        predictions_sha256=hashlib.sha256(_text(run_dir / "predictions.csv").encode()).hexdigest(),
-        records=results.read_records(run_dir / "folds"),
+        name=folder.path.resolve().name,
+        config=_text(folder.config),
+        environment=read_environment(folder.environment),
+        summary=Summary.read(folder.summary),
+        predictions_sha256=hashlib.sha256(_text(folder.predictions).encode()).hexdigest(),
+        records=read_records(folder.folds),
     )
 
 
 def _flatten(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested mappings, and lists of them, as (dotted key, value) pairs."""
+    """Flatten nested mappings, and lists of them, to (dotted key, value) pairs."""
     if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
         value = {str(number): item for number, item in enumerate(value, start=1)}
     if isinstance(value, Mapping):
@@ -98,7 +74,7 @@ def _flatten(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _fold_environments(records: Sequence[FoldRecord]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Each environment key of the folds with its values and how many folds have them."""
+    """Return each environment key of the folds with its values and how many folds have them."""
     counts: dict[str, Counter[str]] = {}
     for record in records:
         for key, value in _flatten(record.environment):
@@ -106,11 +82,11 @@ def _fold_environments(records: Sequence[FoldRecord]) -> list[tuple[str, list[tu
     return [(key, sorted(values.items())) for key, values in counts.items()]
 
 
-def _class_names(num_classes: int, environment: Mapping[str, Any]) -> list[str]:
-    """Those of the store's label scheme, where the run says them."""
+def _class_names(num_classes: int, environment: RunEnvironment) -> list[str]:
+    """Return the names of the store's label scheme, where the run says them."""
     names = environment.get("store_recipe", {}).get("classes", [])
     if len(names) == num_classes:
-        return [str(name) for name in names]
+        return names
     if num_classes == len(Emotion):
         return [emotion.name.lower() for emotion in Emotion]
     return [f"class {index}" for index in range(num_classes)]
@@ -121,11 +97,11 @@ def _subject_rows(records: Sequence[FoldRecord], selections: Sequence[Selection]
     for record in records:
         hits = {}
         for selection in selections:
-            guesses = results.selected_predictions(record, selection)
+            guesses = selected_predictions(record, selection)
             right = sum(guess == label for guess, label in zip(guesses, record.labels, strict=True))
             hits[selection] = {
                 "accuracy": right / len(guesses),
-                "epoch": results.chosen_epoch(record, selection) + 1,
+                "epoch": chosen_epoch(record, selection) + 1,
             }
         rows.append(
             {
@@ -140,19 +116,19 @@ def _subject_rows(records: Sequence[FoldRecord], selections: Sequence[Selection]
 
 
 def _ticks(epochs: int) -> list[int]:
-    """About five round epoch numbers, with the last one."""
+    """Return about five round epoch numbers, with the last one."""
     step = next(s for s in (n * 10**p for p in range(9) for n in (1, 2, 5)) if epochs / s <= 5)
     inner = [tick for tick in range(step, epochs, step) if epochs - tick > step / 2]
     return sorted({1, *inner, epochs})
 
 
-def _curve(records: Sequence[FoldRecord], chance: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Geometry of the chart of pooled UF1 over epochs; the template draws it."""
-    rates = results.rates_by_epoch(records)
+def _curve(records: Sequence[FoldRecord], chance: Chance | None) -> dict[str, Any] | None:
+    """Return the geometry of the chart of pooled UF1 over epochs; the template draws it."""
+    rates = rates_by_epoch(records)
     if not rates:
         return None
     left, right, top, bottom = 44.0, 706.0, 14.0, 262.0
-    epochs = len(rates[COMPOSITE])
+    epochs = len(rates[COMPOSITE]["uf1"])
 
     def x(epoch: int) -> float:
         return round(left + (right - left) * (epoch - 1) / max(epochs - 1, 1), 1)
@@ -163,18 +139,18 @@ def _curve(records: Sequence[FoldRecord], chance: Mapping[str, Any]) -> dict[str
     lines = []
     for index, name in enumerate(sorted(rates, key=lambda name: (name != COMPOSITE, name))):
         colour, dashes = _STROKES[index % len(_STROKES)]
-        heights = [y(rate) for rate in rates[name][:, 0].tolist()]
+        heights = [y(rate) for rate in rates[name]["uf1"].tolist()]
         points = " ".join(f"{x(epoch)},{height}" for epoch, height in enumerate(heights, start=1))
-        last = float(rates[name][-1, 0])
+        last = float(rates[name]["uf1"][-1])
         lines.append(
             {"name": name, "colour": colour, "dashes": dashes, "points": points, "last": last, "end": heights[-1]}
         )
     # lines of the datasets first: the composite is drawn on top
-    levels = [
-        {"y": y(rows[COMPOSITE]["uf1"]), "tries": chance["tries"][selection], "uf1": rows[COMPOSITE]["uf1"]}
-        for selection, rows in chance.get("selections", {}).items()
-        if selection != "validated"
-    ]
+    levels = []
+    for selection, rows in chance.selections.items() if chance else ():
+        if chance and selection != "validated":
+            uf1 = rows[COMPOSITE].uf1
+            levels.append({"y": y(uf1), "tries": chance.tries[selection], "uf1": uf1})
     return {
         "epochs": epochs,
         "lines": lines,
@@ -186,7 +162,7 @@ def _curve(records: Sequence[FoldRecord], chance: Mapping[str, Any]) -> dict[str
 
 
 def _reproduce(run: _Run) -> list[str]:
-    """Shell commands that give the run's predictions again, from the folder that holds the run's."""
+    """Return shell commands that give the run's predictions again, from the folder that holds the run's."""
     commit, store = run.environment.get("commit"), run.environment.get("store")
     lines = []
     if commit:
@@ -206,24 +182,24 @@ def _reproduce(run: _Run) -> list[str]:
 
 
 def _view(run: _Run) -> dict[str, Any]:
-    """Everything that the template prints."""
-    selections = results.selections_of(run.records)
-    final = run.summary["selections"].get("final", {}).get(COMPOSITE)
+    """Return everything that the template prints."""
+    selections = selections_of(run.records)
+    final = run.summary.selections.get("final", {}).get(COMPOSITE)
     config_hashes = sorted({record.config_hash for record in run.records})
     return {
         "run": run,
         "summary": run.summary,
         "explained": EXPLAINED,
-        "classes": _class_names(len(final["confusion"]), run.environment) if final else [],
+        "classes": _class_names(len(final.confusion), run.environment) if final else [],
         "subjects": _subject_rows(run.records, selections),
         "selections": selections,
-        "curve": _curve(run.records, run.summary["chance"]),
+        "curve": _curve(run.records, run.summary.chance),
         "environment": list(_flatten(run.environment)),
         "fold_environments": _fold_environments(run.records),
         "config_hash": ", ".join(config_hashes),
         "compute_seconds": sum(record.seconds for record in run.records),
         "reproduce": _reproduce(run),
-        "stale": len(run.records) != run.summary["folds_done"],
+        "stale": len(run.records) != run.summary.folds_done,
     }
 
 
@@ -235,11 +211,11 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(folder: RunFolder) -> Path:
     """Write ``report.html`` into a run's folder, whole or not at all.
 
     Args:
-        run_dir: folder with ``config.yaml``, ``environment.json``, ``summary.json``, ``predictions.csv`` and
+        folder: a run with ``config.yaml``, ``environment.json``, ``summary.json``, ``predictions.csv`` and
             ``folds/*.json``. ``commit``, ``store`` and ``command`` of the environment go into "How to reproduce".
 
     Returns:
@@ -256,7 +232,6 @@ def write_report(run_dir: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["duration"] = _duration
-    page = environment.get_template("report.html.j2").render(_view(_load(run_dir)))
-    path = run_dir / "report.html"
-    results.write_text_atomic(path, page)
-    return path
+    page = environment.get_template("report.html.j2").render(_view(_load(folder)))
+    write_whole(folder.report, page)
+    return folder.report

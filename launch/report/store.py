@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from htnet.data.datasets.base import Clip, FlowPicture, LeftOut
 from htnet.data.datasets.labels import LabelScheme
+from htnet.data.entries import Entry, LeftOut
 from htnet.data.extraction import NO_LANDMARKS
 from htnet.data.faces.finder import MEAN_SHAPE
-from htnet.data.store.writer import Store
-from htnet.scoring.record import write_json_atomic
-from launch.run.folder import environment
+from htnet.data.store.reader import Store
+from htnet.files import write_json
+from launch.run.environment import driver_environment
 from launch.screen import say
 
 _SHOWN_SUBJECTS = 3
@@ -32,9 +32,7 @@ def print_store(store: Store, left_out: Sequence[LeftOut], console: Console) -> 
     print_left_out(left_out, console)
 
 
-def print_list(
-    scheme: LabelScheme, entries: Sequence[Clip | FlowPicture], left_out: Sequence[LeftOut], console: Console
-) -> None:
+def print_list(scheme: LabelScheme, entries: Sequence[Entry], left_out: Sequence[LeftOut], console: Console) -> None:
     """Counts of what the sources hold, how annotations were read, and every clip that is left out."""
     pairs = [(entry.id.dataset, f"{entry.id.dataset}/{entry.id.subject}", entry.label) for entry in entries]
     console.print(_counts(f"label scheme {scheme.name}", pairs, scheme.classes, by_subject=True))
@@ -42,9 +40,9 @@ def print_list(
     print_left_out(left_out, console)
 
 
-def print_read_otherwise(entries: Sequence[Clip | FlowPicture], console: Console, *, each: bool) -> None:
+def print_read_otherwise(entries: Sequence[Entry], console: Console, *, each: bool) -> None:
     """Print how many annotations each rule read otherwise than they stand; ``each``: every value, with its cell."""
-    notes = Counter(note for entry in entries if isinstance(entry, Clip) for note in entry.notes)
+    notes = Counter(note for entry in entries for note in entry.notes)
     for rule, count in sorted(notes.items()):
         say(console, f"read by rule: {rule}: {count} clips")
     remarks = [f"{entry.id}: {remark}" for entry in entries for remark in entry.remarks]
@@ -55,7 +53,7 @@ def print_read_otherwise(entries: Sequence[Clip | FlowPicture], console: Console
 
 
 def _counts(
-    title: str, pairs: Iterable[tuple[str, str, int]], classes: Sequence[str], *, by_subject: bool = False
+    title: str, pairs: Iterable[tuple[str, str, int | None]], classes: Sequence[str], *, by_subject: bool = False
 ) -> Table:
     """(dataset, subject, label) as a table of a row per subject where asked for, one per dataset, and one for all."""
     pairs = list(pairs)
@@ -109,13 +107,13 @@ def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], 
             }
         )
     report = {
-        "run": {"wall_seconds": round(seconds, 3), **environment(out)},
+        "run": {"wall_seconds": round(seconds, 3), **driver_environment(out)},
         "read_by_rule": _by_rule(parts),
         "landmarks": _landmarks(parts),
         "seconds_by_stage": {name: round(value, 3) for name, value in stages.most_common()},
         "subjects": sorted(subjects, key=lambda item: (-item["seconds"], item["subject"])),
     }
-    write_json_atomic(path, report)
+    write_json(path, report)
     return path
 
 

@@ -1,210 +1,311 @@
-"""A run's folder: identity, lock, events, environment. Fold records make it resumable; this keeps them of one kind."""
+"""The ledger of a run: the only file that knows a path inside its folder, and what of it is damaged or left over.
+
+A run belongs to one configuration and one store. Fold records make it resumable: what holds against both is done, and
+whatever is damaged is set aside under another name, so that the same command does it again.
+"""
 
 from __future__ import annotations
 
-import errno
-import fcntl
+import glob
 import json
-import os
-import platform
-import shlex
-import subprocess
-import sys
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from htnet.config import Config
 from htnet.config.identity import config_hash, identity_changes
 from htnet.config.load import dump_config, load_config
-from htnet.data.store.writer import Store
+from htnet.data.loso import loso_folds, validation_subjects
+from htnet.data.samples import Fold, fold_stem
+from htnet.data.store.reader import Store
 from htnet.errors import InputError
-from htnet.scoring.record import write_json_atomic, write_text_atomic
+from htnet.files import locked, read_json, remove_leftovers, set_aside, write_first, write_json, write_whole
+from htnet.scoring.record import FoldRecord, check_record
+from launch.run.environment import RunEnvironment, driver_environment, read_environment
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""How a network file system says that it does not lock files."""
-PACKAGES = (
-    *("htnet", "torch", "triton", "deepspeed", "ray", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
-    *("numpy", "numba", "llvmlite"),
-)
+_HEX = "[0-9a-f]" * 32
+_FACTS = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A folder that belongs to one configuration and one store."""
+    """The paths of a run; a fold is named by its subject, ``casme2/sub17``."""
 
     path: Path
-    config_hash: str
-    unlocked: str | None = None
-    """Why nothing keeps a second driver out; None where this process holds the lock."""
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def machine(self) -> Path:
+        """Facts of the machine of the first fold, which decide the last bits of all."""
+        return self.path / "machine.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.csv"
+
+    @property
+    def challenge_log(self) -> Path:
+        return self.path / "megc_log.txt"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
 
     @property
     def folds(self) -> Path:
         return self.path / "folds"
 
     @property
-    def progress(self) -> Path:
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def progress_folder(self) -> Path:
         return self.path / "progress"
+
+    def record(self, fold: str) -> Path:
+        """Return the file of a finished fold."""
+        return self.folds / f"{fold_stem(fold)}.json"
+
+    def checkpoint(self, fold: str) -> Path:
+        """Return the folder of an unfinished fold's snapshots."""
+        return self.checkpoints / fold_stem(fold)
+
+    def progress(self, fold: str, submission: str) -> Path:
+        """Return the file in which one submission of a fold tells how far it is; ``submission`` is 32 hex digits."""
+        return self.progress_folder / f"{fold_stem(fold)}.{submission}.json"
 
     def event(self, kind: str, **facts: object) -> None:
         """Append a line to ``events.jsonl``."""
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **facts}, default=str)
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        self._append(line + "\n")
+
+    def _append(self, text: str) -> None:
+        with self.events.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def set_aside(self, path: Path, reason: str) -> str:
+        """Rename a damaged file or folder of the run and note it as an event; returns a line that says so."""
+        aside = set_aside(path)
+        self.event("set_aside", path=str(path), now=aside.name, reason=reason)
+        return f"{reason}; set aside as {aside.name}"
+
+    def settle_machine(self, here: Mapping[str, str]) -> dict[str, str]:
+        """Return the deciding facts of the machine of the run's first fold: ``here``, where this is the first."""
+        write_first(self.machine, json.dumps(dict(here), indent=1) + "\n")
+        return _read_facts(self.machine)
+
+    def remove_leftovers(self, fold: str) -> None:
+        """Remove what only an unfinished fold needs, that of workers which died, too.
+
+        The driver does it once more for folds with a record: a worker may have been killed between record and here.
+        """
+        shutil.rmtree(self.checkpoint(fold), ignore_errors=True)
+        stem = glob.escape(fold_stem(fold))  # a subject may be called s[12], another s1.b beside s1
+        told = self.progress_folder.glob(f"{stem}.{_HEX}.json")
+        for path in (*told, *self.progress_folder.glob(f".{stem}.{_HEX}.json.{_HEX}.tmp")):
+            path.unlink(missing_ok=True)
+
+    def is_begun(self) -> bool:
+        """Tell if any fold has a record or a checkpoint; before, a run binds nobody."""
+        return any(self.folds.glob("*.json")) or any(path.is_file() for path in self.checkpoints.rglob("*"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRun(RunFolder):
+    """A run that this process drives."""
+
+    configuration: Config
+    store: Store
+    config_hash: str
+    unlocked: str | None = None
+    """Why nothing keeps a second driver out; None where this process holds the lock."""
+    damage: list[str] = field(default_factory=list)
+    """A line for everything that was damaged and is set aside now."""
+
+    @cached_property
+    def _folds_of_store(self) -> dict[str, Fold]:
+        folds = loso_folds(self.store, datasets=self.configuration.data.datasets)
+        return {fold.subject: fold for fold in folds}
+
+    def records(self) -> dict[str, FoldRecord]:
+        """Return the records by subject; those that do not hold are set aside, left-overs of the others removed."""
+        records = {}
+        for path in sorted(self.folds.glob("*.json")):
+            try:
+                record = self.read_record(path)
+            except InputError as error:
+                self.damage.append(self.set_aside(path, str(error)))
+            else:
+                records[record.fold] = record
+                self.remove_leftovers(record.fold)
+                if "decides" in record.environment and not self.machine.exists():
+                    self.settle_machine(record.environment["decides"])
+        return records
+
+    def read_record(self, path: Path) -> FoldRecord:
+        """Read a record and hold it against store and configuration.
+
+        Raises:
+            InputError: it is missing, damaged, changed, or of other samples, labels, epochs or another configuration.
+        """
+        record, config, samples = FoldRecord.read(path), self.configuration, self.store.samples
+        fold = self._folds_of_store.get(record.fold)
+        if fold is None or self.record(record.fold) != path:
+            raise InputError(f"{path}: holds fold {record.fold}, which is not the subject that this file belongs to")
+        count = config.data.validation_subjects
+        inner = validation_subjects(self.store, fold, count, config.seed) if count else ()
+        check_record(
+            record,
+            str(path),
+            config_hash=self.config_hash,
+            epochs=config.train.epochs,
+            test=[samples[row] for row in fold.test],
+            validation=[samples[row] for row in fold.train if samples[row].subject in inner],
+        )
+        return record
+
+    def mend(self) -> None:
+        """Set aside what of the run's own notes is damaged, and remove what dead drivers and workers left."""
+        for folder in (self.path, self.folds, self.progress_folder, self.checkpoints, *self.checkpoints.glob("*/")):
+            remove_leftovers(folder, owned=self.unlocked is None)
+        for path in self.progress_folder.glob("*.json"):
+            path.unlink(missing_ok=True)
+        self._mend_events()
+        for path, read in ((self.environment, read_environment), (self.machine, _read_facts)):
+            try:
+                if path.exists():
+                    read(path)
+            except InputError as error:
+                self.damage.append(self.set_aside(path, str(error)))
+        if not self.is_begun():
+            self.machine.unlink(missing_ok=True)
+
+    def _mend_events(self) -> None:
+        try:
+            text = self.events.read_bytes().decode()
+        except FileNotFoundError:
+            return
+        except UnicodeDecodeError as error:
+            self.damage.append(self.set_aside(self.events, f"{self.events} is no text in UTF-8: {error.reason}"))
+            return
+        if text and not text.endswith("\n"):  # a kill cut the last line short
+            self._append("\n")
 
 
 @contextmanager
-def open_run(path: Path, config: Config, store: Store) -> Iterator[RunFolder]:
+def open_run(path: Path, config: Config, store: Store) -> Iterator[OpenRun]:
     """Create or take up a run's folder; only one process at a time drives it, where its file system has locks.
 
     Where it has none, the run goes on without: folds are idempotent and files appear whole, so a second driver would
-    waste time and spoil nothing. ``events.jsonl`` and :attr:`RunFolder.unlocked` then name the reason.
+    waste time and spoil nothing. ``events.jsonl`` and :attr:`OpenRun.unlocked` then name the reason.
 
-    Raises :class:`InputError` when the folder cannot be made, when it belongs to another configuration or store,
-    when it is something else than a run, or when another process drives it.
+    Raises:
+        InputError: the folder cannot be made, belongs to another configuration or store, is something else than a run,
+            or another process drives it.
     """
-    identity = check_run(path, config, store)
-    with _lock(path) as unlocked:
-        check_run(path, config, store)  # once more under the lock
-        write_text_atomic(path / "config.yaml", dump_config(config))
-        write_json_atomic(path / "environment.json", _environments(path, identity, store))
-        (path / "folds").mkdir(exist_ok=True)
-        (path / "progress").mkdir(exist_ok=True)
-        run = RunFolder(path=path, config_hash=identity, unlocked=unlocked)
-        if unlocked is not None:
-            run.event("no_lock", asked="a lock on .lock", taken="none: keep a second driver away", reason=unlocked)
-        yield run
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[str | None]:
-    """Make the folder and hold its lock; yields the reason where there are no locks, else None."""
+    check_run(path, config, store)
+    run = RunFolder(path=path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a")
+        run.lock.open("a").close()  # says at once if nothing can be written there
     except OSError as error:
         raise InputError(f"{path}: no run can be written there: {error.filename}: {error.strerror}") from None
-    with lock:
-        unlocked = None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{path}: another process is running this sweep; wait for it or choose another --out"
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            unlocked = error.strerror
-        yield unlocked
+    with locked(run.lock, f"{path}: another process is running this sweep; wait for it or choose another --out") as why:
+        identity = check_run(path, config, store)  # once more under the lock
+        opened = OpenRun(path=path, configuration=config, store=store, config_hash=identity, unlocked=why)
+        opened.mend()
+        write_whole(run.config, dump_config(config))
+        write_json(run.environment, _environment(run, identity, store))
+        run.folds.mkdir(exist_ok=True)
+        run.progress_folder.mkdir(exist_ok=True)
+        if why is not None:
+            run.event("no_lock", asked="a lock on .lock", taken="none: keep a second driver away", reason=why)
+        yield opened
 
 
 def check_run(path: Path, config: Config, store: Store) -> str:
-    """Identity of the run, if a run with this configuration and store may live in ``path``; changes nothing.
+    """Return the identity of the run, if a run with this configuration and store may live in ``path``.
 
-    Raises :class:`InputError` when the folder belongs to another configuration or store or is no run.
+    Changes nothing.
+
+    Raises:
+        InputError: the folder belongs to another configuration or store, or is no run.
     """
+    run = RunFolder(path=path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file; --out names a folder")
-    if path.is_dir() and not (path / "config.yaml").exists() and any(not _ours(item) for item in path.iterdir()):
+    if path.is_dir() and not run.config.exists() and any(not _is_ours(item) for item in path.iterdir()):
         raise InputError(f"{path}: is not empty and not a run; choose another --out")
     identity = config_hash(config, store.digest)
-    before = _known_environment(path)
-    # a run that never finished anything binds nobody
-    if (
-        not before
-        or not (path / "config.yaml").exists()
-        or before.get("config_hash") == identity
-        or not any((*path.glob("folds/*.json"), *path.glob("checkpoints/*.pt")))
-    ):
+    if not run.config.exists() or not run.is_begun():
         return identity
-    changed = identity_changes(load_config(path / "config.yaml"), config)
+    known = _known_environment(run)
+    if known.get("config_hash", _identity_of_records(run) or identity) == identity:
+        return identity
+    changed = identity_changes(load_config(run.config), config)
     if changed:
         what = f"it differs in {', '.join(changed)}"
-    elif before.get("store_digest") != store.digest:
+    elif known.get("store_digest") != store.digest:
         what = f"the content of the store {store.path} differs"
     else:
         what = "another version of htnet made it"
     raise InputError(f"{path}: this run belongs to another configuration: {what}; choose another --out")
 
 
-def _ours(item: Path) -> bool:
-    """Whether a driver that was killed at its start leaves this behind."""
+def _is_ours(item: Path) -> bool:
+    """Tell if a driver that was killed at its start leaves this behind."""
     return item.name == ".lock" or (item.name.startswith(".") and item.name.endswith(".tmp"))
 
 
-def _known_environment(path: Path) -> dict[str, Any]:
-    """``environment.json`` of an earlier driver, empty where there is none."""
-    try:
-        known = json.loads((path / "environment.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except ValueError as error:
-        raise InputError(f"{path / 'environment.json'}: is no JSON ({error}); choose another --out") from None
-    return known if isinstance(known, dict) else {}
+def _known_environment(run: RunFolder) -> RunEnvironment:
+    """Read the environment of an earlier driver, empty where there is none that can be understood."""
+    with suppress(InputError):
+        return read_environment(run.environment)
+    return {}
 
 
-def _environments(path: Path, identity: str, store: Store) -> dict[str, Any]:
-    """Content of ``environment.json``: the first driver's, and under ``resumed`` what each later one was."""
-    now = environment(store.path)
-    before = _known_environment(path)
-    if before.get("config_hash") == identity:
-        return before | {"resumed": [*before.get("resumed", []), now]}
+def _identity_of_records(run: RunFolder) -> str | None:
+    for path in sorted(run.folds.glob("*.json")):
+        with suppress(InputError):
+            return FoldRecord.read(path).config_hash
+    return None
+
+
+def _environment(run: RunFolder, identity: str, store: Store) -> dict[str, Any]:
+    """Return ``environment.json``: the first driver's facts, and under ``resumed`` those of each later one."""
+    now = driver_environment(store.path)
+    known = _known_environment(run)
+    if known.get("config_hash") == identity:
+        return {**known, "resumed": [*known.get("resumed", []), now]}
     return {"config_hash": identity, "store_digest": store.digest, "store_recipe": store.recipe, **now}
 
 
-def environment(store: Path) -> dict[str, Any]:
-    """What a reader needs to judge and repeat a driver's work; ``commit`` only where the code is a checkout."""
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "store": str(store.resolve()),
-        "command": shlex.join(sys.argv),
-        "directory": str(Path.cwd()),
-        **checkout(),
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "cpu": cpu_name(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := package_version(name)) is not None},
-    }
-
-
-def checkout() -> dict[str, Any]:
-    """``commit`` of the project and whether files differ from it (``modified``); empty for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # git itself would find a repository that the environment happens to lie in
-        return {}
-    try:
-        commit, changes = (
-            subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, timeout=30, check=True).stdout
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": commit.strip(), "modified": bool(changes)}
-
-
-def cpu_facts() -> dict[str, str]:
-    """What Linux reports of the last processor in /proc/cpuinfo, by its names; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def cpu_name() -> str:
-    """The processor's model name, as far as the system says."""
-    return cpu_facts().get("model name") or platform.processor() or platform.machine()
-
-
-def package_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _read_facts(path: Path) -> dict[str, str]:
+    return read_json(path, _FACTS, "list of a machine's facts")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from htnet.scoring.record import write_json_atomic
+from htnet.files import write_json
 
 PROGRESS_SECONDS = 1.0
 
@@ -36,7 +36,7 @@ class ProgressWriter:
             return
         self._last = time.monotonic()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(self.path, asdict(Progress(epoch=epoch, start=self.start)))
+        write_json(self.path, asdict(Progress(epoch=epoch, start=self.start)))
 
 
 def read_progress(path: Path) -> Progress | None:

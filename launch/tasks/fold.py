@@ -6,8 +6,7 @@ folder, on storage that all nodes share, is the only channel: checkpoints, progr
 
 from __future__ import annotations
 
-import dataclasses
-import glob
+import io
 import math
 import os
 import platform
@@ -15,7 +14,6 @@ import time
 import traceback
 import uuid
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +22,12 @@ from htnet.config.identity import config_hash
 from htnet.config.load import load_config
 from htnet.cpu import configure_cpu
 from htnet.data.samples import Fold
-from htnet.data.store.writer import open_store
+from htnet.data.store.reader import open_store
 from htnet.errors import HTNetError, InputError, NonFiniteLossError
+from htnet.files import write_whole
 from htnet.scoring.record import FoldRecord, RecordedSample, Validation
+from launch.run.environment import deciding_facts, differences, fold_environment
+from launch.run.folder import RunFolder
 from launch.run.progress import ProgressWriter
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ CHECKPOINT_FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class FoldSpec:
-    """What a worker needs to know; small, because it is sent to it."""
+    """Facts that a worker needs to know; few, because they are sent to it."""
 
     config: Config
     fold: Fold
@@ -68,21 +69,25 @@ class FoldSpec:
         return self.config.resources.gpus_per_fold
 
     @property
+    def run(self) -> RunFolder:
+        return RunFolder(path=self.run_dir)
+
+    @property
     def record_path(self) -> Path:
-        return self.run_dir / "folds" / f"{self.fold.name}.json"
+        return self.run.record(self.fold.subject)
 
     @property
     def checkpoint_path(self) -> Path:
-        return self.run_dir / "checkpoints" / f"{self.fold.name}.pt"
+        return self.run.checkpoint(self.fold.subject) / "state.pt"
 
     @property
     def progress_path(self) -> Path:
-        return self.run_dir / "progress" / f"{self.fold.name}.{self.submission}.json"
+        return self.run.progress(self.fold.subject, self.submission)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldOutcome:
-    """What comes back to the driver: the record's existence, or the reason why there is none.
+    """Answer to the driver: the record's existence, or the reason why there is none.
 
     ``bad_node``: the node sees another store or run than the driver, so nothing was done; another node may.
     """
@@ -101,12 +106,13 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
     try:
         if spec.record_path.exists():
             return _done_before(spec)
-        try:
-            check_node(spec)
-        except InputError as error:
-            return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, bad_node=str(error))
         os.environ.pop("HTNET_ATTENTION", None)  # the driver took it into the configuration; a node's own has no say
         configure_cpu(spec.config.engine.threads)
+        try:
+            check_node(spec)
+            check_machine(spec)
+        except InputError as error:
+            return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, bad_node=str(error))
         # from here on the watchdog knows that the fold has started
         ProgressWriter(spec.progress_path, start=0).write(0, force=True)
         training = FoldTraining(spec)
@@ -147,24 +153,29 @@ def check_node(spec: FoldSpec) -> None:
     if config_hash(spec.config, digest) != spec.config_hash:
         raise InputError(f"{node}: {spec.config.data.store}: not the store of this run; the store {rule}")
     try:
-        seen = config_hash(load_config(spec.run_dir / "config.yaml"), digest)
+        seen = config_hash(load_config(spec.run.config), digest)
     except InputError as error:
         raise InputError(f"{node}: {error}; the run's folder {rule}") from None
     if seen != spec.config_hash:
         raise InputError(f"{node}: {spec.run_dir}: holds another run; the run's folder {rule}")
 
 
-def tidy_up(run_dir: Path, fold: str) -> None:
-    """Remove what only an unfinished fold needs, of workers that died, too; ``fold`` as in its files' names.
+def check_machine(spec: FoldSpec) -> None:
+    """Make sure that this machine gives the bits that the run's first fold got; the first fold decides.
 
-    The driver does it once more for folds with a record: a worker may have been killed between record and here.
+    Raises:
+        InputError: it does not, and ``resources.mixed_devices`` is not set; names the node and what differs.
     """
-    checkpoints, progress = run_dir / "checkpoints", run_dir / "progress"
-    name, submission = glob.escape(fold), "[0-9a-f]" * 32  # a subject may be called s[12], another s1.b beside s1
-    partial = checkpoints.glob(f".{name}.pt.*.tmp")
-    told = progress.glob(f"{name}.{submission}.json"), progress.glob(f".{name}.{submission}.json.*.tmp")
-    for path in (checkpoints / f"{fold}.pt", *partial, *told[0], *told[1]):
-        path.unlink(missing_ok=True)
+    from htnet.training.engine import resolve_device
+
+    device = resolve_device(spec.config.engine, spec.config.resources.gpus_per_fold)
+    here = deciding_facts(spec.config.engine, device)
+    differs = differences(spec.run.settle_machine(here), here)
+    if differs and not spec.config.resources.mixed_devices:
+        raise InputError(
+            f"node {platform.node()}: not of the kind of the run's first fold: {', '.join(differs)}; "
+            "resources.mixed_devices=true lets a run mix them"
+        )
 
 
 def fold_seed(seed: int, fold: str) -> int:
@@ -181,7 +192,7 @@ class FoldTraining:
         self.started = time.monotonic()  # before the imports, which are part of a fold's price
         import torch
 
-        from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, flow_from_frames, load_set
+        from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, load_set, open_resident
         from htnet.data.loso import validation_subjects
         from htnet.model import HTNet
         from htnet.training.engine import class_weights, create_engine, resolve_device
@@ -197,18 +208,19 @@ class FoldTraining:
         inner = validation_subjects(self.store, fold, config.data.validation_subjects, config.seed)
         self.validation_rows = [row for row in fold.train if self.store.samples[row].subject in inner]
         train_rows = tuple(row for row in fold.train if self.store.samples[row].subject not in inner)
-        placed: dict[str, Any] = {"device": self.device, "threads": config.engine.threads}
-        everything = (*fold.train, *fold.test)
-        read = None
-        if config.data.input == "frames":
-            read = flow_from_frames(self.store, everything, method=config.data.frames_flow, **placed)
-        size = config.model.image_size
-        transform = fit_transform(self.store, train_rows, data=config.data, mosaic_size=size, read=read)
-        shared: dict[str, Any] = {"transform": transform, "read": read, **placed}
-        self.test = load_set(self.store, fold.test, data=config.data, **shared)
-        self.validation = load_set(self.store, self.validation_rows, data=config.data, **shared) if inner else None
-        self.stream = FlowStream(
+        resident = open_resident(
             self.store,
+            (*fold.train, *fold.test),
+            data=config.data,
+            mosaic_size=config.model.image_size,
+            device=self.device,
+            threads=config.engine.threads,
+        )
+        transform = fit_transform(resident, train_rows, standardise=config.data.standardise)
+        self.test = load_set(resident, fold.test, transform)
+        self.validation = load_set(resident, self.validation_rows, transform) if inner else None
+        self.stream = FlowStream(
+            resident,
             EpochSampler(
                 rows=train_rows,
                 batch_size=config.train.batch_size,
@@ -216,10 +228,10 @@ class FoldTraining:
                 shuffle=config.data.shuffle,
                 groups=balance_groups(self.store, train_rows, config.data.balance),
             ),
-            data=config.data,
+            augment=config.data.augment,
+            transform=transform,
             num_classes=config.model.num_classes,
             state=None if checkpoint is None else bytes(checkpoint["dali"].numpy().tobytes()),
-            **shared,
         )
         torch.manual_seed(seed)
         labels = torch.tensor([self.store.samples[row].label for row in train_rows])
@@ -250,7 +262,7 @@ class FoldTraining:
             if every and self.epoch % every == 0 and self.epoch < config.train.epochs:
                 self._write_checkpoint()
         self._write_record()
-        tidy_up(self.spec.run_dir, self.spec.fold.name)
+        self.spec.run.remove_leftovers(self.spec.fold.subject)
 
     def _train_epoch(self) -> float:
         """One pass over the training samples; returns the mean loss of its steps."""
@@ -312,11 +324,16 @@ class FoldTraining:
             train_loss=tuple(self.train_loss),
             final_logits=tuple(tuple(row) for row in self._logits(self.test).tolist()),
             seconds=round(self.seconds_before + time.monotonic() - self.started, 3),
-            environment=fold_environment(self.spec.config, self.device),
+            environment=self._environment(),
             attempts=self.spec.attempt,
         )
         self.spec.record_path.parent.mkdir(parents=True, exist_ok=True)
         record.write(self.spec.record_path)
+
+    def _environment(self) -> dict[str, Any]:
+        config = self.spec.config
+        first = self.spec.run.settle_machine(deciding_facts(config.engine, self.device))
+        return fold_environment(config, self.device, first)
 
     def _write_checkpoint(self) -> None:
         """Everything that the rest of the fold depends on, whole or not at all."""
@@ -337,12 +354,9 @@ class FoldTraining:
             "rng": {"cpu": torch.get_rng_state(), "cuda": _cuda_rng(self.device)},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{self.spec.submission}.tmp")
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_whole(path, content.getvalue())
 
     def _read_checkpoint(self) -> dict[Any, Any] | None:
         import torch
@@ -386,27 +400,6 @@ def limit_gpu_memory(device: torch.device, share: float) -> None:
 
     if device.type == "cuda" and 0 < share < 1:
         torch.cuda.set_per_process_memory_fraction(share, device)
-
-
-def fold_environment(config: Config, device: torch.device) -> dict[str, Any]:
-    """What computed a fold, for its record."""
-    import torch
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "host": platform.node(),
-        "device": device.type,
-        "device_name": name,
-        **{key: value for key, value in dataclasses.asdict(config.engine).items() if key != "device"},
-        "versions": {package: version(package) for package in ("torch", "deepspeed", "ray")}
-        | {"dali": _dali_version()},
-    }
-
-
-def _dali_version() -> str:
-    from dali_pipelines import DALI_VERSION
-
-    return str(DALI_VERSION)
 
 
 def _cuda_rng(device: torch.device) -> torch.Tensor | None:

@@ -8,9 +8,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from htnet.data.datasets.base import Clip, FlowPicture
-from htnet.data.extraction import ExtractionSettings
-from htnet.data.faces.landmarks import LandmarkTable
+from htnet.config import PrepareConfig
+from htnet.data.entries import Entry
 from htnet.errors import InputError
 
 SHARED = "must lie on storage that all nodes share"
@@ -26,18 +25,25 @@ class SubjectTask:
 
     dataset: str
     subject: str
-    entries: tuple[Clip | FlowPicture, ...]
-    landmarks: LandmarkTable
-    settings: ExtractionSettings
+    entries: tuple[Entry, ...]
+    prepare: PrepareConfig
+    device: str
+    """Where flow is computed, ``cpu`` or ``cuda``."""
+    strict: bool = False
+    """Whether the first clip that cannot be used ends the work."""
     folder: Path
     """The store in the making, on storage that all nodes share."""
-    gpus: float = 0.0
     progress_path: None = None
 
     @property
     def cpus(self) -> float:
         """Number of its threads."""
-        return self.settings.threads
+        return self.prepare.threads
+
+    @property
+    def gpus(self) -> float:
+        """Share of a GPU that Ray reserves for it."""
+        return self.prepare.gpus_per_task
 
     @property
     def name(self) -> str:
@@ -74,15 +80,15 @@ def prepare_subject(task: SubjectTask) -> SubjectOutcome:
     from htnet.data.extraction import extract
     from htnet.data.store.writer import write_part
 
-    cv2.setNumThreads(task.settings.threads)
-    torch.set_num_threads(task.settings.threads)
+    cv2.setNumThreads(task.prepare.threads)
+    torch.set_num_threads(task.prepare.threads)
     clips = len(task.entries)
     try:
         _check_node(task)
     except InputError as error:
         return SubjectOutcome(clips=clips, bad_node=f"node {platform.node()}: {error}")
     try:
-        found = extract(task.entries, task.landmarks, task.settings)
+        found = extract(task.entries, task.prepare, device=task.device, strict=task.strict)
         left_out = [dataclasses.asdict(item) for item in found.left_out]
         notes = {"methods": found.methods, "mean_shape": found.mean_shape, "by_rule": found.by_rule}
         write_part(task.folder, task.dataset, task.subject, found.samples, left_out, found.seconds, notes)
@@ -98,10 +104,11 @@ def prepare_subject(task: SubjectTask) -> SubjectOutcome:
 
 def _check_node(task: SubjectTask) -> None:
     """Make sure that this node sees what the driver sees: clips that it does not see would all be left out."""
-    task.settings.check_machine()
+    from htnet.data.extraction import check_machine
+
+    check_machine(task.prepare, task.device)
     if not task.folder.is_dir():
         raise InputError(f"{task.folder}: not there; the store {SHARED}")
     for entry in task.entries:
-        path = entry.frames if isinstance(entry, Clip) else entry.picture
-        if not path.exists():
-            raise InputError(f"{path}: not there; the sources {SHARED}")
+        if not entry.path.exists():
+            raise InputError(f"{entry.path}: not there; the sources {SHARED}")

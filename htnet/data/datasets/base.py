@@ -14,10 +14,14 @@ from typing import ClassVar, Protocol
 
 from htnet.data.datasets.labels import LabelScheme, OutOfScheme
 from htnet.data.datasets.tables import Row, read_rows
+from htnet.data.entries import Clip, Entry, LeftOut
 from htnet.data.folders import is_empty, same_name, spelled
 from htnet.data.frames import VIDEO_SUFFIXES
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
+
+LANDMARKS_FILE = "landmarks.csv"
+"""Landmark table of a dataset folder."""
 
 # Rules by which an annotation is read otherwise than it stands (notes of a clip that stays) ...
 APEX_NOT_CODED = "apex_not_coded"
@@ -39,67 +43,21 @@ MACRO = "macro_expression"
 """The row is no micro-expression."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """One annotated clip. Frame numbers are those of the files, or count from 1 in a video.
-
-    ``onset`` and ``offset`` None: the first and last frame there is. ``apex`` None: to be found.
-    """
-
-    id: SampleId
-    frames: Path
-    """Folder of pictures, or a video file."""
-    label: int
-    emotion: str
-    """The annotation's word."""
-    place: str
-    """Where the clip stands, for messages: file, sheet, row."""
-    fps: float | None = None
-    onset: int | None = None
-    apex: int | None = None
-    offset: int | None = None
-    notes: tuple[str, ...] = ()
-    """Rules by which the annotation was read otherwise than it stands."""
-    remarks: tuple[str, ...] = ()
-    """A sentence for each annotated value that is not used: the value, the rule, file, sheet, row and column."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowPicture:
-    """A clip that comes as a flow picture, channels (flow_u, flow_v, strain) scaled to 0..255, without frames."""
-
-    id: SampleId
-    picture: Path
-    label: int
-    emotion: str
-    place: str
-    remarks: tuple[str, ...] = ()
-    """As in :class:`Clip`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """A clip that does not become a sample, and why.
-
-    ``failed``: something is wrong with the files (a damaged frame, no face found), so that the work is not complete;
-    otherwise it is a choice (the label scheme) or a rule about the annotation.
-    """
-
-    clip: str
-    rule: str
-    reason: str
-    place: str
-    failed: bool = False
-
-
-Entry = Clip | FlowPicture | LeftOut
-
-
 class Adapter(Protocol):
     """A dataset as its owners ship it. Built from ``root``, ``annotations`` (None: by the usual names), ``scheme``."""
 
     @property
     def root(self) -> Path: ...
+
+    @property
+    def landmarks_file(self) -> str:
+        """Name of the landmark table in the root, where none is chosen."""
+        ...
+
+    @property
+    def flow_size(self) -> int | None:
+        """Side of the flow pictures that the dataset comes with; None: it has frames."""
+        ...
 
     @property
     def other_workbooks(self) -> list[str]:
@@ -110,7 +68,7 @@ class Adapter(Protocol):
         """Name what identifies the input, for ``store.json``: adapter, annotation file and its checksum."""
         ...
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[Entry | LeftOut]:
         """Every annotated clip once, in a fixed order.
 
         Raises:
@@ -189,6 +147,8 @@ class WorkbookDataset:
     columns: ClassVar[tuple[str, ...]]
     """Columns to read, as :func:`htnet.data.datasets.tables.read_rows` takes them."""
     sheet: ClassVar[str | None] = None
+    landmarks_file: ClassVar[str] = LANDMARKS_FILE
+    flow_size: ClassVar[None] = None
     fps: ClassVar[float | None] = None
 
     @property
@@ -208,7 +168,7 @@ class WorkbookDataset:
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
         return {"adapter": self.adapter, "annotation": path.name, "annotation_sha256": checksum}
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[Entry | LeftOut]:
         """Every row in the table's order; :class:`InputError` on a table that cannot be read."""
         guard = DuplicateGuard()
         for row in self.rows():
@@ -224,7 +184,7 @@ class WorkbookDataset:
     def _key(self) -> str:
         return self.columns[1].split("|")[0]
 
-    def entry(self, row: Row, sample: SampleId) -> Entry:
+    def entry(self, row: Row, sample: SampleId) -> Clip | LeftOut:
         """Turn a row into a clip, or into the reason why there is none."""
         emotion, place = self.emotion_of(row)
         label = self.scheme.label(sample, emotion, place)

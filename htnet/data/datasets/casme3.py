@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from htnet.data.datasets.base import MACRO, Clip, Entry, Interval, LeftOut, WorkbookDataset, read_interval
+from htnet.data.datasets.base import MACRO, Interval, WorkbookDataset, read_interval
 from htnet.data.datasets.tables import Row
+from htnet.data.entries import Clip, LeftOut
 from htnet.data.frames import inside
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
@@ -39,7 +40,7 @@ class Casme3A(WorkbookDataset):
     )
     fps: ClassVar[float | None] = 30.0
 
-    def entry(self, row: Row, sample: SampleId) -> Entry:
+    def entry(self, row: Row, sample: SampleId) -> Clip | LeftOut:
         """Turn a row into a clip or a reason; the file of macro- and micro-expressions gives its micro-expressions."""
         kind = row.optional("Expression type")
         if kind and "micro" not in kind.lower():

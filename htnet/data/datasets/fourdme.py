@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from htnet.data.datasets.base import Entry, Interval, LeftOut, WorkbookDataset, read_interval
+from htnet.data.datasets.base import Interval, WorkbookDataset, read_interval
 from htnet.data.datasets.tables import Row
+from htnet.data.entries import Clip, LeftOut
 from htnet.data.frames import inside
 from htnet.data.samples import SampleId
 
@@ -28,7 +29,7 @@ class FourDME(WorkbookDataset):
     workbooks: ClassVar[tuple[str, ...]] = ("4DME_Labelling_Micro_release v1.xlsx",)
     columns: ClassVar[tuple[str, ...]] = ("sub_ID", "fold_name", "Onset", "Apex", "Offset", *CLASSES)
 
-    def entry(self, row: Row, sample: SampleId) -> Entry:
+    def entry(self, row: Row, sample: SampleId) -> Clip | LeftOut:
         """A row with exactly one class; others are left out by :data:`SEVERAL_CLASSES`."""
         marked = self._marked(row)
         if len(marked) != 1:

@@ -11,15 +11,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from htnet.data.datasets.base import FlowPicture, LeftOut
 from htnet.data.datasets.labels import Label, LabelScheme, OutOfScheme
 from htnet.data.datasets.tables import read_rows
-from htnet.data.frames import is_whole
+from htnet.data.entries import FlowPicture, LeftOut
+from htnet.data.faces.five_points import UPSTREAM_SIZE
 from htnet.data.samples import Emotion, SampleId, check_dataset_name
 from htnet.errors import InputError
 
@@ -36,6 +33,9 @@ class HTNetRelease:
     root: Path
     scheme: LabelScheme
     annotations: Path | None = None
+
+    landmarks_file: ClassVar[str] = LANDMARKS
+    flow_size: ClassVar[int] = UPSTREAM_SIZE
 
     @property
     def other_workbooks(self) -> list[str]:
@@ -77,7 +77,7 @@ class HTNetRelease:
                 continue
             yield FlowPicture(
                 id=sample, picture=pictures[sample], label=decided.number, emotion=emotion, place=place,
-                remarks=decided.remarks,
+                flow_size=self.flow_size, remarks=decided.remarks,
             )  # fmt: skip
 
     def _pictures(self) -> dict[SampleId, Path]:
@@ -101,27 +101,6 @@ class HTNetRelease:
         raise InputError(
             f"{self.root / PICTURES / f'{stem} .png'}: missing flow file of {sample} ({LABELS}, row {row})"
         )
-
-
-def read_flow_picture(path: Path) -> NDArray[np.float16]:
-    """A published picture as (F, F, 3) float16, channels (flow_u, flow_v, strain); 0..255 is exact in float16."""
-    data = _read(path)
-    picture = None
-    if data[:4] == b"\x89PNG" and is_whole(data):
-        try:
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        except cv2.error:  # a size beyond all bounds
-            picture = None
-    if picture is None:
-        raise InputError(f"{path}: unreadable picture: not a PNG, damaged or truncated ({len(data)} bytes)")
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        channels = picture.shape[2] if picture.ndim == 3 else 1
-        raise InputError(
-            f"{path}: a flow picture must have 3 channels of 8 bits, got {channels} of {8 * picture.itemsize}"
-        )
-    if picture.shape[0] != picture.shape[1]:
-        raise InputError(f"{path}: a flow picture must be square, got {picture.shape[1]} x {picture.shape[0]} pixels")
-    return np.ascontiguousarray(picture[..., ::-1]).astype(np.float16)
 
 
 def _read_labels(path: Path) -> Iterator[tuple[int, SampleId, int]]:

@@ -18,14 +18,12 @@ from typing import ClassVar
 from htnet.data.datasets.base import (
     APEX_NOT_CODED,
     MISSING_FRAMES,
-    Clip,
     DuplicateGuard,
-    Entry,
-    LeftOut,
     WorkbookDataset,
 )
 from htnet.data.datasets.labels import OutOfScheme
 from htnet.data.datasets.tables import Row
+from htnet.data.entries import Clip, LeftOut
 from htnet.data.folders import entries_of, is_empty, same_name, spelled
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
@@ -61,7 +59,7 @@ class Smic(WorkbookDataset):
         """The rows that are of a recording; a remark under the table has one cell, whatever its column."""
         return tuple(row for row in super().rows() if sum(bool(row.optional(name)) for name in self.columns) > 1)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[Clip | LeftOut]:
         """Every row in the table's order, then the folders that are further micro-expressions of a recording."""
         folders, doubles = self._folders()
         guard = DuplicateGuard()

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from htnet.data.datasets.base import Clip, FlowPicture
 from htnet.data.datasets.tables import open_table
+from htnet.data.entries import Entry
 from htnet.data.faces.crop import CROP_RATIO, FaceCrop, check_face, check_inside, face_crop
 from htnet.data.faces.five_points import SOURCE_COLUMNS, UPSTREAM_COLUMNS, UPSTREAM_SIZE, read_five_points
 from htnet.data.faces.openface import FRAME, PLACES, SUCCESS, read_openface
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-def read_landmarks(path: Path, entries: Sequence[Clip | FlowPicture] = ()) -> LandmarkTable:
+def read_landmarks(path: Path, entries: Sequence[Entry] = ()) -> LandmarkTable:
     """Read a landmark table of any kind.
 
     Args:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from htnet.data.datasets.base import Clip, FlowPicture
 from htnet.data.datasets.tables import Table, open_table
+from htnet.data.entries import Clip, Entry, clips_of
 from htnet.data.faces.points68 import COLUMNS68, check_scheme, five_of_68
 from htnet.data.faces.table import LandmarkTable, checksum
 from htnet.data.frames import inside, list_frames
@@ -30,7 +30,7 @@ PLACES = "<dataset>/<subject>/<clip>.csv or <subject>_<clip>.csv"
 """Where a clip's file lies in the folder."""
 
 
-def read_openface(folder: Path, entries: Sequence[Clip | FlowPicture]) -> LandmarkTable:
+def read_openface(folder: Path, entries: Sequence[Entry]) -> LandmarkTable:
     """Landmarks of the clips' onset frames; a clip without a file has none.
 
     Where a frame has several faces, the largest that was found is taken.
@@ -38,7 +38,7 @@ def read_openface(folder: Path, entries: Sequence[Clip | FlowPicture]) -> Landma
     Raises:
         InputError: no clip has a file; a column is missing, no row of the onset frame, a value that cannot be read.
     """
-    clips = [entry for entry in entries if isinstance(entry, Clip)]
+    clips = clips_of(entries)
     files = {clip.id: file for clip in clips if (file := _file_of(folder, clip.id)) is not None}
     if clips and not files:
         raise InputError(f"{folder}: holds no OpenFace file of a clip, such as of {clips[0].id}: {PLACES}")

@@ -8,19 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from htnet.data.datasets.tables import Row
+from htnet.data.entries import GivenLandmarks, NoLandmarks
 from htnet.data.samples import Landmarks, SampleId
 from htnet.errors import InputError
 
 KEY = ("dataset", "subject", "clip")
 """Columns that name a clip."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """The table of a clip's landmarks; fields as in :class:`LandmarkTable`."""
-
-    path: Path
-    flow_size: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +28,12 @@ class LandmarkTable:
     """Of the file, or of all files that were read."""
     not_found: Mapping[SampleId, str] = field(default_factory=dict)
     """Clips whose table says that no face was found, and where it says so."""
-    parts: Mapping[SampleId, Origin] = field(default_factory=dict)
-    """Where a clip's landmarks come from, where tables of several sources are put together."""
 
-    def origin(self, sample: SampleId) -> Origin:
-        """Path and ``flow_size`` of the table that a clip's landmarks come from."""
-        return self.parts.get(sample, Origin(path=self.path, flow_size=self.flow_size))
-
-    def name_of(self, sample: SampleId) -> str:
-        """Name of the file or folder that the clip's landmarks come from."""
-        return self.origin(sample).path.name
-
-    def missing(self, sample: SampleId) -> str:
-        """Say why there are no landmarks of the clip."""
-        return self.not_found.get(sample, f"{self.path}: no landmarks for clip {sample}")
+    def face_of(self, sample: SampleId) -> GivenLandmarks | NoLandmarks:
+        """Return the landmarks of a clip, or why the table has none."""
+        if sample in self.points:
+            return GivenLandmarks(points=self.points[sample], table=self.path)
+        return NoLandmarks(reason=self.not_found.get(sample, f"{self.path}: no landmarks for clip {sample}"))
 
 
 def sample_of(row: Row) -> SampleId:

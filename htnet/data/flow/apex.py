@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htnet.data.faces.landmarks import FaceCrop
-from htnet.data.flow.image import flow_parameters, optical_flow
+from htnet.data.flow.methods import flow_parameters
+from htnet.data.flow.opencv import dis_flow
 from htnet.data.frames import Frames, resized, to_gray
 from htnet.data.regions import mosaic
 from htnet.data.samples import Landmarks
@@ -19,7 +20,7 @@ _SIZE = 128
 
 
 def spotting_recipe() -> dict[str, object]:
-    """How an apex is found, for ``store.json``."""
+    """Describe how an apex is found, for ``store.json``."""
     rule = (
         "frame of the largest mean flow from the onset in the four regions of the face crop, less its median over the "
         "crop; means smoothed over three frames"
@@ -64,6 +65,6 @@ def _face(crop: FaceCrop, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _motion(rest: NDArray[np.uint8], face: NDArray[np.uint8], places: Landmarks) -> float:
     """Mean length of the flow in the regions, pixels of the resized crop."""
-    flow = optical_flow(rest, face, "dis")
+    flow = dis_flow(rest, face)
     own = np.asarray(mosaic(flow - np.median(flow, axis=(0, 1)), places, "anatomical"), np.float32)
     return float(np.hypot(own[..., 0], own[..., 1]).mean())

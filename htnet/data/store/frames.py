@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from htnet.data.store.writer import Store
+from htnet.data.store.reader import Store
 from htnet.errors import InputError
 
 if TYPE_CHECKING:

@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class ByteRange:
-    """Where a member's bytes lie in its shard, and their SHA-256."""
+    """Place of a member's bytes in its shard, and their SHA-256."""
 
     start: int
     bytes: int
@@ -138,8 +138,12 @@ def from_record(record: dict[str, Any], path: Path) -> ManifestRow:
     shard = str(record["shard"])
     if Path(shard).is_absolute() or ".." in Path(shard).parts:
         raise InputError(f"{path}: shard {shard!r} leads out of the store")
+    try:
+        name = SampleId(dataset=record["dataset"], subject=record["subject"], clip=record["clip"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     sample = Sample(
-        id=SampleId(dataset=record["dataset"], subject=record["subject"], clip=record["clip"]),
+        id=name,
         landmarks=landmarks,
         **{name: record[name] for name in ("label", "flow_size", "onset", "apex", "offset", "fps", "emotion")},
     )

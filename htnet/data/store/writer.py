@@ -8,42 +8,28 @@ subjects that are whole. Two stores made from the same input are byte-identical.
     .STORE.partial/parts/<dataset>/<subject>.json    a part record: this subject is done
     .STORE.partial/store/                            becomes STORE
 
-Format::
-
-    STORE/store.json          format version, recipe, digest, size of every shard
-    STORE/manifest.parquet    htnet.data.store.manifest
-    STORE/left_out.csv        clips that are no samples: :data:`LEFT_OUT_COLUMNS`
-    STORE/shards/<dataset>/<subject>.tar    WebDataset-style members <clip>.flow.npy, <clip>.json, ...
-
-Format 2 is format 1 with frames beside onset and apex (:mod:`htnet.data.store.frames`); a store without any is written
-as format 1, which earlier versions read.
+The format is described in :mod:`htnet.data.store.reader`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import errno
-import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
 import tarfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.prepared import PreparedSample
-from htnet.data.samples import Emotion, Sample
+from htnet.data.samples import Sample
 from htnet.data.store.manifest import (
     MEMBERS,
     ByteRange,
@@ -55,104 +41,30 @@ from htnet.data.store.manifest import (
     to_record,
     write_manifest,
 )
+from htnet.data.store.reader import FORMAT_VERSION, Store, open_store
 from htnet.errors import InputError
+from htnet.files import csv_text, locked, move_folder, write_whole
 
-FORMAT_VERSION = 2
 LEFT_OUT_COLUMNS = ("clip", "rule", "reason", "place", "failed")
 """``clip`` is dataset/subject/clip; ``failed`` is true where something is wrong with the files."""
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""How a network file system says that it does not lock files."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Store:
-    """An opened store; ``rows`` are in the manifest's order."""
+class PreparedSample:
+    """A sample and its flow image.
 
-    path: Path
-    rows: tuple[ManifestRow, ...]
-    digest: str
-    recipe: dict[str, Any]
+    ``flow_image`` is (F, F, 3) float16, channels (flow_u, flow_v, strain). ``frames`` are the encoded onset and apex
+    pictures where they are kept, and those beside them, by member name (:mod:`htnet.data.store.frames`). ``sources``
+    says what it was made from: checksums of the frames, and how the landmarks were found; ``notes`` are the rules by
+    which the clip was read otherwise than its annotation stands, or its apex was found. Both go into the sample's json
+    member.
+    """
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the labels; of stores that do not say, the three of the MEGC2019 composite."""
-        return tuple(self.recipe.get("classes", (emotion.name.lower() for emotion in Emotion)))
-
-    @cached_property
-    def samples(self) -> tuple[Sample, ...]:
-        return tuple(row.sample for row in self.rows)
-
-    def read_member(self, row: int, member: str) -> bytes:
-        """Bytes of a sample's member, checked against the manifest; InputError names a damaged one."""
-        entry = self.rows[row]
-        if member not in entry.members:
-            raise InputError(f"{self.path}: sample {entry.sample.id} has no {member}")
-        where = entry.members[member]
-        try:
-            with (self.path / entry.shard).open("rb") as shard:
-                shard.seek(where.start)
-                data = shard.read(where.bytes)
-        except OSError as error:
-            raise InputError(f"{self.path / entry.shard}: cannot be read: {error.strerror}") from None
-        if len(data) != where.bytes or hashlib.sha256(data).hexdigest() != where.sha256:
-            raise InputError(
-                f"{self.path / entry.shard}: {member} of {entry.sample.id} is damaged: its checksum differs"
-            )
-        return data
-
-    def read_flow(self, row: int) -> NDArray[np.float16]:
-        """Flow image of a sample, (F, F, 3) float16, channels (flow_u, flow_v, strain)."""
-        return decode_flow(self.read_member(row, "flow.npy"))
-
-
-def decode_flow(data: bytes) -> NDArray[np.float16]:
-    """The array in a ``flow.npy`` member; pickled arrays are refused."""
-    image: NDArray[np.float16] = np.load(io.BytesIO(data), allow_pickle=False)
-    return image
-
-
-def open_store(path: Path) -> Store:
-    """Open a store and check its version, manifest and the sizes of its shards; InputError names what is wrong."""
-    if path.is_file():
-        raise InputError(f"{path}: is a file; a store is a folder that htnet prepare writes")
-    if not path.is_dir():
-        raise InputError(f"{path}: no such store; make it with htnet prepare")
-    record = _read_record(path / "store.json")
-    rows = read_manifest(path / "manifest.parquet")
-    digest = manifest_digest(rows)
-    if digest != record.get("digest"):
-        raise InputError(
-            f"{path / 'manifest.parquet'}: does not belong to this store: its digest differs from store.json's"
-        )
-    for name in dict.fromkeys(row.shard for row in rows):
-        if name not in record["shards"]:
-            raise InputError(f"{path / 'store.json'}: does not list the shard {name}, which the manifest names")
-    for name, size in record["shards"].items():
-        shard = path / name
-        if not shard.is_file():
-            raise InputError(f"{shard}: shard is missing")
-        if shard.stat().st_size != size:
-            raise InputError(f"{shard}: truncated or changed shard: {shard.stat().st_size} bytes, expected {size}")
-    return Store(path=path, rows=rows, digest=digest, recipe=record["recipe"])
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["format"]
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found; this folder is not a store") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a store record: {error!r}") from None
-    if not isinstance(version, int) or version < 1:
-        raise InputError(f"{path}: not a store record: format must be a whole number from 1, got {version!r}")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{path}: store format {version} is newer than this htnet reads ({FORMAT_VERSION}); update htnet"
-        )
-    if not isinstance(record.get("shards"), dict) or not isinstance(record.get("recipe"), dict):
-        raise InputError(f"{path}: not a store record: 'shards' and 'recipe' must be mappings")
-    return dict(record)
+    sample: Sample
+    flow_image: NDArray[np.float16]
+    frames: tuple[tuple[str, bytes], ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,34 +118,16 @@ class Staging:
             raise InputError(f"{self.path}: the sources hold no sample; a store needs at least one")
         whole = self.folder / "store"
         write_manifest(whole / "manifest.parquet", rows)
-        with (whole / "left_out.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(LEFT_OUT_COLUMNS)
-            writer.writerows([_cell(item[name]) for name in LEFT_OUT_COLUMNS] for item in left_out)
+        rows_left_out = ([_cell(item[name]) for name in LEFT_OUT_COLUMNS] for item in left_out)
+        (whole / "left_out.csv").write_text(csv_text([LEFT_OUT_COLUMNS, *rows_left_out]), encoding="utf-8", newline="")
         _write_record(whole, rows, self.recipe)
-        _sync_tree(whole)
-        whole.rename(self.path)
-        # some network file systems cannot sync a folder
-        with contextlib.suppress(OSError):
-            _sync(self.path.parent)
+        move_folder(whole, self.path)
         self.discard()
         return open_store(self.path)
 
 
 def _cell(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def read_left_out(store: Store) -> tuple[dict[str, str], ...]:
-    """Rows of a store's ``left_out.csv``; none where the store has no such file, as those of before had not."""
-    path = store.path / "left_out.csv"
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return tuple(csv.DictReader(file))
-    except FileNotFoundError:
-        return ()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
 
 
 @contextmanager
@@ -252,7 +146,7 @@ def staging(path: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any] 
     text = json.dumps({"recipe": dict(recipe), "made_with": dict(made_with or {})}, sort_keys=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(lock) as unlocked:
+        with locked(lock, _busy(lock)) as unlocked:
             if os.path.lexists(path):
                 raise InputError(f"{path}: is there already; remove it or choose another --out")
             mark = partial / "parts" / "recipe.txt"
@@ -262,7 +156,7 @@ def staging(path: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any] 
                 shutil.rmtree(partial, ignore_errors=True)
                 (partial / "parts").mkdir(parents=True)
                 (partial / "store").mkdir()
-                _write_atomically(mark, text.encode())
+                write_whole(mark, text)
             yield Staging(path=path, folder=partial, recipe=recipe, cleared=cleared, unlocked=unlocked)
     except OSError as error:  # no right to write, a full disk, a name that the file system cannot hold
         raise InputError(f"{path}: the store cannot be written: {error}") from None
@@ -310,7 +204,7 @@ def write_part(
     }
     target = folder / "parts" / file_stem(dataset) / f"{file_stem(subject)}.json"
     target.parent.mkdir(exist_ok=True)
-    _write_atomically(target, json.dumps(part).encode())
+    write_whole(target, json.dumps(part))
 
 
 def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[str, Any]) -> Store:
@@ -336,7 +230,7 @@ def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[s
 
 
 def _check_image(item: PreparedSample) -> None:
-    """What would end a fold in its fortieth epoch is found here."""
+    """Refuse here what would end a fold in its fortieth epoch."""
     image, expected = item.flow_image, (item.sample.flow_size, item.sample.flow_size, 3)
     if image.shape != expected or image.dtype != np.float16:
         raise InputError(f"{item.sample.id}: flow image must be {expected} float16, got {image.shape} {image.dtype}")
@@ -353,7 +247,7 @@ def remove_leftovers(path: Path) -> None:
     """
     partial, lock = _beside(path)
     if partial.exists() or lock.exists():
-        with contextlib.suppress(InputError, OSError), _locked(lock) as unlocked:
+        with contextlib.suppress(InputError, OSError), locked(lock, _busy(lock)) as unlocked:
             if unlocked is None:
                 shutil.rmtree(partial, ignore_errors=True)
 
@@ -362,39 +256,8 @@ def _beside(path: Path) -> tuple[Path, Path]:
     return path.parent / f".{path.name}.partial", path.parent / f".{path.name}.lock"
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[str | None]:
-    """Keeps other processes out; yields the reason where the file system has no locks, else None.
-
-    The file is removed at the end; a kill frees the lock and leaves the file.
-    """
-    with path.open("w") as lock:
-        unlocked = None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # the holder before us removes the file when it ends: a lock on the removed one guards nothing
-            held = os.path.samestat(os.fstat(lock.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            held = False
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            held, unlocked = True, os.strerror(error.errno)
-        if not held:
-            raise InputError(f"{path}: another htnet prepare is writing this store; wait for it")
-        try:
-            yield unlocked
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _write_atomically(path: Path, data: bytes, temporary_folder: Path | None = None) -> None:
-    temporary = (temporary_folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _busy(lock: Path) -> str:
+    return f"{lock}: another htnet prepare is writing this store; wait for it"
 
 
 def _write_shard(folder: Path, name: str, items: Sequence[PreparedSample]) -> list[ManifestRow]:
@@ -417,7 +280,7 @@ def _write_shard(folder: Path, name: str, items: Sequence[PreparedSample]) -> li
             info.name: ByteRange(start=info.offset_data, bytes=info.size, sha256=checksums[info.name]) for info in tar
         }
     # what a killed writer leaves must not lie among the shards
-    _write_atomically(target, buffer.getvalue(), folder / "parts")
+    write_whole(target, buffer.getvalue(), beside=folder / "parts")
     return [
         ManifestRow(
             sample=item.sample,
@@ -447,19 +310,3 @@ def _write_record(root: Path, rows: Sequence[ManifestRow], recipe: Mapping[str, 
         "recipe": dict(recipe),
     }
     (root / "store.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_tree(root: Path) -> None:
-    for folder, _, files in os.walk(root):
-        for name in files:
-            _sync(Path(folder) / name)
-        with contextlib.suppress(OSError):
-            _sync(Path(folder))

@@ -20,7 +20,7 @@ from htnet.data.synth.layouts import LAYOUTS, ClipFiles, Form, Layout, Marks
 from htnet.data.synth.layouts.files import write_frames, write_landmarks
 from htnet.data.synth.like import ClipList, read_like
 from htnet.errors import InputError
-from htnet.whole_folder import whole_folder
+from htnet.files import whole_folder
 
 __all__ = [
     "COMPOSITE",

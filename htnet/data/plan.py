@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from htnet.config import PrepareConfig, SourceConfig
-from htnet.config.load import to_plain
 from htnet.data.datasets import DATASETS, build_adapter
-from htnet.data.datasets.base import Clip, FlowPicture, LeftOut
-from htnet.data.datasets.htnet_release import LANDMARKS as RELEASE_LANDMARKS
+from htnet.data.datasets.base import Adapter
 from htnet.data.datasets.labels import (
     COMPOSITE_SCHEME,
     COMPOSITE_SIZES,
@@ -25,15 +22,14 @@ from htnet.data.datasets.labels import (
     OfficialList,
     load_scheme,
 )
-from htnet.data.extraction import EXTRACTION_VERSION, ExtractionSettings, check_landmarks
-from htnet.data.faces.landmarks import UPSTREAM_SIZE, LandmarkTable, read_landmarks
+from htnet.data.entries import Entry, GivenLandmarks, LeftOut
+from htnet.data.extraction import EXTRACTION_VERSION, recipe_of
+from htnet.data.faces.landmarks import LandmarkTable, read_landmarks
 from htnet.data.folders import entries_of
 from htnet.data.samples import SampleId
 from htnet.data.store.manifest import file_stem
 from htnet.errors import InputError
 
-LANDMARKS_FILE = "landmarks.csv"
-"""Landmark table of a dataset folder where none is named."""
 OFFICIAL_LISTS = ("combined_3class_gt.csv", "gt.csv")
 """Names of the MEGC2019 challenge's list in a dataset folder."""
 _LONGEST_NAME = 180
@@ -47,23 +43,25 @@ class Plan:
     """Content of the sources, before any picture is decoded."""
 
     scheme: LabelScheme
-    subjects: dict[tuple[str, str], list[Clip | FlowPicture]]
-    tables: dict[SampleId, LandmarkTable]
+    subjects: dict[tuple[str, str], list[Entry]]
     left_out: tuple[LeftOut, ...]
     recipe: dict[str, Any]
     remarks: tuple[str, ...] = ()
     """A line for each table of a source that is not read."""
 
     @property
-    def entries(self) -> list[Clip | FlowPicture]:
+    def entries(self) -> list[Entry]:
         """Clips that are to become samples, by subject."""
         return [entry for entries in self.subjects.values() for entry in entries]
 
     def landmarks(self) -> dict[str, Counter[str]]:
         """Count the clips of each dataset by the table of their landmarks; ``not given`` where they are in none."""
         counts: dict[str, Counter[str]] = defaultdict(Counter)
-        for sample, table in self.tables.items():
-            counts[sample.dataset][f"table {table.name_of(sample)}" if sample in table.points else "not given"] += 1
+        for entry in self.entries:
+            face = entry.face
+            counts[entry.id.dataset][
+                f"table {face.table.name}" if isinstance(face, GivenLandmarks) else "not given"
+            ] += 1
         return counts
 
 
@@ -81,8 +79,7 @@ def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
         [name for source in prepare.sources for name in DATASETS[source.adapter]],
         find_official_list(prepare),
     )
-    subjects: dict[tuple[str, str], list[Clip | FlowPicture]] = defaultdict(list)
-    tables: dict[SampleId, LandmarkTable] = {}
+    subjects: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     places: dict[SampleId, str] = {}
     left_out: list[LeftOut] = []
     facts = []
@@ -96,7 +93,7 @@ def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
             for name in adapter.other_workbooks
         ]
         described = adapter.describe()
-        taken: list[Clip | FlowPicture] = []
+        taken: list[Entry] = []
         for entry in adapter.entries():
             if isinstance(entry, LeftOut):
                 left_out.append(entry)
@@ -105,32 +102,31 @@ def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
                 raise InputError(f"{entry.place}: clip {entry.id} is in two sources: also {places[entry.id]}")
             places[entry.id] = entry.place
             _check_names(entry)
-            subjects[entry.id.dataset, entry.id.subject].append(entry)
             taken.append(entry)
-        table = _landmarks(prepare, source, taken, only_list=only_list)
-        check_landmarks(table, taken)
-        tables |= dict.fromkeys((entry.id for entry in taken), table)
-        _check_size(prepare, source, table, taken, sizes)
+        if taken:
+            _check_size(prepare, source, adapter.flow_size, sizes)
+        table = _landmarks(prepare, source, adapter, taken, only_list=only_list)
+        for entry in taken:
+            check_landmarks(table, entry)
+            subjects[entry.id.dataset, entry.id.subject].append(replace(entry, face=table.face_of(entry.id)))
         facts.append({**described, "landmarks_sha256": table.sha256, "clips_sha256": _identity(taken, listed)})
     if scheme.official is not None:
         left_out += _missing(scheme.official, [*places, *map(identity_of, left_out)])
-    settings = extraction_settings(prepare, strict=False).recipe()
-    recipe = {"sources": facts, "label_scheme": scheme.name, "classes": list(scheme.classes), **settings}
-    if any(isinstance(entry, Clip) for entries in subjects.values() for entry in entries):
+    recipe = {"sources": facts, "label_scheme": scheme.name, "classes": list(scheme.classes), **recipe_of(prepare)}
+    if any(entry.has_frames for entries in subjects.values() for entry in entries):
         recipe["extraction_version"] = EXTRACTION_VERSION
     if scheme.official is not None:  # only then: older stores stay up to date
         recipe["official_list_sha256"] = hashlib.sha256(scheme.official.path.read_bytes()).hexdigest()
     return Plan(
         scheme=scheme,
         subjects=dict(sorted(subjects.items())),
-        tables=tables,
         left_out=tuple(left_out),
         recipe=json.loads(json.dumps(recipe, default=str)),
         remarks=tuple(remarks),
     )
 
 
-def _check_names(entry: Clip | FlowPicture) -> None:
+def _check_names(entry: Entry) -> None:
     """Refuse names that no file can have: a subject's shard and a fold's record are named by them."""
     length = len(file_stem(entry.id.dataset)) + len(file_stem(entry.id.subject))
     if length > _LONGEST_NAME:
@@ -213,35 +209,34 @@ def identity_of(item: LeftOut) -> SampleId:
     return SampleId(dataset=dataset, subject=subject, clip=clip)
 
 
-def _check_size(
-    prepare: PrepareConfig,
-    source: SourceConfig,
-    table: LandmarkTable,
-    taken: Sequence[Clip | FlowPicture],
-    sizes: dict[int, str],
-) -> None:
+def _check_size(prepare: PrepareConfig, source: SourceConfig, published: int | None, sizes: dict[int, str]) -> None:
     """Refuse sources whose flow images differ in size; ``sizes`` says which source has which, and grows."""
-    if not taken:
-        return
-    come_with_flow = isinstance(taken[0], FlowPicture) and table.flow_size is not None
-    size = table.flow_size if come_with_flow and table.flow_size is not None else prepare.flow_size
-    how = "come with" if come_with_flow else "are made with prepare.flow_size"
+    size = prepare.flow_size if published is None else published
+    how = "are made with prepare.flow_size" if published is None else "come with"
     sizes.setdefault(size, f"those of {source.root} ({source.adapter}) {how} {size}")
     if len(sizes) > 1:
         raise InputError(f"prepare.sources: flow images of one store have one size: {', '.join(sizes.values())}")
 
 
-def _identity(entries: Sequence[Clip | FlowPicture], listed: Callable[[Path], bytes]) -> str:
+def check_landmarks(table: LandmarkTable, entry: Entry) -> None:
+    """Refuse landmarks of another kind than the entry needs: of the frame, or of the flow picture."""
+    if not entry.has_frames and table.flow_size is None:
+        raise InputError(
+            f"{table.path}: landmarks in pixels of a frame, but {entry.place} comes without frames: columns such "
+            "as left_eye_x_upstream28, in pixels of the flow picture, are needed"
+        )
+    if entry.has_frames and table.flow_size is not None:
+        raise InputError(f"{table.path}: landmarks must be in pixels of the onset frame, these are of a flow image")
+
+
+def _identity(entries: Sequence[Entry], listed: Callable[[Path], bytes]) -> str:
     """Digest what tells that clips are read otherwise, or frames were added or exchanged: names, sizes.
 
     To read all frames would be the work itself.
     """
     digest = hashlib.sha256()
     for entry in entries:
-        digest.update(repr((entry.id, entry.label, entry.emotion)).encode())
-        if isinstance(entry, Clip):
-            digest.update(repr((entry.onset, entry.apex, entry.offset, entry.fps)).encode())
-            digest.update(listed(entry.frames))
+        digest.update(entry.identity(listed))
     return digest.hexdigest()
 
 
@@ -259,24 +254,18 @@ def _size(file: Path) -> int:
 
 
 def _landmarks(
-    prepare: PrepareConfig, source: SourceConfig, taken: Sequence[Clip | FlowPicture], *, only_list: bool
+    prepare: PrepareConfig, source: SourceConfig, adapter: Adapter, taken: Sequence[Entry], *, only_list: bool
 ) -> LandmarkTable:
     """The source's table; an empty one where there is none and a detector finds the faces, or nobody looks for them."""
-    release = source.adapter == "htnet_release"
-    path = Path(source.root) / (RELEASE_LANDMARKS if release else LANDMARKS_FILE)
+    path = Path(source.root) / adapter.landmarks_file
     if source.landmarks is not None:
         path = Path(source.landmarks)
-    elif (only_list or (prepare.detector != "none" and not release)) and not path.exists():
-        return LandmarkTable(path=path, points={}, flow_size=UPSTREAM_SIZE if release else None)
+    elif not path.exists() and (only_list or (prepare.detector != "none" and adapter.flow_size is None)):
+        return LandmarkTable(path=path, points={}, flow_size=adapter.flow_size)
     return read_landmarks(path, taken)
 
 
-def extraction_settings(prepare: PrepareConfig, *, strict: bool) -> ExtractionSettings:
-    """The part of the configuration that a task needs."""
-    plain = to_plain(prepare)
-    names = {field.name for field in dataclasses.fields(ExtractionSettings)}
-    values = {name: value for name, value in plain.items() if name in names and name != "device"}
+def flow_device(prepare: PrepareConfig) -> str:
+    """Name the device on which flow is computed, ``cpu`` or ``cuda``."""
     on_gpu = prepare.device == "cuda" or (prepare.device == "auto" and prepare.gpus_per_task > 0)
-    if prepare.detector_model is not None:  # workers may have another working directory
-        values["detector_model"] = str(Path(prepare.detector_model).absolute())
-    return ExtractionSettings(**values, device="cuda" if on_gpu else "cpu", strict=strict)
+    return "cuda" if on_gpu else "cpu"
