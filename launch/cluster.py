@@ -65,13 +65,12 @@ def ray_cluster(address: str | None, needs: Needs | None = None) -> Iterator[Any
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    options = _options(address)  # before the import, at which Ray reads how it shows a token
     with _local_only() if address is None else contextlib.nullcontext():
-        session = _session_folder() if address is None else None
-        options = _options(address, session)
         import ray
 
+        _start(ray, address, options)
         try:
-            _start(ray, address, session, options)
             if needs is not None:
                 check_fits(ray, needs)
             yield ray
@@ -79,24 +78,21 @@ def ray_cluster(address: str | None, needs: Needs | None = None) -> Iterator[Any
             ray.shutdown()
 
 
-def _options(address: str | None, session: str | None) -> dict[str, Any]:
-    """Return the arguments of ``ray.init``; refuse an address where no cluster answers, before anything is started."""
+def _options(address: str | None) -> dict[str, Any]:
+    """Make the options of ``ray.init``, and the place or the way ready that they name."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address is None:
+        session = _session_folder()
         _prepare_token()
-        return options | {
-            "address": "local",
-            "num_cpus": usable_cpus(),
-            "include_dashboard": False,
-            "_temp_dir": session,
-        }
+        own = {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False, "_temp_dir": session}
+        return options | own
     _approach(address)
     root = Path(__file__).resolve().parent.parent
     packages = [str(root / name) for name in ("htnet", "kernels", "dali_pipelines", "launch")]
     return options | {"address": address, "runtime_env": {"py_modules": packages}}
 
 
-def _start(ray: Any, address: str | None, session: str | None, options: dict[str, Any]) -> None:
+def _start(ray: Any, address: str | None, options: dict[str, Any]) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
@@ -105,7 +101,7 @@ def _start(ray: Any, address: str | None, session: str | None, options: dict[str
             raise KeyboardInterrupt from None
         raise
     except Exception as error:  # ray.init raises many kinds, a bare Exception among them
-        raise _not_connected(address, error, session) from error
+        raise _not_connected(address, error, options.get("_temp_dir")) from error
     finally:
         signal.signal(signal.SIGTERM, handler)
 

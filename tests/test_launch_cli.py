@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ from htnet.config.identity import config_hash
 from htnet.config.load import load_config, parse_yaml, validate_config
 from htnet.data.datasets.htnet_release import LABELS, LANDMARKS
 from htnet.data.store.reader import FORMAT_VERSION, open_store
+from htnet.errors import InputError
+from htnet.rooms import check_rooms
 from launch import cli
 from launch.commands import doctor, prepare
 from launch.run.folder import open_run
@@ -505,3 +508,39 @@ def test_bad_input_found_at_once_never_aborts_the_process(stored):
     for _ in range(8):
         done = subprocess.run([*command, "--set", "data.datasets=[sam]"], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+# --- other packages under our names
+
+
+@pytest.mark.parametrize("name", ["kernels", "launch", "dali_pipelines"])
+def test_a_foreign_package_under_our_name_is_one_line(tmp_path, name):
+    """Hugging Face has a package ``kernels``, ROS one named ``launch``; the one found first wins, silently."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    paths = os.pathsep.join((str(tmp_path), str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-m", "htnet", "doctor"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"htnet: {name}: Python finds {tmp_path / name}, which is not htnet's own {ROOT / name}: ")
+    assert "uninstall that package or take it off PYTHONPATH" in line
+
+
+def test_a_foreign_package_over_our_files_is_named(monkeypatch):
+    """Both were installed into one folder: it is ours by its place and the other's by some of its files."""
+    other = SimpleNamespace(version="0.12.1", locate_file=lambda name: ROOT / name)
+    monkeypatch.setattr("htnet.rooms._installed", lambda name: other if name == "kernels" else None)
+    with pytest.raises(InputError, match=r"kernels: the package kernels 0\.12\.1 was installed over htnet's own files"):
+        check_rooms()
+    monkeypatch.undo()
+    check_rooms()
+
+
+def test_the_program_starts_by_its_name_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "htnet", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"htnet {__version__}\n"

@@ -130,8 +130,9 @@ def machine_program(body: str, home: Path, *options: str) -> list[str]:
     path.write_text(
         "import os, sys, time\n"
         "from launch.cluster import ray_cluster, terminable\n"
-        "print('begins', flush=True)\n"
-        "with terminable(), ray_cluster(None) as ray:\n" + body
+        "with terminable():\n"
+        "  print('begins', flush=True)\n"
+        "  with ray_cluster(None) as ray:\n" + body
     )
     return [sys.executable, str(path), *options]
 
