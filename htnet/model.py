@@ -292,7 +292,10 @@ class HTNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the tokens of the last level, (B, S/P/2^(levels-1), same, dim*2^(levels-1)); errors of :meth:`forward`."""
+        """Return the tokens of the last level, (B, side, side, dim*2^(levels-1)), side = S/P/2^(levels-1).
+
+        Errors as of :meth:`forward`.
+        """
         expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
         if x.dim() != 4 or tuple(x.shape[1:]) != expected:
             raise ValueError(f"input must have shape (B, {', '.join(map(str, expected))}), got {tuple(x.shape)}")
