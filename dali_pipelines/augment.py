@@ -47,7 +47,7 @@ def draw(seed: int, step: int, size: int, *, rank: int = 0, ranks: int = 1) -> D
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What happens to the samples of a batch, B of each."""
+    """Changes to the samples of a batch, B of each."""
 
     angle: NDArray[np.float64]
     """(B,) degrees, counter-clockwise as seen."""
@@ -65,7 +65,7 @@ class Changes:
     """(B,) sides of the flow images."""
 
     def windows(self, points: int) -> NDArray[np.float32]:
-        """Where the pixels of a region of ``points`` x ``points`` lie in the unchanged picture.
+        """Map the pixels of a region of ``points`` x ``points`` to their places in the unchanged picture.
 
         Mirroring back and turning back make one affine map of it, (B, 4, 2, 3) by region: from (column, row, 1) of the
         region to (x, y) in pixels of the flow image. Without a change it falls on whole pixels.
@@ -83,7 +83,7 @@ class Changes:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where the faces of samples are: ``points`` (B, 5, 2) float64 landmarks, ``sizes`` (B,) int64 of flow images."""
+    """Places of the faces of samples: ``points`` (B, 5, 2) float64 landmarks, ``sizes`` (B,) int64 of flow images."""
 
     points: NDArray[np.float64]
     sizes: NDArray[np.int64]
@@ -100,7 +100,7 @@ class Places:
 
 
 def plan_changes(config: AugmentConfig, draws: Draws, *, places: Places, rule: CropRule) -> Changes:
-    """What the draws of a batch mean for its samples, all of them at once: it is Python that would be slow."""
+    """Turn the draws of a batch into changes of its samples, all at once, as a loop in Python would be slow."""
     sizes, halves = places.sizes, places.sizes // 4
     angle = config.rotate.degrees * _around_zero(draws.rotate[:, 0])
     mirrored = draws.flip[:, 0] < config.flip.probability

@@ -98,7 +98,7 @@ class FlowStream:
         return mix_batch(batch, self._augment.mix, **options)
 
     def state(self) -> bytes:
-        """What makes a new stream go on after the last batch that :meth:`next` returned."""
+        """Return what makes a new stream go on after the last batch that :meth:`next` returned."""
         return json.dumps({"step": self._step}).encode()
 
 
@@ -110,7 +110,7 @@ def _check_one_size(store: Store, rows: Sequence[int]) -> None:
 
 
 def changes_pixels(augment: AugmentConfig) -> bool:
-    """Whether a sample's mosaic differs from epoch to epoch; mixing does not change it, it comes after."""
+    """Say whether a sample's mosaic differs from epoch to epoch; mixing does not change it, it comes after."""
     return replace(augment, mix=MixConfig()) != _PLAIN
 
 

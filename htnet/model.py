@@ -70,7 +70,7 @@ class PatchEmbedding(nn.Linear):
 
 
 class ValueProjection(nn.Module):
-    """What is left of the packed projection where a block is one token: the values, (..., C) -> (..., A*D).
+    """Rest of the packed projection where a block is one token: the values, (..., C) -> (..., A*D).
 
     ``value`` (A*D, C) is trained. ``query_key`` (2*A*D, C) is frozen: upstream's queries and keys get gradient zero
     here, and to leave them out spares a step the filling of that gradient and the optimizer's pass over them. Weight

@@ -1,4 +1,4 @@
-"""What the operations of this package compute, in plain PyTorch: the truth that every kernel is tested against.
+"""Operations of this package, computed in plain PyTorch: the truth that every kernel is tested against.
 
 Written to be read, not to be fast. Everything is computed in float32 (float64 for float64 input) and returned in the
 input's dtype. Arguments are taken as checked: call :mod:`kernels.local_attention` instead, which checks them.

@@ -1,4 +1,4 @@
-"""How wrong a kernel may be: error measures, tolerances per dtype, float64 truth, poisoned outputs.
+"""Limits on how wrong a kernel may be: error measures, tolerances per dtype, float64 truth, poisoned outputs.
 
 Used by the tests and by the gate that a backend passes before it is timed.
 """

@@ -10,7 +10,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -112,22 +112,20 @@ def _load(options: argparse.Namespace) -> Config:
     return load_config(options.config, overrides)
 
 
-def _run_configured(
-    options: argparse.Namespace,
-    console: Console,
-    plan: Callable[[Config], list[str]],
-    run: Callable[[Config], int],
-) -> int:
-    """Run a command that a configuration describes, or print the configuration or the command's plan."""
+def _configured(options: argparse.Namespace) -> Config | None:
+    """Return the configuration, or print it and return None for --print-config, before anything heavy is imported."""
     config = _load(options)
     if options.print_config:
         print(dump_config(config), end="")
-        return EXIT_DONE
-    if not options.dry_run:
-        return run(config)
+        return None
+    return config
+
+
+def _say_plan(lines: Iterable[str], console: Console) -> int:
+    """Print the lines of a dry run."""
     from launch.screen import say
 
-    for line in plan(config):
+    for line in lines:
         say(console, line)
     return EXIT_DONE
 
@@ -172,17 +170,16 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: argparse.Namespace, console: Console) -> int:
+    if (config := _configured(options)) is None:
+        return EXIT_DONE
     from launch.commands import prepare
 
-    def out(config: Config) -> Path:
-        return Path(options.out or config.data.store)
-
-    def run(config: Config) -> int:
-        return prepare.prepare(config, out(config), console, strict=options.strict, address=options.address)
-
-    if options.list and not options.print_config:
-        return prepare.list_sources(_load(options), console)
-    return _run_configured(options, console, lambda config: prepare.dry_run(config, out(config)), run)
+    if options.list:
+        return prepare.list_sources(config, console)
+    out = Path(options.out or config.data.store)
+    if options.dry_run:
+        return _say_plan(prepare.dry_run(config, out), console)
+    return prepare.prepare(config, out, console, strict=options.strict, address=options.address)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -205,14 +202,13 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
+    if (config := _configured(options)) is None:
+        return EXIT_DONE
     from launch.commands.sweep import plan, sweep
 
-    return _run_configured(
-        options,
-        console,
-        lambda config: plan(config, options.out),
-        lambda config: sweep(config, options.out, options.address, console),
-    )
+    if options.dry_run:
+        return _say_plan(plan(config, options.out), console)
+    return sweep(config, options.out, options.address, console)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

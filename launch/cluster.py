@@ -66,10 +66,12 @@ def ray_cluster(address: str | None, needs: Needs | None = None) -> Iterator[Any
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     with _local_only() if address is None else contextlib.nullcontext():
+        session = _session_folder() if address is None else None
+        options = _options(address, session)
         import ray
 
         try:
-            _start(ray, address)
+            _start(ray, address, session, options)
             if needs is not None:
                 check_fits(ray, needs)
             yield ray
@@ -77,18 +79,24 @@ def ray_cluster(address: str | None, needs: Needs | None = None) -> Iterator[Any
             ray.shutdown()
 
 
-def _start(ray: Any, address: str | None) -> None:
+def _options(address: str | None, session: str | None) -> dict[str, Any]:
+    """Return the arguments of ``ray.init``; refuse an address where no cluster answers, before anything is started."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    session = None
     if address is None:
-        session = _session_folder()
         _prepare_token()
-        options |= {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False, "_temp_dir": session}
-    else:
-        _approach(address)
-        root = Path(__file__).resolve().parent.parent
-        packages = [str(root / name) for name in ("htnet", "kernels", "dali_pipelines", "launch")]
-        options |= {"address": address, "runtime_env": {"py_modules": packages}}
+        return options | {
+            "address": "local",
+            "num_cpus": usable_cpus(),
+            "include_dashboard": False,
+            "_temp_dir": session,
+        }
+    _approach(address)
+    root = Path(__file__).resolve().parent.parent
+    packages = [str(root / name) for name in ("htnet", "kernels", "dali_pipelines", "launch")]
+    return options | {"address": address, "runtime_env": {"py_modules": packages}}
+
+
+def _start(ray: Any, address: str | None, session: str | None, options: dict[str, Any]) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)

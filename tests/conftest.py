@@ -105,7 +105,7 @@ def interpreted_kernels() -> None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def triton_device(request) -> str:
-    """Where the Triton kernels run: interpreted on the CPU, or, under the marker gpu, compiled on a GPU."""
+    """Choose where the Triton kernels run: interpreted on the CPU, or, under the marker gpu, compiled on a GPU."""
     if request.param == "cpu":
         request.getfixturevalue("interpreted_kernels")
     elif importlib.import_module("kernels.local_attention.kernels").INTERPRETED:

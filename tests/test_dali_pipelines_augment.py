@@ -87,7 +87,8 @@ def test_a_flip_mirrors_the_mosaic_and_turns_u_round(smooth_store, device):
         np.testing.assert_allclose(as_mosaic(flipped, row), plain[:, ::-1] * [-1, 1, 1], atol=1e-4 * np.ptp(plain))
 
 
-def test_half_of_the_coins_flip_and_the_others_leave_the_sample_as_it_is(smooth_store):
+def test_at_half_probability_some_flip_and_the_others_stay(smooth_store):
+    """A flip of probability one half mirrors some samples and leaves the others as they are."""
     plain, some = batch_of(smooth_store), batch_of(smooth_store, flip=FlipConfig(probability=0.5))
     same = [torch.allclose(plain.images[i], some.images[i], atol=1e-3) for i in range(12)]
     assert 0 < sum(same) < 12
@@ -102,7 +103,8 @@ def test_mirroring_regions_twice_is_the_identity(numbers, size):
 
 @settings(max_examples=50)
 @given(degrees=st.floats(-45, 45), mirrored=st.booleans(), factor=st.floats(0.2, 5))
-def test_the_vector_matrix_keeps_strain_and_lengths_up_to_the_factor(degrees, mirrored, factor):
+def test_the_vector_matrix_scales_strain_and_lengths_alike(degrees, mirrored, factor):
+    """The vector matrix keeps strain and the lengths of vectors, up to the factor of magnification."""
     [matrix] = vector_matrices(np.array([degrees]), np.array([mirrored]), np.array([factor]))
     vectors = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
     mapped = vectors @ matrix.T
@@ -181,7 +183,8 @@ def test_magnification_multiplies_flow_and_strain_alike(smooth_store, device):
     assert 0.5 <= min(means) < 1.0 < max(means) <= 3.0
 
 
-def test_landmark_jitter_cuts_beside_the_landmark_but_inside_the_picture(smooth_store):
+def test_landmark_jitter_moves_the_cut_inside_the_picture(smooth_store):
+    """Landmark jitter cuts beside the landmark but inside the picture."""
     config = AugmentConfig(jitter=JitterConfig(shift=0.2, scale=0.2))
     draws, places = draw(0, 5, len(smooth_store.rows)), Places.of(smooth_store.samples)
     changes = plan_changes(config, draws, places=places, rule="anatomical")
@@ -201,7 +204,8 @@ def test_one_region_always_stays(numbers, probability):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_stretched_pictures_are_stretched_after_their_vectors_are_mapped(smooth_store, device):
+def test_vectors_are_mapped_before_pictures_are_stretched(smooth_store, device):
+    """Stretched pictures are stretched after their vectors are mapped."""
     stretched = FlowTransform(mosaic_size=28, minmax=True)
     batch = batch_of(smooth_store, device=device, transform=stretched, flip=FlipConfig(probability=1.0))
     for row, sample in enumerate(smooth_store.samples):
@@ -264,7 +268,8 @@ def same(one: Batch, other: Batch) -> bool:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("augment", [EVERYTHING, AugmentConfig(), AugmentConfig(mix=MixConfig(kind="cutmix"))])
-def test_neither_threads_nor_cache_nor_an_interruption_changes_a_batch(smooth_store, augment, device):
+def test_threads_cache_and_interruptions_change_no_batch(smooth_store, augment, device):
+    """Neither threads nor cache nor an interruption changes a batch."""
     stream = make_stream(smooth_store, device=device, augment=augment)
     undisturbed = [stream.next() for _ in range(7)]
     for options in ({"threads": 2}, {"cache_mb": 0}):
@@ -313,7 +318,8 @@ def test_epochs_and_seeds_draw_differently(smooth_store):
     assert not torch.equal(make_stream(smooth_store, batch_size=12).next().images, other.next().images)
 
 
-def test_a_rank_gets_its_part_of_the_very_batch_that_one_process_would_get(smooth_store):
+def test_a_rank_gets_its_part_of_the_batch_of_one_process(smooth_store):
+    """A rank gets its part of the very batch that one process would get."""
     augment = replace(EVERYTHING, mix=MixConfig())
     whole = make_stream(smooth_store, batch_size=6, augment=augment)
     parts = [make_stream(smooth_store, batch_size=6, augment=augment, rank=rank, ranks=2) for rank in (0, 1)]
@@ -362,7 +368,8 @@ def test_mixed_labels_say_what_the_picture_holds(kind):
         ({"cache_mb": -1}, r"cache_mb\s+Input should be greater than or equal to 0 .*-1"),
     ],
 )
-def test_settings_that_would_do_nothing_or_the_wrong_thing_are_refused(changes, message):
+def test_useless_and_wrong_settings_are_refused(changes, message):
+    """Settings that would do nothing, or the wrong thing, are refused."""
     with pytest.raises(ValueError, match=message):
         DataConfig(**changes)
 
@@ -392,9 +399,8 @@ def with_onset(item: PreparedSample, dataset: str) -> PreparedSample:
         ),
     ],
 )
-def test_changes_that_need_rest_at_zero_are_refused_on_published_pictures_and_not_on_pixels(
-    tmp_path, tiny_store, changes, said
-):
+def test_published_pictures_refuse_changes_that_need_zero_rest(tmp_path, tiny_store, changes, said):
+    """Changes that need rest at zero are refused on published pictures, and not on flow in pixels."""
     data = DataConfig(**changes)
     published = write_store(tmp_path / "published", random_samples(subjects=2), PUBLISHED)
     with pytest.raises(InputError, match=rf"{published.path}: data\.augment\.{said}casme2/sub00/EP00 is a published"):
@@ -406,7 +412,8 @@ def test_changes_that_need_rest_at_zero_are_refused_on_published_pictures_and_no
     )  # the store holds both, the folds pixels only
 
 
-def test_published_pictures_are_mirrored_cut_elsewhere_mixed_and_dropped_where_that_is_right(tmp_path):
+def test_published_pictures_take_the_changes_that_are_right(tmp_path):
+    """Published pictures are mirrored, cut elsewhere, mixed and have regions dropped where that is right."""
     published = write_store(tmp_path / "store", random_samples(subjects=2), PUBLISHED)
     harmless = AugmentConfig(jitter=JitterConfig(shift=0.1, scale=0.1), drop_region=DropRegionConfig(probability=0.2))
     check_folds(Config(data=DataConfig(augment=replace(harmless, flip=FlipConfig(probability=0.5)))), published)
@@ -414,7 +421,8 @@ def test_published_pictures_are_mirrored_cut_elsewhere_mixed_and_dropped_where_t
     check_folds(Config(data=DataConfig(scaling="stored", standardise=False, crop="upstream")), published)
 
 
-def test_published_pictures_and_pixels_do_not_train_together_on_stored_values(tmp_path):
+def test_published_pictures_and_pixels_do_not_mix_as_stored(tmp_path):
+    """Published pictures and flow in pixels do not train together on stored values."""
     samples = (with_onset(item, "samm") for item in random_samples(subjects=2))
     mixed = write_store(tmp_path / "store", samples, PUBLISHED)
     both = (
@@ -426,7 +434,8 @@ def test_published_pictures_and_pixels_do_not_train_together_on_stored_values(tm
     check_folds(Config(), mixed)
 
 
-def test_a_mirrored_published_picture_under_minmax_is_255_minus_u():
+def test_a_mirrored_published_picture_has_255_minus_u():
+    """A mirrored published picture has 255 minus u in place of u under min-max scaling."""
     picture = np.random.default_rng(0).integers(0, 256, (28, 28, 3)).astype(np.float32)
     picture[0, 0], picture[27, 27] = 0, 255
     turned = scale_minmax(picture * np.array([-1, 1, 1], np.float32))

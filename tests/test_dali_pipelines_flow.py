@@ -1,4 +1,4 @@
-"""What a fold relies on in its input: right pixels, right order, resumable, and the same in every process."""
+"""Guarantees of a fold's input: right pixels, right order, resumable, and the same in every process."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def test_the_graph_computes_what_the_numpy_statement_says(tiny_store, crop, scal
     np.testing.assert_allclose(batch.images.cpu().numpy(), wanted, rtol=2e-6, atol=2e-6)
 
 
-def test_upstreams_mosaics_of_the_published_release_come_out_exactly(shared_data, tmp_path):
+def test_upstreams_mosaics_of_the_release_come_out_exactly(shared_data, tmp_path):
+    """Upstream's mosaics of the published release come out exactly."""
     release = shared_data / "htnet_release"
     golden = np.load(release / "regions_golden.npz")["regions"]
     config = Config(prepare=PrepareConfig(sources=(SourceConfig(adapter="htnet_release", root=str(release)),)))
@@ -141,7 +142,9 @@ def test_every_epoch_visits_every_row_once(count, batch_size, seed, shuffle):
         assert shuffle or visited.tolist() == list(rows)
 
 
-def test_the_order_differs_between_epochs_and_seeds_and_only_when_shuffled():
+def test_a_shuffled_order_differs_by_epoch_and_seed():
+    """The order differs between epochs and between seeds, and only when it is shuffled."""
+
     def order(epoch, **changes):
         return EpochSampler(
             **({"rows": tuple(range(40)), "batch_size": 8, "seed": 1, "shuffle": True} | changes)
@@ -153,7 +156,8 @@ def test_the_order_differs_between_epochs_and_seeds_and_only_when_shuffled():
     assert order(0, shuffle=False).tolist() == order(5, shuffle=False).tolist() == list(range(40))
 
 
-def test_a_sampler_without_rows_or_with_an_empty_batch_is_refused():
+def test_a_sampler_needs_rows_and_a_batch_size():
+    """A sampler without rows or with an empty batch is refused."""
     with pytest.raises(ValueError, match="at least one row"):
         EpochSampler(rows=(), batch_size=1, seed=0, shuffle=False)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
@@ -289,7 +293,8 @@ def test_flow_images_of_two_sizes_share_a_batch(tmp_path):
 
 
 @pytest.mark.parametrize("engine", [EngineConfig(device="cuda"), EngineConfig(device="auto")])
-def test_a_gpu_asked_for_where_there_is_none_is_one_clear_sentence(engine, monkeypatch):
+def test_a_gpu_that_is_not_there_is_one_clear_sentence(engine, monkeypatch):
+    """A GPU that is asked for where there is none is reported in one clear sentence."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"no CUDA device is visible; set engine\.device=cpu") as caught:
         resolve_device(engine, 0.5)

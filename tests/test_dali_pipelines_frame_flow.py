@@ -120,7 +120,7 @@ def test_the_heads_motion_is_taken_out_as_the_stores_recipe_says(tmp_path, kind,
 
 
 @pytest.mark.gpu
-def test_flow_from_a_gpus_decoder_is_that_of_the_cpus_on_the_whole(frames_store):
+def test_a_gpus_decoder_gives_nearly_the_flow_of_the_cpus(frames_store):
     """Decoders differ by a few grey values (test_dali_pipelines_odd_pictures.py), and flow follows them."""
     expected, found = make_stream(frames_store), make_stream(frames_store, device="cuda:0")
     for _ in range(3):
@@ -130,12 +130,14 @@ def test_flow_from_a_gpus_decoder_is_that_of_the_cpus_on_the_whole(frames_store)
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("cache_mb", [0, 2048], ids=["read at every step", "decoded once"])
-def test_streams_of_frames_that_are_dropped_leave_no_gpu_memory_behind(frames_store, cache_mb):
+def test_dropped_streams_of_frames_leave_no_gpu_memory(frames_store, cache_mb):
+    """Streams of frames that are dropped leave no GPU memory behind."""
     options = {"augment": JITTERED, "cache_mb": cache_mb, "device": "cuda:0"}
     assert least_growth_of_gpu_memory(lambda: make_stream(frames_store, **options).next(), 200) < 8
 
 
-def test_offsets_are_drawn_for_onset_and_apex_each_and_all_alike_often(frames_store):
+def test_onset_and_apex_have_offsets_of_their_own(frames_store):
+    """Offsets are drawn for onset and apex each, and all of them equally often."""
     sampler = sampler_of(frames_store, batch_size=10)
     drawn = np.concatenate([draw_offsets(sampler, step, 2) for step in range(500)])
     counts = Counter(map(tuple, drawn.tolist()))
@@ -157,7 +159,8 @@ def test_a_frame_that_was_not_kept_gives_way_to_the_nearest(frames_store):
 EVERYTHING = replace(JITTERED, flip=FlipConfig(probability=0.5), jitter=JitterConfig(shift=0.05))
 
 
-def test_neither_threads_nor_cache_nor_what_is_made_ahead_changes_a_batch(frames_store, monkeypatch):
+def test_threads_cache_and_work_ahead_change_no_batch(frames_store, monkeypatch):
+    """Neither threads nor cache nor the work that is done ahead changes a batch."""
     undisturbed = take(make_stream(frames_store, augment=EVERYTHING), 7)
     assert not torch.equal(undisturbed[0].images, undisturbed[3].images)
     for options in ({"threads": 2}, {"cache_mb": 0}, {"cache_mb": 0, "threads": 2}):
@@ -178,7 +181,8 @@ def test_a_stream_resumed_at_any_step_goes_on_bit_for_bit(frames_store, device):
         assert_same([walking.next()], undisturbed[step : step + 1])
 
 
-def test_a_rank_gets_its_part_of_the_very_batch_that_one_process_would_get(frames_store):
+def test_a_rank_gets_its_part_of_the_batch_of_one_process(frames_store):
+    """A rank gets its part of the very batch that one process would get."""
     whole = make_stream(frames_store)
     parts = [make_stream(frames_store, rank=rank, ranks=2) for rank in (0, 1)]
     for _ in range(3):
@@ -190,7 +194,8 @@ def test_a_rank_gets_its_part_of_the_very_batch_that_one_process_would_get(frame
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_where_no_frame_changes_a_step_computes_what_is_computed_once(frames_store, device):
+def test_a_step_without_changes_equals_flow_computed_once(frames_store, device):
+    """If no frame changes, a step computes the very flow that is computed once."""
     sampler, placed = sampler_of(frames_store), {"device": torch.device(device), "threads": 1}
     once = flow_from_frames(frames_store, range(10), **placed)
     flow = FrameFlow(frames_store, sampler, augment=AugmentConfig(), **placed)

@@ -112,7 +112,8 @@ NO_PICTURE = b"\xff\xd8\xff" + bytes(200) + b"\xff\xd9"
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("cache_mb", [0, 2048])
-def test_a_member_that_only_looks_like_a_picture_is_named_when_it_cannot_be_decoded(tmp_path, cache_mb, device):
+def test_a_frame_that_cannot_be_decoded_is_named(tmp_path, cache_mb, device):
+    """A member that only looks like a picture is named when it cannot be decoded."""
     place = torch.device(device)
     pairs = [(jpeg(face(seed)), jpeg(face(seed + 9))) for seed in range(5)]
     store = store_of(tmp_path, *pairs[:3], (pairs[3][0], NO_PICTURE), pairs[4])

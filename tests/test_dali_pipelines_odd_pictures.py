@@ -138,9 +138,8 @@ def alike(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["grey", "CMYK", "progressive", "orientation 3", "orientation 6", "png", "bmp"])
-def test_a_clip_of_odd_pictures_has_the_flow_of_a_plain_one_in_the_store_and_out_of_its_frames(
-    raw, tmp_path, kind, device
-):
+def test_odd_pictures_give_the_flow_of_plain_ones(raw, tmp_path, kind, device):
+    """A clip of odd pictures has the flow of a plain one, in the store and out of its frames."""
     plain = stored(prepared(raw, tmp_path / "plain", ODD["png"], suffix=".png"), tmp_path / "plain_store")
     suffix = {"png": ".png", "bmp": ".bmp"}.get(kind, ".JPG")
     store = stored(prepared(raw, tmp_path / "odd", ODD[kind], suffix=suffix), tmp_path / "store")
@@ -170,7 +169,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_picture_is_found_when_the_store_is_made_and_named_with_its_clip(raw, tmp_path, kind):
+def test_a_bad_picture_is_found_when_the_store_is_made(raw, tmp_path, kind):
+    """A bad picture is found when the store is made, and it is named with its clip."""
     encode, reason = BAD[kind]
     found = prepared(raw, tmp_path / "bad", encode)
     assert found.samples == ()

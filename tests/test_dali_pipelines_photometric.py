@@ -161,7 +161,8 @@ def store_of_equal_frames(folder) -> Store:
 
 
 @pytest.mark.parametrize("device", PLACES)
-def test_light_that_changes_for_both_frames_is_no_motion_and_noise_is(tmp_path, device):
+def test_light_on_both_frames_is_no_motion_and_noise_is(tmp_path, device):
+    """Light that changes for both frames is no motion, and noise is."""
     store = store_of_equal_frames(tmp_path)
     for config, moves in ((SILENT, False), (PhotometricConfig(noise=6.0), True)):
         flow = flow_of(store, sampler_of(store, batch_size=6), config, device)
@@ -184,7 +185,8 @@ def test_what_is_drawn_stays_within_its_bounds(seed, step, brightness, gamma):
     assert ((drawn["noise"] >= 0) & (drawn["noise"] <= 6)).all()
 
 
-def test_noise_is_standard_normal_and_new_for_every_frame_pair_and_step():
+def test_noise_is_standard_normal_and_never_repeats():
+    """Noise is standard normal and new for every frame, pair and step."""
     fields = [
         noise_field(*place, 64) for place in ((1, 0, 0, 0), (1, 0, 0, 1), (1, 0, 1, 0), (1, 1, 0, 0), (2, 0, 0, 0))
     ]
@@ -208,7 +210,8 @@ def test_a_change_switched_on_leaves_what_the_others_draw(frames_store):
         assert np.array_equal(column[1::2], mine)
 
 
-def test_neither_threads_nor_cache_nor_an_interruption_changes_a_batch(frames_store):
+def test_threads_cache_and_interruptions_change_no_batch(frames_store):
+    """Neither threads nor cache nor an interruption changes a batch."""
     augment = AugmentConfig(photometric=STRONG, time_jitter=TimeJitterConfig(frames=1))
     undisturbed = take(make_stream(frames_store, augment=augment), 6)
     assert_same(take(make_stream(frames_store, augment=augment, threads=2, cache_mb=0), 6), undisturbed)

@@ -19,7 +19,8 @@ def make_sampler(groups, batch_size=16, **changes) -> EpochSampler:
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=5), seed=st.integers(0, 1000))
-def test_every_group_fills_the_same_share_and_every_row_of_it_comes_equally_often(sizes, seed):
+def test_groups_get_equal_shares_and_rows_equal_turns(sizes, seed):
+    """Every group fills the same share of an epoch, and every row of a group comes equally often."""
     groups = [f"g{index}" for index, size in enumerate(sizes) for _ in range(size)]
     sampler = make_sampler(groups, seed=seed)
     seen: Counter[int] = Counter()
@@ -35,7 +36,8 @@ def test_every_group_fills_the_same_share_and_every_row_of_it_comes_equally_ofte
         assert max(counts) - min(counts) <= 1
 
 
-def test_a_balanced_order_differs_between_epochs_and_is_the_same_each_time():
+def test_a_balanced_order_differs_by_epoch_and_repeats():
+    """A balanced order differs between epochs and is the same each time it is made."""
     sampler = make_sampler(["a"] * 20 + ["b"] * 5)
     assert not np.array_equal(sampler.epoch(0), sampler.epoch(1))
     assert np.array_equal(sampler.epoch(1), make_sampler(["a"] * 20 + ["b"] * 5).epoch(1))

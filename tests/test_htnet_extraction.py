@@ -57,7 +57,8 @@ def test_the_apex_is_the_annotated_one_or_found_within_a_frame(whole, name):
         assert (item.sample.onset, item.sample.offset) == (clip.onset, clip.offset)
 
 
-def test_a_sample_says_that_its_apex_was_found_and_the_recipe_says_how(whole, tmp_path):
+def test_a_sample_says_that_its_apex_was_found(whole, tmp_path):
+    """A sample says that its apex was found, and the recipe says how."""
     settings = PrepareConfig(flow_method="dis", working_size=64)
     entries, table = entries_and_table(whole / "casme2", "casme2")
     subject = [replace(entries[0], apex=None, notes=("apex_not_coded",)), entries[1]]
@@ -71,7 +72,9 @@ def test_a_sample_says_that_its_apex_was_found_and_the_recipe_says_how(whole, tm
     assert "largest mean flow from the onset in the four regions" in how["rule"]
 
 
-def test_an_apex_on_the_first_frame_of_a_clip_without_an_onset_is_found_and_never_flow_of_nothing(whole):
+def test_an_apex_on_the_first_frame_is_found_anew(whole):
+    """An apex on the first frame of a clip without an onset is found anew.
+    The clip never has flow of nothing."""
     entries, table = entries_and_table(whole / "casme2", "casme2")
     clip = entries[0]
     first = min(list_frames(clip.frames))
@@ -265,7 +268,8 @@ def test_a_frame_of_another_size_is_named(whole, tmp_path):
     assert "must be as large as frame" in out.reason
 
 
-def test_missing_landmarks_are_an_error_a_reason_or_the_mean_of_the_subjects_others(whole):
+def test_missing_landmarks_are_treated_by_the_policy(whole):
+    """Missing landmarks are an error, a reason to leave the clip out, or the mean of the subject's other clips."""
     entries, table = entries_and_table(whole / "casme2", "casme2")
     subject = [clip for clip in entries if clip.id.subject == "sub01"]
     less = replace(table, points={key: value for key, value in table.points.items() if key != subject[0].id})
@@ -296,9 +300,8 @@ def test_landmarks_of_another_kind_are_refused(whole):
 
 
 @pytest.mark.parametrize("pictures_first", [True, False])
-def test_a_subject_of_which_one_source_has_pictures_and_another_frames_is_what_each_says(
-    whole, tmp_path, pictures_first
-):
+def test_a_subject_may_have_both_pictures_and_frames(whole, tmp_path, pictures_first):
+    """If one source has pictures of a subject and another has frames, the subject is what each of them says."""
     entries, table = entries_and_table(whole / "casme2", "casme2")
     subject = [clip for clip in entries if clip.id.subject == "sub01"]
     release = make_release(tmp_path / "release", clips=[("casme2", "sub01", f"published_{n}", 0) for n in range(2)])

@@ -1,4 +1,4 @@
-"""Where a face is: by the table first, then the detector on the onset frame, then the policy; one crop for a pair."""
+"""Places of faces: by the table, then the detector on the onset frame, then the policy; one crop for a pair."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def assert_same_samples(found: Extraction, expected: Extraction) -> None:
 # --- table, then detector
 
 
-def test_what_a_detector_finds_in_the_onset_frame_serves_as_a_table_does(subject, table, register):
+def test_a_detected_face_serves_as_a_table_does(subject, table, register):
+    """A face that a detector finds in the onset frame serves as a table does."""
     by_table = extract(placed(subject, table), replace(QUICK, detector="none"))
     tiny = register(by_onset(subject, table))
     found = extract(placed(subject, without(table, *subject)), QUICK)
@@ -109,7 +110,8 @@ def test_what_a_detector_finds_in_the_onset_frame_serves_as_a_table_does(subject
     assert found.seconds["faces"] >= 0
 
 
-def test_a_detector_is_asked_for_the_clips_that_the_table_does_not_cover(subject, table, register):
+def test_a_detector_is_asked_only_beyond_the_table(subject, table, register):
+    """A detector is asked for the clips that the table does not cover, and for no others."""
     tiny = register(by_onset(subject, table))
     found = extract(placed(subject, without(table, subject[1])), QUICK)
     assert tiny.calls == 1
@@ -138,7 +140,9 @@ def test_a_clip_without_a_face_is_left_out_and_the_others_stay(subject, table, r
     assert out.reason == f"{subject[2].frames}: {expected}"
 
 
-def test_a_picture_that_opencv_refuses_shows_no_face_and_the_others_stay(subject, table, register):
+def test_a_picture_that_opencv_refuses_shows_no_face(subject, table, register):
+    """A picture that OpenCV refuses shows no face, and the other clips stay."""
+
     def refuse(picture: Picture, call: int) -> Landmarks | None:
         return tuple(cv2.resize(picture, (0, 0)))
 
@@ -157,7 +161,8 @@ def test_under_the_policy_error_it_ends_the_work(subject, table, register):
         extract(placed(subject, without(table, *subject)), replace(QUICK, landmark_failures="error"))
 
 
-def test_under_mean_shape_it_has_the_mean_of_the_subjects_other_clips_given_or_found(subject, table, register):
+def test_mean_shape_gives_the_mean_of_the_other_clips(subject, table, register):
+    """Under mean-shape, a clip without a face has the mean of the subject's other clips, given or found."""
     register(by_onset(subject, table, but=subject[2]))
     partly = without(table, subject[1], subject[2])
     found = extract(placed(subject, partly), replace(QUICK, landmark_failures="mean-shape"))
@@ -177,7 +182,8 @@ def test_where_no_clip_has_a_face_there_is_no_mean(subject, table, register):
     assert {item.rule for item in found.left_out} == {"no_landmarks"}
 
 
-def test_an_onset_that_cannot_be_read_is_no_missing_face_and_no_one_elses_failure(root, table, register, tmp_path):
+def test_an_unreadable_onset_is_no_missing_face(root, table, register, tmp_path):
+    """An onset that cannot be read is no missing face and no failure of another clip."""
     copy = Path(shutil.copytree(root, tmp_path / "casme2"))
     subject = clips(read(copy, "casme2"))
     register(by_onset(subject, table, but=subject[1]))
@@ -199,7 +205,8 @@ def test_landmarks_that_do_not_fit_the_frame_are_no_landmarks(subject, table, re
 
 @pytest.mark.parametrize("bad", [((500.0, 5.0),) * 5, ((80.0, 80.0),) * 5])
 @pytest.mark.parametrize("given", [True, False])
-def test_landmarks_that_do_not_fit_are_replaced_by_the_mean_and_enter_no_mean(subject, table, register, bad, given):
+def test_landmarks_that_do_not_fit_give_way_to_the_mean(subject, table, register, bad, given):
+    """Landmarks that do not fit are replaced by the mean and enter no mean."""
     outside, none, *others = subject
     spoiled = replace(without(table, none), points={**without(table, none).points, outside.id: bad})
     if not given:

@@ -17,7 +17,8 @@ def picture(seed: int = 0, shape=(40, 48, 3)) -> np.ndarray:
     return cv2.resize(small, shape[1::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def test_frames_are_listed_by_the_last_number_of_their_name_in_any_spelling(tmp_path):
+def test_frames_are_listed_by_the_last_number_of_their_name(tmp_path):
+    """Frames are listed by the last number of their name, in any spelling."""
     for file in ("img9.JPG", "reg_img10.jpeg", "006_00002.png", "take2_000011.Bmp", "Thumbs.db", ".img12.jpg", "n.txt"):
         (tmp_path / file).write_bytes(b"")
     assert list(list_frames(tmp_path)) == [2, 9, 10, 11]
@@ -41,7 +42,8 @@ def test_a_frame_number_that_no_store_holds_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".jpg"])
-def test_a_picture_cut_anywhere_is_named_and_nothing_else_is_said(tmp_path, suffix, capfd):
+def test_a_truncated_picture_is_named(tmp_path, suffix, capfd):
+    """A picture that is cut anywhere is named, and nothing else is said."""
     data = cv2.imencode(suffix, picture())[1].tobytes()
     path = tmp_path / f"1{suffix}"
     path.write_bytes(data)

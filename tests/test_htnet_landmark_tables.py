@@ -100,7 +100,8 @@ def test_of_68_points_an_eye_is_the_middle_of_its_contour(tmp_path):
         ),
     ],
 )
-def test_a_mistake_in_a_table_of_68_points_is_named_with_its_place(tmp_path, row, header, said):
+def test_a_mistake_in_a_table_of_68_points_is_named(tmp_path, row, header, said):
+    """A mistake in a table of 68 points is named with its place."""
     path = table68(tmp_path, row, header=header)
     with pytest.raises(InputError, match=said) as error:
         read_landmarks(path)
@@ -158,13 +159,15 @@ def test_a_table_with_semicolons_decimal_commas_and_empty_rows(tmp_path):
     assert_face(read_landmarks(path), FACE)
 
 
-def test_rows_that_do_not_begin_at_1_name_frames_by_their_numbers(tmp_path):
+def test_rows_may_begin_at_the_number_of_a_later_frame(tmp_path):
+    """Rows that do not begin at 1 name frames by the numbers of the frames."""
     pictures = [f"img{number}.jpg" for number in range(98, 102)]
     folder = openface(tmp_path, *(openface_row(n, moved(n)) for n in range(98, 102)))
     assert_face(read_landmarks(folder, [clip(tmp_path, pictures, onset=99)]), moved(99))
 
 
-def test_a_frame_without_success_and_a_clip_without_a_file_have_no_landmarks_and_a_reason(tmp_path):
+def test_landmarks_are_absent_with_a_reason(tmp_path):
+    """A frame without success and a clip without a file have no landmarks, and a reason is given."""
     here = clip(tmp_path, ["1.jpg", "2.jpg"], onset=2)
     other = replace(here, id=SampleId(dataset="casme2", subject="sub01", clip="other"))
     folder = openface(tmp_path, openface_row(1, FACE), openface_row(2, FACE, success="0"))
@@ -203,7 +206,8 @@ def test_a_mistake_in_an_openface_file_is_named_with_its_place(tmp_path, rows, h
     assert "EP02_01f.csv" in str(error.value)
 
 
-def test_a_folder_without_files_of_the_clips_and_a_single_file_are_refused_with_the_layout(tmp_path):
+def test_a_wrong_folder_of_landmarks_is_shown_the_layout(tmp_path):
+    """A folder without files of the clips and a single file are refused, with the layout that is expected."""
     here = clip(tmp_path, ["1.jpg"])
     folder = openface(tmp_path, openface_row(1, FACE), name="somebody.csv")
     for path in (folder, folder / "somebody.csv"):

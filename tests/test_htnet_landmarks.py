@@ -38,7 +38,8 @@ def test_a_source_table_gives_points_of_the_onset_frame(tmp_path: Path) -> None:
     )
 
 
-def test_the_release_table_gives_points_of_its_28_pixel_flow_images(tmp_path: Path) -> None:
+def test_the_release_table_has_points_of_its_flow_images(tmp_path: Path) -> None:
+    """The table of the release gives points of its flow images of 28 pixels."""
     header = ",".join(("dataset", "subject", "clip", "flow_file", *UPSTREAM_COLUMNS))
     found = read_landmarks(table(tmp_path, f"smic,s01,s01_ne_01,a .png,{NUMBERS}", header=header))
     assert found.flow_size == 28
@@ -72,7 +73,8 @@ def test_a_mistake_in_a_table_is_named_with_its_place(tmp_path: Path, rows: list
     assert str(path) in str(error.value)
 
 
-def test_a_missing_table_an_empty_one_and_a_clip_without_landmarks_are_named(tmp_path: Path) -> None:
+def test_missing_tables_and_landmarks_are_named(tmp_path: Path) -> None:
+    """A missing table, an empty one and a clip without landmarks are named."""
     with pytest.raises(InputError, match=r"gone\.csv: no such landmark table"):
         read_landmarks(tmp_path / "gone.csv")
     empty = tmp_path / "empty.csv"
@@ -87,7 +89,8 @@ def test_a_missing_table_an_empty_one_and_a_clip_without_landmarks_are_named(tmp
     assert found.face_of(other).reason == f"{found.path}: no landmarks for clip a/b/other"
 
 
-def test_the_crop_is_a_square_around_eyes_and_mouth_and_the_points_land_in_the_flow_image() -> None:
+def test_the_crop_is_a_square_around_eyes_and_mouth() -> None:
+    """The crop is a square around eyes and mouth, and the points land in the flow image."""
     crop = face_crop(FACE, (200, 160))
     assert crop.side == round(2.4 * 42)
     left_eye, right_eye, _, left_lip, right_lip = crop.to_flow(FACE, 28)
@@ -98,7 +101,7 @@ def test_the_crop_is_a_square_around_eyes_and_mouth_and_the_points_land_in_the_f
         assert 6 < y < 22
 
 
-def test_a_mapped_point_is_the_pixel_that_area_reduction_puts_there() -> None:
+def test_a_mapped_point_is_the_pixel_of_the_area_reduction() -> None:
     """A crop of 56 to 28 pixels: source pixels 0 and 1 are averaged to flow pixel 0, so 0.5 maps to 0."""
     crop = FaceCrop(left=10, top=20, side=56)
     assert crop.to_flow(((10.5, 20.5), (12.5, 22.5)), 28) == ((0.0, 0.0), (1.0, 1.0))

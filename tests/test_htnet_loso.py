@@ -1,4 +1,4 @@
-"""What a user relies on in the folds: every sample tested once, no person on both sides."""
+"""Guarantees of the folds: every sample tested once, no person on both sides."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ subject_names = st.sampled_from([f"{d}/{s}" for d in ("casme2", "samm", "smic") 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(subject_names, min_size=2, max_size=40).filter(lambda names: len(set(names)) > 1))
-def test_every_sample_is_tested_once_and_never_by_a_model_that_saw_its_person(names):
+def test_no_sample_is_tested_by_a_model_that_saw_its_person(names):
+    """Every sample is tested once, and never by a model that saw its person."""
     store = made_of(*names)
     folds = loso_folds(store)
     assert [fold.subject for fold in folds] == list(dict.fromkeys(names))
@@ -54,7 +55,8 @@ def test_equal_numbers_in_two_datasets_are_two_people():
     assert folds["samm/1"].name == "samm__1"
 
 
-def test_no_two_subjects_share_a_record_and_ordinary_names_stay_as_they_are():
+def test_no_two_subjects_share_a_record():
+    """No two subjects share a record, and ordinary names stay as they are."""
     names = ["a__b/c", "a/b__c", "a_/b", "a/_b", "a/b/c", "a/b%2Fc", "a%5F/b", "a__/b", "a/__b"]
     stems = [fold.name for fold in loso_folds(made_of(*names))]
     assert len(set(stems)) == len(names)
@@ -93,7 +95,8 @@ def test_an_unknown_name_and_a_single_subject_are_input_errors(chosen, message):
 
 
 @pytest.mark.parametrize("name", ["composite", "mine/2"])
-def test_a_store_of_before_with_a_dataset_whose_scores_would_be_anothers_has_no_folds(name):
+def test_an_older_store_with_a_confusable_dataset_has_no_folds(name):
+    """An older store has no folds if the scores of one of its datasets would be another's."""
     row = SMALL.rows[0]
     renamed = replace(row, sample=replace(row.sample, id=replace(row.sample.id, dataset=name)))
     with pytest.raises(InputError, match=rf"stores/x: .*dataset.*{name}"):
@@ -111,7 +114,8 @@ def test_a_store_with_one_subject_has_no_folds():
     count=st.integers(0, 3),
     seed=st.integers(0, 2**31 - 1),
 )
-def test_validation_subjects_are_others_than_the_tested_one_and_repeat(names, count, seed):
+def test_validation_subjects_are_never_the_tested_one(names, count, seed):
+    """Validation subjects are others than the tested one, and the same each time."""
     store = made_of(*names)
     for fold in loso_folds(store):
         chosen = validation_subjects(store, fold, count, seed)
@@ -122,7 +126,8 @@ def test_validation_subjects_are_others_than_the_tested_one_and_repeat(names, co
         assert validation_subjects(store, fold, count, seed) == chosen
 
 
-def test_validation_subjects_do_not_depend_on_other_folds_but_on_seed_and_fold():
+def test_validation_subjects_depend_on_seed_and_fold_alone():
+    """Validation subjects do not depend on other folds, but on the seed and the fold."""
     store = made_of(*(f"samm/{number:03d}" for number in range(28)))
     folds = loso_folds(store)
     (alone,) = loso_folds(store, subjects=["samm/005"])
@@ -139,7 +144,8 @@ def test_validation_subjects_must_leave_somebody_to_train_on():
             validation_subjects(SMALL, fold, count, 0)
 
 
-def test_the_folds_of_a_store_of_merged_datasets_are_made_in_a_moment():
+def test_folds_of_merged_datasets_are_made_in_a_moment():
+    """The folds of a store of merged datasets are made in a moment."""
     store = made_of(*(f"d{number % 5}/{number % 300}" for number in range(6000)))
     begun = time.perf_counter()
     folds = loso_folds(store)

@@ -1,4 +1,4 @@
-"""What a user relies on in the scores."""
+"""Guarantees of the scores."""
 
 from __future__ import annotations
 

@@ -84,7 +84,8 @@ def golden_model(request, golden):
     return model
 
 
-def test_logits_and_every_gradient_are_those_of_the_public_implementation(golden, golden_model):
+def test_logits_and_gradients_are_those_of_the_public_code(golden, golden_model):
+    """The logits and every gradient are those of the public implementation."""
     logits = golden_model(torch.from_numpy(golden["input"]))
     assert relative_error(logits, torch.from_numpy(golden["logits"])) < 1e-5
     F.cross_entropy(logits, torch.from_numpy(golden["labels"])).backward()
@@ -99,7 +100,8 @@ def test_logits_and_every_gradient_are_those_of_the_public_implementation(golden
     assert {name: error for name, error in errors.items() if error >= 1e-5} == {}
 
 
-def test_five_steps_of_adam_lead_where_the_public_implementation_gets(golden, golden_model):
+def test_five_steps_of_adam_follow_the_public_code(golden, golden_model):
+    """Five steps of Adam lead to the point that the public implementation reaches."""
     images, labels = torch.from_numpy(golden["input"]), torch.from_numpy(golden["labels"])
     adam = torch.optim.Adam(golden_model.parameters(), lr=5e-5)
     losses = []
@@ -113,7 +115,8 @@ def test_five_steps_of_adam_lead_where_the_public_implementation_gets(golden, go
     assert relative_error(golden_model(images), torch.from_numpy(golden["logits_after_5_steps"])) < 1e-5
 
 
-def test_with_one_token_per_block_queries_and_keys_get_zero_gradients_and_never_change():
+def test_queries_and_keys_of_one_token_blocks_never_change():
+    """With one token per block, queries and keys get zero gradients and never change."""
     torch.manual_seed(0)
     model = HTNet(TINY_SHORT_CUT)
     key, untrained = "levels.0.layers.0.attention.qkv.weight", 2 * 12
@@ -128,7 +131,8 @@ def test_with_one_token_per_block_queries_and_keys_get_zero_gradients_and_never_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_untrained_queries_and_keys_are_saved_and_loaded_in_one_matrix_with_the_values(dtype):
+def test_untrained_queries_and_keys_are_saved_with_the_values(dtype):
+    """Untrained queries and keys are saved and loaded in one matrix with the values."""
     tokens_of_one = HTNet(TINY_SHORT_CUT).to(dtype)
     state = tokens_of_one.state_dict()
     several = HTNet(HTNetConfig(**{**TINY_SHORT_CUT.__dict__, "image_size": 16})).state_dict()
@@ -146,7 +150,8 @@ def test_untrained_queries_and_keys_are_saved_and_loaded_in_one_matrix_with_the_
         other.load_state_dict({name: value for name, value in state.items() if name != key})
 
 
-def test_blocks_of_one_token_start_with_the_weights_of_larger_ones():
+def test_one_token_blocks_start_with_the_usual_weights():
+    """Blocks of one token start with the weights of larger ones."""
     states = []
     for tokens in (1, 4):
         torch.manual_seed(0)
@@ -156,7 +161,8 @@ def test_blocks_of_one_token_start_with_the_weights_of_larger_ones():
     assert all(torch.equal(one[name], four[name]) for name in four)
 
 
-def test_the_short_cut_for_one_token_per_block_equals_the_general_way():
+def test_the_short_cut_for_one_token_equals_the_general_way():
+    """The short cut for one token per block equals the general way."""
     torch.manual_seed(0)
     attention = LocalAttention(20, 3, blocks_per_side=4, tokens_per_block=1, dropout=0.0, backend="reference").double()
     x = torch.randn(2, 4, 4, 20, dtype=torch.float64)
@@ -166,7 +172,8 @@ def test_the_short_cut_for_one_token_per_block_equals_the_general_way():
     torch.testing.assert_close(attention(x), attention.out(general), rtol=1e-13, atol=1e-13)
 
 
-def test_many_tokens_go_through_values_and_output_as_one_map_with_the_same_result_and_gradients():
+def test_one_map_of_values_and_output_changes_no_result():
+    """Many tokens go through values and output as one map, with the same result and gradients."""
     torch.manual_seed(0)
     attention = LocalAttention(
         dim=16, heads=3, blocks_per_side=2, tokens_per_block=1, dropout=0.0, backend="sdpa"
@@ -243,7 +250,8 @@ def test_the_size_of_an_element_follows_autocast():
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
-def test_aggregation_is_convolution_then_norm_then_pool_for_maps_of_any_size(side):
+def test_aggregation_is_convolution_then_norm_then_pool(side):
+    """Aggregation is convolution, then norm, then pool, for maps of any size."""
     torch.manual_seed(0)
     aggregation = BlockAggregation(6, 12).double()
     x = torch.randn(2, side, side, 6, dtype=torch.float64, requires_grad=True)
@@ -266,13 +274,15 @@ def small_map():
     return tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
 
 
-def test_the_convolution_of_a_2x2_map_has_true_first_and_second_derivatives(small_map):
+def test_the_2x2_convolution_has_true_derivatives(small_map):
+    """The convolution of a 2x2 map has true first and second derivatives."""
     torch.testing.assert_close(_conv_2x2(*small_map), _conv(*small_map))
     assert torch.autograd.gradcheck(_conv_2x2, small_map, fast_mode=True)
     assert torch.autograd.gradgradcheck(_conv_2x2, small_map, fast_mode=True)
 
 
-def test_the_convolution_of_a_2x2_map_has_gradients_for_each_sample_as_functorch_takes_them(small_map):
+def test_the_2x2_convolution_has_gradients_for_each_sample(small_map):
+    """The convolution of a 2x2 map has gradients for each sample, as functorch takes them."""
     x, *parameters = (tensor.detach() for tensor in small_map)
 
     def loss(parameters, sample):
@@ -298,7 +308,8 @@ def test_the_convolution_of_a_2x2_map_follows_autocast(small_map, device, dtype)
     torch.testing.assert_close(actual, expected, rtol=2e-2, atol=5e-2)
 
 
-def test_the_default_network_has_the_papers_139_582_982_parameters_of_which_queries_and_keys_are_not_trained():
+def test_the_default_network_has_the_size_of_the_paper():
+    """The default network has the paper's 139 582 982 parameters, of which queries and keys are not trained."""
     with torch.device("meta"):
         model = HTNet(HTNetConfig())
     assert sum(parameter.numel() for parameter in model.parameters()) == 139_582_982
@@ -307,7 +318,8 @@ def test_the_default_network_has_the_papers_139_582_982_parameters_of_which_quer
     assert trained == 139_582_982 - queries_and_keys
 
 
-def test_linear_layers_start_as_torch_initialises_the_1x1_convolutions_of_upstream():
+def test_layers_start_as_the_convolutions_of_upstream():
+    """Linear layers start as torch initialises the 1x1 convolutions of upstream."""
     torch.manual_seed(3)
     convolution = torch.nn.Conv2d(12, 7, 1)
     torch.manual_seed(3)
@@ -320,7 +332,8 @@ def test_linear_layers_start_as_torch_initialises_the_1x1_convolutions_of_upstre
     assert 0.99 * bound < aggregation.weight.abs().max() <= bound
 
 
-def test_names_without_weight_decay_are_parameters_biases_norms_and_position_embeddings():
+def test_biases_norms_and_positions_have_no_weight_decay():
+    """The names without weight decay are those of parameters: biases, norms and position embeddings."""
     model = HTNet(TINY)
     names = {name for name, _ in model.named_parameters()}
     spared = model.no_weight_decay()

@@ -1,4 +1,4 @@
-"""What a user relies on in the facial regions: upstream's mosaics to the bit, and eyes where the eyes are."""
+"""Guarantees of the facial regions: upstream's mosaics to the bit, and eyes where the eyes are."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def test_the_upstream_rule_is_the_public_codes_crop(landmarks, seed):
     assert np.array_equal(mosaic(flow, landmarks, "upstream"), as_the_public_code_cuts(flow, landmarks))
 
 
-def test_the_upstream_rule_reproduces_the_inputs_of_the_public_code_for_all_442_clips(shared_data):
+def test_the_upstream_rule_gives_the_inputs_of_the_public_code(shared_data):
+    """The upstream rule reproduces the inputs of the public code for all 442 clips."""
     folder = shared_data / "htnet_release"
     if not (folder / "regions_golden.npz").is_file():
         pytest.skip(f"{folder / 'regions_golden.npz'} not found")
@@ -79,7 +80,8 @@ def test_the_anatomical_regions_lie_at_the_landmarks(data, size):
         assert abs(int(x) - (column + side // 2)) == abs(int(y) - (row + side // 2)) == 0
 
 
-def test_the_mosaic_has_eyes_above_and_lips_below_left_of_the_picture_at_the_left():
+def test_the_mosaic_has_eyes_above_lips_and_keeps_the_sides():
+    """The mosaic has eyes above and lips below, and the left of the picture is at the left."""
     # a face with its parts far apart, so that regions cannot be confused
     cut = mosaic(coordinates(56), ((14, 14), (42, 14), (28, 28), (14, 42), (42, 42)), "anatomical")
     assert cut.shape == (56, 56, 3)
@@ -91,7 +93,8 @@ def test_the_mosaic_has_eyes_above_and_lips_below_left_of_the_picture_at_the_lef
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), size=st.integers(8, 120), rule=st.sampled_from(RULES))
-def test_a_region_never_leaves_the_picture_wherever_the_landmark_is(data, size, rule):
+def test_a_region_never_leaves_the_picture(data, size, rule):
+    """A region never leaves the picture, wherever the landmark is."""
     anywhere = st.floats(-1e4, 1e4, allow_nan=False)
     landmarks = data.draw(st.tuples(*[st.tuples(anywhere, anywhere)] * 5))
     starts = region_starts(landmarks, size, rule)

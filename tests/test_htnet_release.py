@@ -1,4 +1,4 @@
-"""What a user relies on when reading the published composite: every row as listed, every bad input named."""
+"""Guarantees of reading the published composite: every row as listed, every bad input named."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def test_channels_are_u_v_strain_where_opencv_reads_strain_v_u(release):
         assert np.array_equal(item.flow_image, np.stack([u, v, strain], axis=-1))
 
 
-def test_file_names_with_and_without_the_published_space_are_read(tmp_path, release):
+def test_file_names_may_hold_the_published_space(tmp_path, release):
+    """File names with and without the published space are read."""
     plain = make_release(tmp_path / "plain", suffix=".png")
     for one, other in zip(samples(plain), samples(release), strict=True):
         assert one.sample == other.sample
@@ -120,7 +121,8 @@ def test_a_list_from_a_spreadsheet_program_is_read(release):
     assert f"{LABELS}, row 6, column label" in refusal(release)
 
 
-def test_the_recipe_identifies_labels_and_pictures_but_not_the_place(tmp_path, release):
+def test_the_recipe_names_labels_and_pictures_not_the_place(tmp_path, release):
+    """The recipe identifies labels and pictures, but not the place."""
     first = adapter(release).describe()
     assert adapter(make_release(tmp_path / "copy")).describe() == first
     for name in (LABELS, PICTURES / "006_006_1_2 .png"):
@@ -131,7 +133,8 @@ def test_the_recipe_identifies_labels_and_pictures_but_not_the_place(tmp_path, r
     assert adapter(release).describe() == first
 
 
-def test_a_missing_folder_label_list_and_landmark_table_are_named(tmp_path, release):
+def test_missing_files_of_the_release_are_named(tmp_path, release):
+    """A missing folder, a missing label list and a missing landmark table are named."""
     with pytest.raises(InputError, match=f"{LABELS}: no such file; an htnet_release folder holds"):
         adapter(tmp_path / "none").describe()
     assert "other.csv: no such landmark table" in refusal(release, landmarks=tmp_path / "other.csv")
@@ -216,20 +219,23 @@ def test_a_landmark_outside_its_picture_is_named_with_its_clip(release):
     assert found.endswith(", 28.5) must lie in the picture of 28 x 28 pixels")
 
 
-def test_landmarks_of_frames_are_refused_because_the_release_has_no_frames(tmp_path, release):
+def test_landmarks_of_frames_are_refused(tmp_path, release):
+    """Landmarks of frames are refused because the release has no frames."""
     path = tmp_path / "landmarks.csv"
     rows = "\n".join(f"{d},{s},{c}," + ",".join("200" for _ in SOURCE_COLUMNS) for d, s, c, _ in CLIPS)
     path.write_text(f"dataset,subject,clip,{','.join(SOURCE_COLUMNS)}\n{rows}\n")
     assert "landmarks.csv: landmarks in pixels of a frame, but " in refusal(release, landmarks=path)
 
 
-def test_a_picture_that_is_not_what_the_landmarks_are_pixels_of_is_refused(release):
+def test_a_picture_that_does_not_fit_its_landmarks_is_refused(release):
+    """A picture is refused if it is not the one whose pixels the landmarks are given in."""
     path = release / PICTURES / "006_006_1_2 .png"
     cv2.imwrite(str(path), random_picture(0, 56))
     assert f"{path}: a picture of 56 pixels, but its landmarks are in pixels of a picture of 28" in refusal(release)
 
 
-def test_an_unreadable_picture_is_named_wherever_it_is_cut_and_nothing_else_is_said(tmp_path, capfd):
+def test_an_unreadable_picture_is_named_wherever_it_is_cut(tmp_path, capfd):
+    """An unreadable picture is named wherever it is cut, and nothing else is said."""
     path = tmp_path / "x.png"
     whole = cv2.imencode(".png", random_picture(3))[1].tobytes()
     for size in (*range(60), *range(60, len(whole), 97), *range(len(whole) - 20, len(whole))):

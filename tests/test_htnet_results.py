@@ -1,4 +1,4 @@
-"""What a user relies on in a run's records, selections, summary and predictions."""
+"""Guarantees of a run's records, selections, summary and predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user relies on in a prepared store: whole or not at all, the same bytes again, damage named."""
+"""Guarantees of a prepared store: whole or not at all, the same bytes again, damage named."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def test_a_store_reads_back_as_it_was_written(store):
         opened.read_member(1, "apex.jpg")
 
 
-def test_the_same_input_gives_the_same_bytes_whatever_the_order_of_subjects(tmp_path, store):
+def test_the_order_of_subjects_changes_no_byte(tmp_path, store):
+    """The same input gives the same bytes, whatever the order of subjects."""
     samples = some_samples()
     other = write_store(tmp_path / "other", iter([samples[3], samples[0], samples[2], samples[1]]), RECIPE)
     assert content(other.path) == content(store.path)
@@ -172,7 +173,8 @@ def test_different_names_never_share_a_file(one, other):
     assert (file_stem(one) == file_stem(other)) == (one == other)
 
 
-def test_a_store_whose_table_holds_a_line_break_in_a_name_is_refused(tmp_path, store):
+def test_a_line_break_in_a_name_is_refused(tmp_path, store):
+    """A store whose table holds a line break in a name is refused."""
     path = store.path / "manifest.parquet"
     table = pq.read_table(path)
     clips = [f"{clip}\nforged 1 1" for clip in table["clip"].to_pylist()]
@@ -245,13 +247,15 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_subject_whose_name_no_file_system_holds_is_one_sentence(tmp_path):
+def test_a_name_too_long_for_the_disk_is_one_sentence(tmp_path):
+    """A subject whose name no file system holds is refused in one sentence."""
     with pytest.raises(InputError, match="File name too long"):
         write_store(tmp_path / "store", iter([prepared(subject="情" * 60)]), RECIPE)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_folder_a_file_and_another_folder_are_no_stores(tmp_path):
+def test_other_files_and_folders_are_no_stores(tmp_path):
+    """A missing folder, a file and another folder are no stores."""
     with pytest.raises(InputError, match="no such store; make it with htnet prepare"):
         open_store(tmp_path / "none")
     (tmp_path / "file").write_text("")
@@ -301,7 +305,8 @@ def test_a_damaged_member_is_named_when_it_is_read(store):
     assert opened.read_flow(3).shape == (8, 8, 3)
 
 
-def test_a_manifest_of_another_store_a_changed_and_a_damaged_one_are_named(tmp_path, store):
+def test_a_foreign_or_damaged_manifest_is_named(tmp_path, store):
+    """A manifest of another store, a changed one and a damaged one are named."""
     manifest = store.path / "manifest.parquet"
     whole = manifest.read_bytes()
     write_manifest(manifest, store.rows[:-1])
@@ -347,7 +352,8 @@ def test_equal_rows_give_equal_manifests(tmp_path, store):
     assert read_manifest(tmp_path / "a") == store.rows
 
 
-def test_frame_numbers_that_are_time_stamps_are_kept_and_tables_of_before_read_the_same(tmp_path, store):
+def test_frame_numbers_may_be_time_stamps(tmp_path, store):
+    """Frame numbers that are time stamps are kept, and older tables read the same."""
     stamped = replace(store.rows[0].sample, onset=1699999999999, apex=1700000000199)
     write_manifest(tmp_path / "a", [replace(store.rows[0], sample=stamped)])
     assert read_manifest(tmp_path / "a")[0].sample == stamped
@@ -383,7 +389,8 @@ def processes():
     return context
 
 
-def test_a_part_that_comes_after_its_store_was_given_up_brings_nothing_back(tmp_path):
+def test_a_late_part_does_not_bring_a_store_back(tmp_path):
+    """A part that comes after its store was given up brings nothing back."""
     with staging(tmp_path / "store", RECIPE) as stage:
         stage.discard()
         with pytest.raises(FileNotFoundError):
@@ -400,7 +407,8 @@ def started(processes, path: Path, seconds: float):
     return writer
 
 
-def test_a_writer_killed_at_any_moment_leaves_a_whole_store_or_none(tmp_path, processes):
+def test_a_killed_writer_leaves_a_whole_store_or_none(tmp_path, processes):
+    """A writer that is killed at any moment leaves a whole store or none."""
     undisturbed = content(write_store(tmp_path / "undisturbed", iter(many()), RECIPE).path)
     rng = np.random.default_rng()
     path, inside = tmp_path / "killed", 0
@@ -422,7 +430,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_store_or_none(tmp_path, pr
     assert inside >= 5, "the kills fell outside the writing"
 
 
-def test_leftovers_of_a_killed_writer_are_removed_and_those_at_work_are_not(tmp_path, processes):
+def test_leftovers_of_dead_writers_alone_are_removed(tmp_path, processes):
+    """Leftovers of a killed writer are removed, and those of a writer at work are not."""
     path = tmp_path / "store"
     writer = started(processes, path, 60)
     while not (tmp_path / ".store.partial").exists():
@@ -440,7 +449,8 @@ def test_leftovers_of_a_killed_writer_are_removed_and_those_at_work_are_not(tmp_
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_flow_that_is_not_finite_is_refused_when_the_store_is_made(tmp_path, value):
+def test_flow_that_is_not_finite_is_never_stored(tmp_path, value):
+    """Flow that is not finite is refused when the store is made."""
     samples = list(random_samples(subjects=2))
     samples[3].flow_image[4, 5, 1] = value
     with pytest.raises(InputError, match=f"{samples[3].sample.id}: flow image must be finite"):
@@ -449,7 +459,8 @@ def test_flow_that_is_not_finite_is_refused_when_the_store_is_made(tmp_path, val
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_landmarks_that_are_not_finite_are_refused_when_the_store_is_made(tmp_path, value):
+def test_landmarks_that_are_not_finite_are_never_stored(tmp_path, value):
+    """Landmarks that are not finite are refused when the store is made."""
     item = prepared()
     bad = replace(item, sample=replace(item.sample, landmarks=((value, 1.0), *LANDMARKS[1:])))
     with pytest.raises(InputError, match=f"{item.sample.id}: landmarks must be finite"):

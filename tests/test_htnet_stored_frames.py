@@ -46,7 +46,8 @@ def sources(raw) -> tuple[list[Clip], LandmarkTable]:
     return clips(read(raw, "casme2")), read_landmarks(raw / "landmarks.csv")
 
 
-def test_frames_on_each_side_are_found_by_their_order_not_their_number():
+def test_frames_on_each_side_are_found_by_order():
+    """Frames on each side are found by their order, not by their number."""
     found = dict(neighbours((3, 4, 6, 9, 10, 11, 15, 20, 21), 6, 15, 2))
     assert found == {
         "onset-2.jpg": 3, "onset-1.jpg": 4, "onset+1.jpg": 9, "apex-1.jpg": 11, "apex+1.jpg": 20, "apex+2.jpg": 21
@@ -75,7 +76,8 @@ def test_whatever_is_taken_the_onset_stays_before_the_apex(count, reach, data):
     [("onset", 0, "onset.jpg"), ("onset", -1, "onset-1.jpg"), ("onset", -2, "onset-1.jpg"), ("onset", 2, "onset+2.jpg"),
      ("apex", 3, "apex+1.jpg"), ("apex", -1, "apex-1.jpg"), ("apex", -9, "apex-1.jpg")],
 )  # fmt: skip
-def test_where_a_frame_is_missing_the_farthest_on_the_way_is_taken(part, offset, taken):
+def test_the_farthest_frame_there_is_replaces_a_missing_one(part, offset, taken):
+    """If a frame is missing, the farthest one on the way to it is taken."""
     assert nearest_member(NAMED, part, offset) == taken
     assert nearest_member((), part, offset) == frame_member(part)
 
@@ -120,7 +122,8 @@ def test_of_a_video_the_same_is_kept_and_it_is_gone_through_once(tmp_path, monke
     assert len(passes) == 3, "the onset, the count of the frames, all the rest"
 
 
-def test_an_apex_that_is_not_there_is_named_with_neighbours_or_without(sources):
+def test_a_missing_apex_is_named_with_neighbours_or_without(sources):
+    """An apex that is not there is named, with neighbours or without."""
     entries, table = sources
     late = replace(entries[0], apex=999, offset=999)
     for reach in (0, 2):
@@ -151,7 +154,8 @@ def with_neighbours(folder: Path) -> Store:
     )
 
 
-def test_a_store_knows_where_the_frames_beside_lie_and_any_tar_tool_shows_them(tmp_path):
+def test_a_store_finds_the_frames_beside_onset_and_apex(tmp_path):
+    """A store knows the place of the frames beside onset and apex, and any tar tool shows them."""
     store = with_neighbours(tmp_path / "store")
     opened = open_store(tmp_path / "store")
     assert opened == store
@@ -165,7 +169,8 @@ def test_a_store_knows_where_the_frames_beside_lie_and_any_tar_tool_shows_them(t
         assert {name.partition(".")[0] for name in tar.getnames()} == {"EP00", "EP01", "EP02"}
 
 
-def test_a_changed_frame_beside_changes_the_digest_and_is_named_when_read(tmp_path):
+def test_a_changed_frame_beside_changes_the_digest(tmp_path):
+    """A changed frame beside onset or apex changes the digest, and it is named when it is read."""
     store = with_neighbours(tmp_path / "store")
     where = store.rows[2].members["onset+1.jpg"]
     assert where.sha256 == hashlib.sha256(b"bb").hexdigest()
@@ -178,7 +183,8 @@ def test_a_changed_frame_beside_changes_the_digest_and_is_named_when_read(tmp_pa
     assert write_store(tmp_path / "other", islice(random_samples(), 3), {"made": "up"}).digest != store.digest
 
 
-def test_a_store_without_such_frames_is_one_that_earlier_versions_read(tmp_path):
+def test_a_store_without_frames_beside_keeps_the_old_format(tmp_path):
+    """A store without frames beside onset and apex is one that earlier versions read."""
     plain = write_store(tmp_path / "plain", islice(random_samples(), 3), {})
     # the digest of the version that introduced the format
     assert plain.digest == PLAIN_DIGEST

@@ -35,7 +35,8 @@ def test_a_linear_field_has_what_the_formula_says(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rotation_has_none_except_where_the_variant_forgets_the_mixed_term(kind):
+def test_a_rotation_has_no_strain_but_in_one_variant(kind):
+    """A rotation has no strain, except where the variant forgets the mixed term."""
     y, x = np.mgrid[0:12, 0:12].astype(np.float32)
     inside = strain(np.stack([-0.1 * y, 0.1 * x], axis=-1), kind)[1:-1, 1:-1]
     np.testing.assert_allclose(inside, 0.1 if kind == "sobel" else 0.0, atol=1e-6)
@@ -48,7 +49,8 @@ def test_central_differences_are_numpys():
 
 
 @pytest.mark.parametrize("kind", ["forward", "backward"])
-def test_one_sided_differences_are_half_a_pixel_off_and_zero_where_there_is_no_neighbour(kind):
+def test_one_sided_differences_are_zero_at_the_edge(kind):
+    """One-sided differences are half a pixel off, and zero where there is no neighbour."""
     field = random_field()
     down, right = np.zeros_like(field), np.zeros_like(field)
     place = slice(None, -1) if kind == "forward" else slice(1, None)

@@ -55,7 +55,8 @@ def test_the_layouts_are_those_of_the_real_datasets(small: Path) -> None:
     assert all((small / name / "landmarks.csv").is_file() for name in COMPOSITE)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_faces(small: Path, tmp_path: Path) -> None:
+def test_the_seed_decides_bytes_and_faces(small: Path, tmp_path: Path) -> None:
+    """The same seed gives the same bytes, and another seed gives other faces."""
     generate(tmp_path / "again", **SMALL)
     assert digests(tmp_path / "again") == digests(small)
     first, other = (plan_clips("casme2", seed=seed, **SMALL)[0] for seed in (0, 1))
@@ -77,7 +78,8 @@ def test_asking_again_for_the_same_data_does_nothing_and_says_so(small: Path) ->
     assert {path: path.stat().st_mtime_ns for path in small.rglob("*")} == before
 
 
-def test_a_folder_of_other_parameters_or_of_somebody_else_is_left_alone(small: Path, tmp_path: Path) -> None:
+def test_a_folder_of_somebody_else_is_left_alone(small: Path, tmp_path: Path) -> None:
+    """A folder of other parameters or of somebody else is left alone."""
     with pytest.raises(InputError, match="other parameters"):
         generate(small, **{**SMALL, "clips": 4})
     (tmp_path / "mine.txt").write_text("precious")
@@ -150,7 +152,8 @@ def test_a_parameter_out_of_range_is_named(tmp_path: Path, change: dict[str, obj
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_every_subject_shows_at_least_two_classes_under_names_of_its_own(dataset: str) -> None:
+def test_every_subject_shows_at_least_two_classes(dataset: str) -> None:
+    """Every subject shows at least two classes, in clips with names of their own."""
     plan = plan_clips(dataset, subjects=90, clips=2, seed=0, image_size=64)
     classes = defaultdict(set)
     for clip in plan:
@@ -180,7 +183,8 @@ def test_traps_and_damage_are_listed_and_change_no_other_clip(dataset: str) -> N
     assert all((item["expected"], item["failed"]) == ("left_out", True) for item in damage)
 
 
-def test_a_list_decides_subjects_clips_and_classes_whatever_the_seed(tmp_path: Path) -> None:
+def test_a_list_decides_the_clips_whatever_the_seed(tmp_path: Path) -> None:
+    """A list decides subjects, clips and classes, whatever the seed."""
     path = tmp_path / "list.csv"
     path.write_text("dataset,subject,clip,label\nsamm,7,007_3_1,2\nsamm,36,036_2_1,0\nsamm,7,007_3_2,0\n")
     summary = generate(tmp_path / "raw", like=path, image_size=64)
@@ -221,7 +225,8 @@ def test_each_class_moves_the_parts_it_should(dataset: str) -> None:
             assert chin[1] > 0.7
 
 
-def test_motion_is_zero_at_the_onset_largest_at_the_apex_and_gone_at_the_offset() -> None:
+def test_motion_is_largest_at_the_apex_and_ends_at_the_offset() -> None:
+    """Motion is zero at the onset, largest at the apex and gone at the offset."""
     clip = plan_clips("casme2", subjects=1, clips=2, seed=0, image_size=96)[0]
     assert not true_flow(clip, clip.onset).any()
     # less the sway of the head, which goes on all the time
@@ -234,7 +239,8 @@ def test_motion_is_zero_at_the_onset_largest_at_the_apex_and_gone_at_the_offset(
     assert steps.max() < 0.6 * max(sizes)
 
 
-def test_the_true_flow_says_where_each_point_of_the_resting_face_went() -> None:
+def test_true_flow_says_where_each_point_went() -> None:
+    """The true flow says where each point of the resting face went."""
     clip = plan_clips("samm", subjects=1, clips=2, seed=0, image_size=160)[0]
     backward = backward_field(expression(clip.look, clip.label, clip.style), 160, clip.amplitude, (0.2, -0.1))
     flow = forward_flow(backward)

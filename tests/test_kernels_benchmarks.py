@@ -111,7 +111,8 @@ def test_arithmetic_is_what_torch_counts_in_the_reference(operation):
     assert counted.get_total_flops() + scores == case.flops(operation, "backward")
 
 
-def test_one_token_per_block_is_a_copy_and_its_block_two_projections():
+def test_one_token_per_block_costs_a_copy():
+    """One token per block is a copy, and its block two projections."""
     (case,) = select_cases(["paper/0"], {}, batch=2, dtype="bf16")
     assert [case.flops("core", direction) for direction in DIRECTIONS] == [0, 0, 0]
     assert case.flops("block", "forward") == 2 * 2 * 16 * 2 * 256 * 255
@@ -183,7 +184,8 @@ def test_the_static_table_holds_each_shape_once(monkeypatch):
         ({"dtype": "bf16", "tokens": "33x33"}, "h200", []),
     ],
 )
-def test_kernels_that_do_not_take_a_shape_are_not_compiled_for_it(monkeypatch, shape, card, kernels):
+def test_kernels_are_compiled_only_for_shapes_they_take(monkeypatch, shape, card, kernels):
+    """Kernels that do not take a shape are not compiled for it."""
     assert [kernel for kernel, _ in kernels_and_cases(monkeypatch, [tiny_case(**shape)], card)] == kernels
 
 
@@ -280,7 +282,9 @@ def test_the_block_is_held_to_its_own_tolerances(share, status):
     assert row.figures["error_backward"] == pytest.approx(share * allowed, rel=0.5)
 
 
-def test_a_provider_that_breaks_is_a_row_and_the_others_are_measured():
+def test_a_provider_that_breaks_is_a_row():
+    """A provider that breaks is a row, and the others are measured."""
+
     def breaks(error):
         def build(case):
             raise error
@@ -312,7 +316,8 @@ def test_a_provider_that_breaks_is_a_row_and_the_others_are_measured():
     assert rows["good"].status == "ok"
 
 
-def test_after_the_time_limit_nothing_is_begun_and_every_row_says_so():
+def test_after_the_time_limit_nothing_is_begun():
+    """After the time limit nothing is begun, and every row says so."""
     rows = measured(select_providers(["reference", "block-sdpa"]), seconds=0)
     assert [(row.provider, row.status) for row in rows] == [("reference", "skipped"), ("block-sdpa", "skipped")]
     assert all("time allowed" in row.reason for row in rows)
@@ -378,7 +383,7 @@ def test_rows_are_on_disk_before_the_next_is_measured(tmp_path):
     assert len(read_records(path)) == 2
 
 
-def test_the_columns_of_a_file_are_case_measurement_figures_machine():
+def test_columns_are_case_measurement_figures_machine():
     layout = Layout(file="x.csv", case=("side",), figures=("error",))
     assert layout.columns == ("side", *MEASURED, "error", *MACHINE)
 
@@ -391,7 +396,8 @@ def test_the_results_that_are_kept_can_be_read_and_added_to():
     assert {record.status for record in records} == {"ok", "skipped"}
 
 
-def test_pictures_are_drawn_and_a_run_without_arithmetic_has_no_roofline(tmp_path):
+def test_both_pictures_are_drawn_unless_there_is_no_arithmetic(tmp_path):
+    """Both pictures are drawn, and a run without arithmetic has no roofline."""
     names = {"roofline": "roofline.png", "bars": "bars.png"}
     rows = measured(select_providers(["reference", "sdpa", "block-sdpa"]), directions=("forward", "backward"))
     written = write_pictures(rows, tmp_path / "pictures", title="Time", **names)
@@ -449,7 +455,7 @@ def test_a_step_gets_an_even_share_of_the_time_that_is_left():
     assert Clock().share().left() is None
 
 
-def test_what_the_processor_only_emulates_is_left_out_with_the_reason(monkeypatch):
+def test_what_the_processor_emulates_is_left_out(monkeypatch):
     monkeypatch.setattr(attention, "emulates_bf16", lambda: True)
     rows = measured(select_providers(["reference", "block-sdpa"]), case=tiny_case(dtype="bf16"))
     assert {(row.status, row.reason) for row in rows} == {("skipped", "this processor emulates bf16")}

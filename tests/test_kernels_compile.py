@@ -86,7 +86,8 @@ def assert_it_fits(rows):
 
 
 @pytest.mark.slow
-def test_no_tile_in_use_spills_or_exceeds_the_shared_memory_of_a_card():
+def test_no_tile_in_use_spills_or_exceeds_a_card():
+    """No tile in use spills or exceeds the shared memory of a card."""
     assert_it_fits(in_use())
 
 
@@ -142,12 +143,14 @@ def dear(case):
 
 
 @pytest.mark.slow
-def test_no_tile_of_the_rule_spills_or_exceeds_the_shared_memory_of_a_card():
+def test_no_tile_of_the_rule_spills_or_exceeds_a_card():
+    """No tile of the rule spills or exceeds the shared memory of a card."""
     assert_it_fits(compile_all(tiles_to_compile()))
 
 
 @pytest.mark.slow
-def test_products_of_16_bit_run_on_matrix_units_and_aligned_rows_load_16_bytes_at_once():
+def test_kernels_use_matrix_units_and_wide_loads():
+    """Products of 16 bits run on matrix units, and aligned rows load 16 bytes at once."""
     for row in in_use():
         if row.arch.startswith("sm"):
             assert (row.matrix == "none") == (row.dtype == "fp32"), row
@@ -179,7 +182,8 @@ def test_the_table_of_the_readme_is_what_the_command_prints(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("arguments", [["--readme", "--dtype", "fp32"], ["--readme", "--tokens", "4"], []])
-def test_the_table_of_the_readme_and_a_shape_of_ones_own_are_not_mixed(arguments, capsys):
+def test_the_readme_table_takes_no_shape_of_ones_own(arguments, capsys):
+    """The table of the README and a shape of one's own are not mixed."""
     from kernels.local_attention.compile import main
 
     with pytest.raises(SystemExit) as done:

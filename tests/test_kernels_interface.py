@@ -72,7 +72,8 @@ def test_both_backends_have_the_same_block_output_and_gradients(case):
 
 
 @pytest.mark.parametrize("backend", BUILT)
-def test_with_one_token_per_block_the_output_is_exactly_the_values(backend):
+def test_one_token_per_block_gives_exactly_the_values(backend):
+    """With one token per block, the output is exactly the values."""
     qkv = torch.randn(2, 3, 3, 24)
     out = local_attention(qkv, num_heads=2, blocks_per_side=3, backend=backend)
     assert torch.equal(out, qkv[..., 16:])
@@ -118,7 +119,8 @@ def test_dropout_of_attention_weights_keeps_the_mean(backend, blocks):
         ({"backend": "cudnn"}, ValueError, "one of auto, reference, sdpa, triton, got 'cudnn'"),
     ],
 )
-def test_wrong_arguments_of_attention_are_refused_with_rule_and_value(changes, error, message):
+def test_wrong_arguments_of_attention_are_refused(changes, error, message):
+    """Wrong arguments of attention are refused with the rule and the value."""
     arguments = {"qkv": torch.zeros(1, 4, 4, 12), "num_heads": 2, "blocks_per_side": 2, **changes}
     qkv = arguments.pop("qkv")
     with pytest.raises(error, match=message):
@@ -139,7 +141,8 @@ def test_wrong_arguments_of_attention_are_refused_with_rule_and_value(changes, e
         ({"x": torch.zeros(1, 4, 4)}, ValueError, "x must have 4 dimensions"),
     ],
 )
-def test_wrong_arguments_of_the_block_are_refused_with_rule_and_value(changes, error, message):
+def test_wrong_arguments_of_the_block_are_refused(changes, error, message):
+    """Wrong arguments of the block are refused with the rule and the value."""
     arguments = {"x": torch.zeros(1, 4, 4, 8), **block_arguments(), "num_heads": 2, "blocks_per_side": 2, **changes}
     with pytest.raises(error, match=message):
         local_attention_block(**arguments)

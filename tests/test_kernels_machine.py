@@ -69,7 +69,7 @@ def test_facts_are_read_without_torch():
 
 
 @pytest.mark.parametrize("first", ["kernels.local_attention.checks", "kernels.machine", "htnet.model"])
-def test_the_public_functions_are_there_whatever_was_imported_first(first):
+def test_public_functions_are_there_after_any_first_import(first):
     """The function ``local_attention`` has the name of the sub-package that holds it."""
     script = (
         f"import {first}; from kernels import local_attention as a, local_attention_block as b; a.__call__, b.__call__"

@@ -20,7 +20,8 @@ def logits_and_gradients(golden, backend, device):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_and_every_gradient_on_triton_are_those_of_the_reference(triton_device, monkeypatch, case):
+def test_logits_and_gradients_on_triton_are_the_references(triton_device, monkeypatch, case):
+    """The logits and every gradient on Triton are those of the reference."""
     golden = load_golden(case)
     expected = logits_and_gradients(golden, "reference", triton_device)
     monkeypatch.setenv("HTNET_ATTENTION", "triton")  # overrides the configured backend

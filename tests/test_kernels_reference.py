@@ -42,7 +42,8 @@ def test_reference_is_attention_inside_each_block(shape, heads, blocks):
         torch.testing.assert_close(actual, naive_local_attention(qkv, heads, blocks, scale), rtol=1e-12, atol=1e-13)
 
 
-def test_reference_computes_in_float32_and_returns_the_inputs_dtype():
+def test_the_reference_computes_in_float32():
+    """The reference computes in float32 and returns the input's dtype."""
     torch.manual_seed(0)
     qkv = torch.randn(2, 4, 4, 24).bfloat16()
     actual = local_attention_reference(qkv, num_heads=2, blocks_per_side=2)
@@ -50,7 +51,8 @@ def test_reference_computes_in_float32_and_returns_the_inputs_dtype():
     torch.testing.assert_close(actual, naive_local_attention(qkv, 2, 2).bfloat16(), rtol=0.01, atol=1e-3)
 
 
-def test_block_reference_is_norm_projections_attention_and_residual():
+def test_the_block_reference_is_written_by_its_definition():
+    """The reference of the block is norm, projections, attention and residual."""
     torch.manual_seed(0)
     x = torch.randn(2, 4, 4, 10, dtype=torch.float64)
     gain, bias = torch.rand(10).double(), torch.rand(10).double()

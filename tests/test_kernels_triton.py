@@ -198,7 +198,8 @@ def test_the_operators_pass_opcheck(triton_device, shape, side):
     torch.library.opcheck(local_attention_backward, (torch.randn_like(out), qkv, *saved, *settings_))
 
 
-def test_a_compiled_function_has_no_graph_break_and_the_same_gradient(triton_device):
+def test_a_compiled_function_has_no_graph_break(triton_device):
+    """A compiled function has no graph break and the same gradient."""
     qkv = torch.randn(SMALL, device=triton_device, requires_grad=True)
     compiled = torch.compile(attention(), fullgraph=True, backend="aot_eager")
     grad_out = torch.randn_like(qkv[..., :10])
@@ -255,7 +256,8 @@ def loss_and_gradients(model, x, *, use_checkpoint=False):
     return loss, *torch.autograd.grad(loss, list(model.parameters()))
 
 
-def test_used_twice_under_autocast_it_keeps_the_narrow_dtype_and_its_gradient(triton_device):
+def test_autocast_keeps_the_narrow_dtype_and_its_gradient(triton_device):
+    """Attention that is used twice under autocast keeps the narrow dtype and its gradient."""
     torch.manual_seed(0)
     ours, plain = Twice("triton").to(triton_device), Twice("reference").to(triton_device)
     plain.load_state_dict(ours.state_dict())
@@ -298,7 +300,8 @@ def test_the_block_with_triton_inside_is_that_of_the_reference(triton_device):
         ({"qkv": torch.zeros(1, 2, 2, 12, device="meta")}, "must be on a CUDA or ROCm device, got meta"),
     ],
 )
-def test_input_that_the_kernels_do_not_take_is_refused_where_they_are_asked_for(changes, message):
+def test_triton_refuses_input_that_its_kernels_do_not_take(changes, message):
+    """Input that the kernels do not take is refused where they are asked for."""
     arguments = {"num_heads": 2, "blocks_per_side": 1, **changes}
     with pytest.raises(ValueError, match=message):
         local_attention(arguments.pop("qkv"), **arguments, backend="triton")

@@ -49,7 +49,8 @@ def test_both_ways_stop_by_the_same_rule():
         torch.testing.assert_close(loops, planes, atol=2e-3, rtol=0)
 
 
-def test_plane_by_plane_a_pair_does_not_depend_on_what_else_is_in_the_batch():
+def test_a_pair_does_not_depend_on_the_rest_of_the_batch():
+    """Computed plane by plane, a pair does not depend on what else is in the batch."""
     onsets = torch.from_numpy(np.stack([texture(50, seed) for seed in range(6)])).float()
     apexes = torch.from_numpy(np.stack([texture(50, seed, shift=(0.4 * seed - 1, 0.2)) for seed in range(6)])).float()
     together = _flow_of_chunk(onsets, apexes, TVL1(), _refined)

@@ -100,7 +100,8 @@ def test_what_the_processor_emulates_starts_no_process(tmp_path, monkeypatch):
     assert [(record.status, record.reason) for record in records] == [("skipped", "this processor emulates bf16")] * 2
 
 
-def test_a_wrong_or_dead_provider_is_a_record_and_the_next_is_measured(tmp_path, monkeypatch, capsys):
+def test_a_wrong_or_dead_provider_stops_no_other(tmp_path, monkeypatch, capsys):
+    """It is a record with its reason, and the next is measured."""
     pair = end_to_end.Pair(
         seconds={BASELINE: [6.0, 8.0], "x": [2.0, 4.0]}, shares={BASELINE: [0.9, 0.8], "x": [1.0, 0.7]}
     )
@@ -143,7 +144,8 @@ def test_the_results_that_are_kept_can_be_read_and_added_to(benchmark, count):
     assert all(record.median > 0 and record.n and record.unit for record in records if record.status == "ok")
 
 
-def test_every_provider_computes_what_upstream_does_and_another_is_not_timed():
+def test_only_providers_that_compute_as_upstream_are_timed():
+    """Every provider computes what upstream does, and one that does not is not timed."""
     torch.manual_seed(0)
     state = HTNet(TINY).state_dict()
     batches = make_batches(TINY, (8, 6))

@@ -1,7 +1,8 @@
-"""What a user relies on at the command line: bad input is one line and exit code 2, and leaves nothing behind."""
+"""Guarantees of the command line: bad input is one line and exit code 2, and leaves nothing behind."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import subprocess
@@ -116,7 +117,8 @@ def test_a_clip_of_two_sources_is_named(work):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])
-def test_an_unreadable_picture_is_named_and_no_library_speaks_beside_us(work, damage):
+def test_an_unreadable_picture_is_named_and_no_library_speaks(work, damage):
+    """An unreadable picture is named, and no library speaks beside us."""
     path = work.release / PICTURES / "006_006_1_2 .png"
     path.write_bytes({"cut": path.read_bytes()[:-300], "empty": b"", "text": b"words"}[damage])
     message = work.refuses("prepare")
@@ -140,7 +142,8 @@ def test_a_place_that_cannot_hold_a_store_is_named(work):
 # --- prepare, and again
 
 
-def test_prepare_writes_a_store_and_says_the_second_time_that_it_is_up_to_date(work):
+def test_a_second_prepare_finds_the_store_up_to_date(work):
+    """Prepare writes a store, and it says the second time that the store is up to date."""
     code, out, err = work.run("prepare", work.config)
     assert (code, err) == (0, "")
     assert all(name in out for name in ("casme2", "samm", "smic", "negative"))
@@ -150,7 +153,8 @@ def test_prepare_writes_a_store_and_says_the_second_time_that_it_is_up_to_date(w
     assert work.files() == before
 
 
-def test_prepare_refuses_a_store_of_other_settings_or_input_and_says_what_differs(stored):
+def test_prepare_refuses_a_store_of_other_settings_or_input(stored):
+    """Prepare refuses a store of other settings or input and says what differs."""
     expected = "holds a store made from other input or settings (flow.size differ); remove it or choose"
     assert expected in stored.refuses("prepare", "--set", "prepare.flow_size=56")
     picture = np.zeros((28, 28, 3), np.uint8)
@@ -179,7 +183,8 @@ def test_names_of_folders_are_shown_as_they_are(work, name):
     assert work.run("prepare", work.config, "--out", out) == (0, f"{out} is up to date: 4 samples\n", "")
 
 
-def test_synthetic_data_go_through_prepare_with_the_demo_configuration(tmp_path, capsys):
+def test_synthetic_data_suit_the_demo_configuration(tmp_path, capsys):
+    """Synthetic data go through prepare with the demo configuration."""
     assert cli.main(["synth", str(tmp_path / "raw"), "--subjects", "2", "--clips", "3"]) == 0
     names = ("casme2", "samm", "smic")
     roots = [f"prepare.sources.{n}.root={tmp_path / 'raw' / name}" for n, name in enumerate(names)]
@@ -221,7 +226,8 @@ def test_a_wrong_override_is_one_line(work, command, arguments, message):
 
 
 @pytest.mark.parametrize("command", ["prepare", "sweep"])
-def test_a_wrong_configuration_file_is_named_and_has_a_line_per_error(work, command):
+def test_a_wrong_configuration_has_a_line_per_error(work, command):
+    """A wrong configuration file is named and has a line per error."""
     out = ["--out", work.path / "out"]
     work.write(modle={})
     assert f"{work.config}: modle: unknown key; known here: seed" in work.refuses(command, *out)
@@ -303,25 +309,29 @@ def test_a_truncated_shard_is_refused_by_every_command(stored):
         ("engine.device=cuda", "engine.device=cuda needs resources.gpus_per_fold > 0"),
     ],
 )
-def test_settings_that_do_not_fit_the_store_are_refused_before_a_run_folder_is_made(stored, override, message):
+def test_settings_that_do_not_fit_the_store_make_no_run_folder(stored, override, message):
+    """Settings that do not fit the store are refused before a run folder is made."""
     assert message in stored.refuses("sweep", "--out", stored.path / "run", "--set", override)
 
 
 def test_a_gpu_asked_for_where_there_is_none_is_refused(stored, monkeypatch):
-    # a stand-in for Ray, because starting it takes longer than all other tests here
-    machine = SimpleNamespace(init=lambda **_: None, cluster_resources=lambda: {"CPU": 2.0}, shutdown=lambda: None)
+    """A stand-in for Ray tells of a node without a GPU, because starting one takes longer than all other tests here."""
+    node = {"Alive": True, "Resources": {"CPU": 2.0}}
+    machine = SimpleNamespace(init=lambda **_: None, nodes=lambda: [node], shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", machine)
+    monkeypatch.setattr("launch.cluster._local_only", contextlib.nullcontext)
     for share, needed in (("1", "1"), ("0.25", "0.25")):
         options = ("--out", stored.path / "run", "--set", f"resources.gpus_per_fold={share}")
         code, _, err = stored.run("sweep", stored.config, *options)
-        expected = f"resources.gpus_per_fold={needed}: the cluster has 0 GPU(s): no fold can run"
+        expected = f"resources.gpus_per_fold={needed}: no node has more than 0 GPU(s): no fold can run"
         assert (code, err) == (2, f"htnet sweep: {expected}\n")
 
 
 # --- the run folder
 
 
-def test_a_run_of_another_configuration_or_store_is_refused_and_says_why(stored):
+def test_a_run_of_another_configuration_is_refused(stored):
+    """A run of another configuration or store is refused, and the message says why."""
     run, config = stored.path / "run", load_config(stored.config)
     with open_run(run, config, open_store(stored.store)) as folder:
         (folder.path / "checkpoints").mkdir()
@@ -424,7 +434,9 @@ def test_a_wrong_command_line_is_exit_code_2(arguments, capsys):
     assert capsys.readouterr().err.splitlines()[-1].startswith("htnet")
 
 
-def test_what_the_machine_refuses_is_one_line_and_a_defect_of_ours_keeps_its_traceback(work, monkeypatch):
+def test_a_refusal_of_the_machine_has_no_traceback(work, monkeypatch):
+    """A refusal of the machine is one line, and a defect of ours keeps its traceback."""
+
     def fails(error):
         def failing(*_, **__):
             raise error
@@ -475,7 +487,8 @@ def test_a_dry_run_looks_at_the_run_folder_and_writes_nothing(stored):
     assert stored.files() == before
 
 
-def test_the_attention_variable_becomes_part_of_the_configuration(stored, monkeypatch):
+def test_the_attention_variable_enters_the_configuration(stored, monkeypatch):
+    """The attention variable becomes part of the configuration."""
     monkeypatch.setenv("HTNET_ATTENTION", "reference")
     code, out, _ = stored.run("sweep", stored.config, "--out", stored.path / "run", "--print-config")
     assert code == 0

@@ -1,4 +1,4 @@
-"""What a user relies on when Ray is started or joined: local ears only, a folder that serves, refusals in words."""
+"""Guarantees of starting or joining Ray: local ears only, a folder that serves, refusals in words."""
 
 from __future__ import annotations
 

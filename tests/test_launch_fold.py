@@ -1,4 +1,4 @@
-"""What a sweep relies on in a fold: the same record whatever happened on the way, or a reason why there is none."""
+"""Guarantees of a fold to a sweep: the same record whatever happened on the way, or a reason why there is none."""
 
 from __future__ import annotations
 
@@ -141,7 +141,8 @@ def test_a_fold_with_a_record_is_done(make_spec, monkeypatch):
 
 @pytest.mark.parametrize("name", ["deepspeed", "torch"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_interrupted_fold_gives_the_record_of_an_undisturbed_one(make_spec, die_in_epoch, name, precision):
+def test_an_interrupted_fold_gives_the_undisturbed_record(make_spec, die_in_epoch, name, precision):
+    """An interrupted fold gives the record of an undisturbed one."""
     changes = {
         "engine": {"name": name, "precision": precision},
         "train": {"schedule": "cosine", "warmup_epochs": 1.5, "clip_norm": 1.0, "class_weights": "balanced"},
@@ -178,7 +179,8 @@ def test_a_fold_whose_frames_change_resumes_to_the_same_record(make_spec, die_in
     assert result_of(make_spec(run="still", **still)).train_loss != undisturbed.train_loss
 
 
-def test_a_fold_interrupted_again_and_again_still_gives_the_same_record(make_spec, monkeypatch):
+def test_many_interruptions_still_give_the_same_record(make_spec, monkeypatch):
+    """A fold that is interrupted again and again still gives the same record."""
     undisturbed = result_of(make_spec(run="undisturbed"))
     spec = make_spec(run="interrupted", resources={"checkpoint_every": 1})
     write = FoldTraining._write_checkpoint
@@ -232,7 +234,8 @@ print(outcome)
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_at_any_step_leaves_a_fold_that_resumes(make_spec, tmp_path):
+def test_a_fold_resumes_after_a_death_at_any_step(make_spec, tmp_path):
+    """A process that dies at any step leaves a fold that resumes."""
     changes = {"resources": {"checkpoint_every": 1}, "data": {"validation_subjects": 1}}
     undisturbed = result_of(make_spec(run="undisturbed", **changes))
     spec = make_spec(run="killed", **changes)
@@ -249,7 +252,8 @@ def test_a_process_that_dies_at_any_step_leaves_a_fold_that_resumes(make_spec, t
     assert comparable(spec) == undisturbed, f"died at step {last}"
 
 
-def test_a_death_while_a_checkpoint_is_written_leaves_the_one_before(make_spec, monkeypatch):
+def test_a_death_while_saving_leaves_the_checkpoint_before(make_spec, monkeypatch):
+    """A death while a checkpoint is written leaves the one before."""
     undisturbed = result_of(make_spec(run="undisturbed"))
     spec = make_spec(run="interrupted", resources={"checkpoint_every": 1})
     save, calls = torch.save, []
@@ -357,7 +361,8 @@ def test_a_checkpoint_is_no_way_to_run_code(make_spec, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_checkpoint_of_another_configuration_or_version_is_refused(make_spec, die_in_epoch):
+def test_a_foreign_checkpoint_is_refused(make_spec, die_in_epoch):
+    """The checkpoint of another configuration or version is refused."""
     spec = make_spec(resources={"checkpoint_every": 2})
     for key, value, rule in (
         ("config_hash", "another", "the checkpoint belongs to another configuration"),
@@ -373,7 +378,8 @@ def test_the_checkpoint_of_another_configuration_or_version_is_refused(make_spec
         spec.checkpoint_path.unlink()
 
 
-def test_validation_subjects_are_kept_out_of_training_and_their_predictions_are_kept(make_spec):
+def test_validation_subjects_are_kept_out_of_training(make_spec):
+    """Validation subjects are kept out of training, and their predictions are kept."""
     spec = make_spec(data={"validation_subjects": 3})
     store = open_store(Path(spec.config.data.store))
     inner = validation_subjects(store, spec.fold, 3, spec.config.seed)
@@ -390,7 +396,8 @@ def test_validation_subjects_are_kept_out_of_training_and_their_predictions_are_
     assert record.validation.labels == tuple(store.samples[row].label for row in rows)
 
 
-def test_progress_tells_the_watchdog_from_the_first_moment_how_far_a_fold_is(make_spec, monkeypatch):
+def test_progress_tells_the_watchdog_from_the_first_moment(make_spec, monkeypatch):
+    """Progress tells the watchdog from the first moment how far a fold is."""
     spec = make_spec(attempt=2)
     seen = []
     create, train = FoldTraining.__init__, FoldTraining._train_epoch
@@ -471,7 +478,8 @@ def test_a_node_that_does_not_see_the_store_says_so(make_spec, tmp_path):
     assert files_in(spec.run_dir) == ["config.yaml"]
 
 
-def test_a_node_that_does_not_see_the_runs_folder_writes_nothing_and_says_so(make_spec, tmp_path):
+def test_a_node_without_the_runs_folder_writes_nothing(make_spec, tmp_path):
+    """A node that does not see the run's folder writes nothing and says so."""
     spec = make_spec()
     shared = "the run's folder must lie on storage that all nodes share"
     elsewhere = tmp_path / "not" / "mounted"
@@ -490,13 +498,14 @@ def test_a_node_that_does_not_see_the_runs_folder_writes_nothing_and_says_so(mak
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_fold_that_asks_for_a_gpu_where_there_is_none_says_so(make_spec):
     outcome = run_fold(make_spec(resources={"gpus_per_fold": 1.0}))
-    assert "no CUDA device is visible; set engine.device=cpu" in outcome.reason
+    assert "no CUDA device is visible; set engine.device=cpu" in outcome.bad_node
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", ["deepspeed", "torch"])
-def test_an_interrupted_fold_on_a_gpu_gives_the_record_of_an_undisturbed_one(make_spec, die_in_epoch, name, precision):
+def test_an_interrupted_fold_on_a_gpu_gives_the_same_record(make_spec, die_in_epoch, name, precision):
+    """An interrupted fold on a GPU gives the record of an undisturbed one."""
     changes = {
         "engine": {"name": name, "precision": precision},
         "resources": {"gpus_per_fold": 0.5, "checkpoint_every": 2},

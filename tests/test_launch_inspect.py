@@ -58,7 +58,8 @@ def test_onset_and_apex_are_drawn_where_they_are_stored(tiny_store, tmp_path, ca
     assert widths[1] > 1.3 * widths[0]
 
 
-def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(tiny_store, tmp_path, capsys):
+def test_the_seed_decides_the_pictures(tiny_store, tmp_path, capsys):
+    """The same seed gives the same pictures, and another seed gives others."""
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(capsys, tiny_store.path, "--samples", 3, "--seed", seed, "--out", tmp_path / name)
     a, b, c = (imread(tmp_path / name / "samples_01.png") for name in "abc")
@@ -66,7 +67,8 @@ def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(tiny_stor
     assert not np.array_equal(a, c)
 
 
-def test_samples_are_spread_evenly_over_classes_as_far_as_there_are_any():
+def test_samples_are_spread_evenly_over_classes():
+    """Samples are spread evenly over classes, as far as there are any."""
     labels = [0] * 20 + [1] * 20 + [2]
     rows = pick_rows(labels, 9, seed=0)
     assert [labels[row] for row in rows] == [0] * 4 + [1] * 4 + [2]
@@ -74,7 +76,8 @@ def test_samples_are_spread_evenly_over_classes_as_far_as_there_are_any():
     assert pick_rows(labels, 100, seed=0) == list(range(41))
 
 
-def test_a_store_with_fewer_samples_than_asked_for_is_drawn_whole(tmp_path, capsys):
+def test_a_store_with_too_few_samples_is_drawn_whole(tmp_path, capsys):
+    """A store with fewer samples than asked for is drawn whole."""
     store = with_frames(tmp_path / "store")
     code, out, _ = run(capsys, store.path, "--samples", 50, "--out", tmp_path / "out")
     assert code == 0
@@ -91,7 +94,8 @@ def test_the_colour_tells_direction_and_speed():
     assert up == pytest.approx((0.5, 1, 0), abs=1e-5)  # y points down: a raised brow is green
 
 
-def test_published_pictures_are_shown_around_their_median_and_only_mirrored_and_cut_elsewhere(tmp_path):
+def test_published_pictures_are_shown_around_their_median(tmp_path):
+    """Published pictures are shown around their median, and only mirrored and cut elsewhere."""
     scaled = {"sources": [{"adapter": "htnet_release", "flow": {"scaling": "min-max per channel to 0..255"}}]}
     store = write_store(tmp_path / "store", random_samples(datasets=("samm",), subjects=2), scaled)
     (said,) = [text.get_text() for text in _sheet(store, list(_views(store, [0, 1], seed=0))).texts]
@@ -99,7 +103,8 @@ def test_published_pictures_are_shown_around_their_median_and_only_mirrored_and_
     assert (STRETCHED.rotate, STRETCHED.magnify) == (RotateConfig(), MagnifyConfig())
 
 
-def test_flow_in_pixels_is_shown_as_such_beside_published_pictures(tmp_path):
+def test_flow_in_pixels_is_shown_as_such(tmp_path):
+    """Flow in pixels is shown as such beside published pictures."""
     scaled = {"sources": [{"adapter": "htnet_release", "flow": {"scaling": "min-max per channel to 0..255"}}]}
     first, *others = random_samples(datasets=("samm",), subjects=2)
     made = replace(first, sample=replace(first.sample, onset=1))
@@ -161,7 +166,8 @@ def test_pictures_appear_all_together_or_not_at_all(tiny_store, tmp_path, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_killed_writer_left_is_removed_and_that_of_a_living_one_stays(tiny_store, tmp_path, capsys):
+def test_folders_of_killed_writers_alone_are_removed(tiny_store, tmp_path, capsys):
+    """The folder that a killed writer left is removed, and that of a living one stays."""
     killed, alive, other = (tmp_path / f".{name}.tmp" for name in (f"out.{'0' * 32}", f"out.{'1' * 32}", "out.mine"))
     for folder in (killed, alive, other):
         folder.mkdir()

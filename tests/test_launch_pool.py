@@ -1,4 +1,4 @@
-"""What a user relies on in the pool: every task ends once, whatever dies on the way, and a dead cluster is one line."""
+"""Guarantees of the pool: every task ends once, whatever dies on the way, and a dead cluster is one line."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Done:
 
 @dataclass
 class Driven:
-    """What a pool reported."""
+    """Reports of a pool."""
 
     ends: dict[str, Done | GivenUp] = field(default_factory=dict)
     events: list[dict] = field(default_factory=list)

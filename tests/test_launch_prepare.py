@@ -206,14 +206,16 @@ def test_damage_of_every_kind_to_onset_or_apex_is_listed(tmp_path, capsys, start
     assert not {str(sample.id) for sample in store.samples} & damage.keys()
 
 
-def test_strict_stops_at_the_first_clip_that_fails_and_leaves_nothing(damaged, tmp_path, capsys, started_ray):
+def test_strict_stops_at_the_first_clip_that_fails(damaged, tmp_path, capsys, started_ray):
+    """With --strict, prepare stops at the first clip that fails and leaves nothing."""
     [path] = damage_of(damaged).values()
     assert run(configured(tmp_path, damaged, **of_damaged(damaged)), "--strict") == 2
     assert f"htnet prepare: {path}: unreadable picture" in capsys.readouterr().err
     assert sorted(item.name for item in tmp_path.iterdir()) == ["c.yaml"]
 
 
-def test_strict_sees_the_failures_of_the_run_that_it_goes_on_with(damaged, tmp_path, capsys, started_ray, monkeypatch):
+def test_strict_sees_the_failures_of_the_run_before(damaged, tmp_path, capsys, started_ray, monkeypatch):
+    """With --strict, prepare sees the failures of the run that it goes on with."""
     [(clip, path)] = damage_of(damaged).items()
     config = configured(tmp_path, damaged, **of_damaged(damaged))
     with monkeypatch.context() as patch:
@@ -225,7 +227,8 @@ def test_strict_sees_the_failures_of_the_run_that_it_goes_on_with(damaged, tmp_p
     assert not list(tmp_path.glob(".store*"))
 
 
-def test_where_every_clip_fails_each_is_listed_and_there_is_no_store(raw, tmp_path, capsys, started_ray):
+def test_there_is_no_store_if_every_clip_fails(raw, tmp_path, capsys, started_ray):
+    """If every clip fails, each is listed and there is no store."""
     copy = Path(shutil.copytree(raw / "samm", tmp_path / "samm"))
     for clip in clips(read(copy, "samm")):
         for path in list_frames(clip.frames).values():
@@ -291,7 +294,8 @@ def test_a_store_of_which_everything_was_done_needs_no_cluster(interrupted, tmp_
     assert content(tmp_path / "store") == undisturbed
 
 
-def test_what_was_made_in_another_way_is_removed_and_that_is_said(interrupted, tmp_path, capsys):
+def test_work_that_was_made_in_another_way_is_removed(interrupted, tmp_path, capsys):
+    """Work that was made in another way is removed, and prepare says so."""
     assert run(interrupted, "--set", "prepare.strain=sobel") == 0
     out = capsys.readouterr().out
     assert f"{tmp_path / '.store.partial'}: was made from other input, settings or versions: removed" in out
@@ -299,15 +303,15 @@ def test_what_was_made_in_another_way_is_removed_and_that_is_said(interrupted, t
     assert open_store(tmp_path / "store").recipe["flow"]["strain"] == "sobel"
 
 
-def test_parts_of_other_versions_are_not_mixed_with_those_of_this_one(interrupted, monkeypatch, capsys):
+def test_parts_of_other_versions_are_not_mixed_in(interrupted, monkeypatch, capsys):
+    """Parts of other versions are not mixed with those of this one."""
     monkeypatch.setattr(launch.commands.prepare, "package_version", lambda name: "0.1")
     assert run(interrupted) == 0
     assert "was made from other input, settings or versions: removed" in capsys.readouterr().out
 
 
-def test_a_subject_that_the_machine_failed_stops_no_other_and_can_be_mended(
-    raw, tmp_path, capsys, started_ray, undisturbed, monkeypatch
-):
+def test_a_subject_that_the_machine_failed_can_be_mended(raw, tmp_path, capsys, started_ray, undisturbed, monkeypatch):
+    """A subject that the machine failed stops no other and can be mended."""
     config = configured(tmp_path, raw)
 
     def unlucky(task: SubjectTask) -> SubjectOutcome:
@@ -342,9 +346,9 @@ def test_a_subject_that_the_machine_failed_stops_no_other_and_can_be_mended(
         (ZeroDivisionError("a defect"), ("ZeroDivisionError: a defect", True)),
     ],
 )
-def test_a_task_tells_what_the_machine_refused_in_a_line_and_a_defect_with_its_traceback(
-    raw, tmp_path, monkeypatch, error, outcome
-):
+def test_a_task_shows_the_traceback_of_a_defect_only(raw, tmp_path, monkeypatch, error, outcome):
+    """A task tells in a line what the machine refused, and it reports a defect with its traceback."""
+
     def fail(*_):
         raise error
 
@@ -355,7 +359,8 @@ def test_a_task_tells_what_the_machine_refused_in_a_line_and_a_defect_with_its_t
     assert done.bad_input is None
 
 
-def test_a_node_that_does_not_see_the_clips_or_the_store_refuses_and_leaves_nothing_out(raw, tmp_path):
+def test_a_node_without_the_clips_or_the_store_refuses(raw, tmp_path):
+    """A node that does not see the clips or the store refuses and leaves nothing out."""
     task = task_of(raw, tmp_path / "none")
     assert (
         f"{task.folder}: not there; the store must lie on storage that all nodes share"
@@ -385,9 +390,9 @@ def task_of(raw: Path, folder: Path) -> SubjectTask:
     )
 
 
-def test_a_subject_whose_record_the_driver_does_not_see_is_an_error_not_a_gap(
-    raw, tmp_path, capsys, started_ray, monkeypatch
-):
+def test_a_record_that_the_driver_does_not_see_is_an_error(raw, tmp_path, capsys, started_ray, monkeypatch):
+    """A subject whose record the driver does not see is an error, not a gap."""
+
     def elsewhere(task: SubjectTask) -> SubjectOutcome:
         return SubjectOutcome(clips=2) if task.subject == "007" else prepare_subject(task)
 
@@ -399,9 +404,8 @@ def test_a_subject_whose_record_the_driver_does_not_see_is_an_error_not_a_gap(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600 + 90 * KILLS)
-def test_killed_at_random_moments_the_store_is_the_same_to_the_last_byte_for_any_number_of_workers(
-    tmp_path, started_ray
-):
+def test_kills_and_workers_do_not_change_the_store(tmp_path, started_ray):
+    """Killed at random moments, prepare makes the same store to the last byte for any number of workers."""
     raw, subjects = tmp_path / "raw", min(4 * KILLS, 90)
     # a subject or two, seldom more, are done from one kill to the next
     generate(raw, datasets=["casme2"], subjects=subjects, clips=2, image_size=64)
@@ -431,7 +435,7 @@ def program(config: Path) -> list[str]:
 
 
 def kills() -> Iterator[tuple[signal.Signals, float | None]]:
-    """How each run ends, and when: None: soon after a further subject is done; else so many seconds after its start."""
+    """Yield how each run ends, and when: None is soon after a further subject, else so many seconds after its start."""
     rng = np.random.default_rng()
     for number in range(KILLS):
         yield (signal.SIGKILL, signal.SIGTERM)[number % 2], float(rng.uniform(0, 8)) if number % 3 == 2 else None
@@ -472,16 +476,16 @@ def kill_once(config: Path, parts: Path, end: signal.Signals, seconds: float | N
 # --- where it runs
 
 
-def test_paths_relative_to_the_drivers_folder_are_found_by_workers_elsewhere(
-    raw, tmp_path, started_ray, undisturbed, monkeypatch
-):
+def test_workers_elsewhere_find_relative_paths(raw, tmp_path, started_ray, undisturbed, monkeypatch):
+    """Paths relative to the driver's folder are found by workers elsewhere."""
     config = configured(tmp_path, raw, sources=sources(Path(raw.name)))
     monkeypatch.chdir(raw.parent)
     assert run(config) == 0
     assert content(tmp_path / "store") == undisturbed
 
 
-def test_a_task_that_fits_nowhere_is_refused_by_the_keys_of_prepare(raw, tmp_path, capsys, started_ray):
+def test_a_task_that_fits_nowhere_is_refused(raw, tmp_path, capsys, started_ray):
+    """A task that fits nowhere is refused, and the message names the keys of prepare."""
     for override, words in (("threads=99", "prepare.threads=99"), ("gpus_per_task=64", "prepare.gpus_per_task=64")):
         assert run(configured(tmp_path, raw), "--set", f"prepare.{override}") == 2
         err = capsys.readouterr().err
@@ -550,7 +554,8 @@ def test_a_list_says_what_there_is_and_decodes_nothing(raw, tmp_path, capsys):
     assert not (tmp_path / "store").exists()
 
 
-def test_a_list_needs_no_landmarks_and_says_of_how_many_clips_there_are_none(raw, tmp_path, capsys):
+def test_a_list_needs_no_landmarks(raw, tmp_path, capsys):
+    """A list needs no landmarks and says of how many clips there are none."""
     copy = Path(shutil.copytree(raw, tmp_path / "raw"))
     (copy / "samm" / "landmarks.csv").unlink()
     release = make_release(tmp_path / "release")
@@ -568,7 +573,8 @@ def test_a_list_needs_no_landmarks_and_says_of_how_many_clips_there_are_none(raw
     assert f"{tmp_path / 'none.csv'}: " in capsys.readouterr().err
 
 
-def test_the_frames_of_a_recording_are_looked_at_once_for_all_its_clips(tmp_path, monkeypatch):
+def test_a_recording_is_looked_at_once_for_all_its_clips(tmp_path, monkeypatch):
+    """The frames of a recording are looked at once for all its clips."""
     numbers = [["dataset", "subject", "clip", "onset", "apex", "offset", "emotion", "frames"]]
     numbers += [["own", "p1", f"c{number}", number, number + 1, "", "surprise", "film"] for number in range(1, 41)]
     root = make(tmp_path / "own", "samples.csv", numbers, ["film"])
@@ -651,7 +657,8 @@ def test_a_doubled_folder_that_is_removed_is_told_of_no_more(tmp_path, capsys, s
     assert "holds a store made from other input" in capsys.readouterr().err
 
 
-def test_sources_whose_flow_images_differ_in_size_are_refused_with_both_named(raw, tmp_path, capsys):
+def test_sources_with_flow_images_of_two_sizes_are_refused(raw, tmp_path, capsys):
+    """Sources whose flow images differ in size are refused, and both are named."""
     release = make_release(tmp_path / "release", clips=[("smic", "s01", "s1_ne_01", 0)])
     both = [*sources(raw), {"adapter": "htnet_release", "root": str(release)}]
     assert run(configured(tmp_path, raw, sources=both), "--set", "prepare.flow_size=56") == 2
@@ -663,9 +670,8 @@ def test_sources_whose_flow_images_differ_in_size_are_refused_with_both_named(ra
     assert run(configured(tmp_path, raw, sources=both), "--dry-run") == 0
 
 
-def test_classes_of_a_mapping_are_in_the_store_and_another_mapping_makes_another_store(
-    raw, tmp_path, capsys, started_ray
-):
+def test_a_mapping_decides_the_classes_of_the_store(raw, tmp_path, capsys, started_ray):
+    """The classes of a mapping are in the store, and another mapping makes another store."""
     words = {"disgust": "strong", "happiness": "weak", "surprise": "weak"}
     mapping = tmp_path / "own.yaml"
     emotions = {clip.emotion.lower() for clip in clips(read(raw / "casme2", "casme2"))}
@@ -701,7 +707,8 @@ def landmark_rows(folder: Path, *, but: int) -> Path:
     return table
 
 
-def test_where_landmarks_come_from_is_counted_and_failures_are_listed_by_policy(raw, tmp_path, capsys, started_ray):
+def test_sources_of_landmarks_are_counted(raw, tmp_path, capsys, started_ray):
+    """The sources of landmarks are counted, and failures are listed by policy."""
     copy = Path(shutil.copytree(raw / "samm", tmp_path / "samm"))
     source = {"adapter": "samm", "root": str(copy), "landmarks": str(landmark_rows(copy, but=1))}
     config = configured(tmp_path, raw, sources=[source])
@@ -727,7 +734,8 @@ def test_where_landmarks_come_from_is_counted_and_failures_are_listed_by_policy(
     assert methods == {"006_1_1.json": "mean_shape", "006_1_2.json": "table fewer.csv"}
 
 
-def test_a_folder_of_openface_files_is_a_table_and_a_changed_file_another_input(raw, tmp_path, capsys):
+def test_a_folder_of_openface_files_is_a_table(raw, tmp_path, capsys):
+    """A folder of OpenFace files is a table, and a changed file is another input."""
     entries = clips(read(raw / "samm", "samm"))
     given = read_landmarks(raw / "samm" / "landmarks.csv")
     folder = tmp_path / "openface"
@@ -792,7 +800,9 @@ def test_a_second_writer_is_kept_out_and_spoils_nothing(raw, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
-def test_where_files_cannot_be_locked_the_work_goes_on_and_says_so(tmp_path, capsys, monkeypatch, code):
+def test_prepare_goes_on_without_file_locks(tmp_path, capsys, monkeypatch, code):
+    """If files cannot be locked, the work goes on and prepare says so."""
+
     def refuse(file, operation):
         raise OSError(code, os.strerror(code))
 
@@ -836,7 +846,9 @@ def test_the_report_says_what_took_how_long_on_what(interrupted, tmp_path, capsy
     assert {"host", "cpus", "versions", "command"} <= report["run"].keys()
 
 
-def test_a_kill_when_the_store_has_just_got_its_name_costs_no_report(interrupted, tmp_path, undisturbed, monkeypatch):
+def test_a_kill_just_after_the_store_costs_no_report(interrupted, tmp_path, undisturbed, monkeypatch):
+    """A kill when the store has just got its name costs no report."""
+
     def killed(stage: Staging) -> None:
         raise SystemExit(9)
 
@@ -852,7 +864,8 @@ def test_a_kill_when_the_store_has_just_got_its_name_costs_no_report(interrupted
     assert report["run"]["store"] == str(tmp_path / "store")
 
 
-def test_the_line_counts_what_this_run_did_and_reckons_the_rest_from_it(monkeypatch):
+def test_the_line_of_progress_reckons_from_this_run(monkeypatch):
+    """The line of progress counts what this run did and reckons the rest from it."""
     now = [100.0]
     monkeypatch.setattr("launch.screen.time.monotonic", lambda: now[0])
     text = io.StringIO()

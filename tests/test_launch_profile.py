@@ -182,7 +182,8 @@ def test_only_a_failure_of_ours_makes_a_run_partial():
     assert attention._exit_code([copy, rival, dataclasses.replace(broken, provider="block-triton")]) == 1
 
 
-def test_goals_are_ratios_to_the_quickest_rival_of_the_same_case_and_mode():
+def test_goals_are_ratios_to_the_quickest_rival():
+    """Goals are ratios to the quickest rival of the same case and mode."""
     (_, row) = measured(select_providers(["reference"]))
 
     def timed(provider, median, mode="both", *, graph=False, **figures):
@@ -210,7 +211,8 @@ def test_goals_are_ratios_to_the_quickest_rival_of_the_same_case_and_mode():
         (("training", "--tiny", "--rounds", "1"), ("pydantic",), 0),  # the configuration's
     ],
 )
-def test_it_runs_where_packages_for_data_and_clusters_are_absent(arguments, there, code):
+def test_profile_needs_no_packages_for_data_and_clusters(arguments, there, code):
+    """Profile runs where the packages for data and clusters are absent."""
     absent = [name for name in ABSENT if name not in there]
     script = (
         f"import sys; [sys.modules.__setitem__(name, None) for name in {absent}]; "

@@ -45,7 +45,8 @@ def store(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", ["plain", "augmented", "streamed"])
-def test_the_rival_makes_the_batches_that_folds_train_on_over_several_epochs(case, store):
+def test_the_rival_makes_the_batches_of_folds(case, store):
+    """The rival makes the batches that folds train on, over several epochs."""
     data, rows = CASES[case].data, tuple(range(30))
     resident = Resident(store, rows, data=data, mosaic_size=28, device=CPU, threads=1)
     transform = fit_transform(resident, rows, standardise=True)
@@ -68,7 +69,8 @@ def test_the_augmented_case_changes_what_the_plain_one_leaves(store):
         assert torch.equal(rival[0][0], rival[1][0]) is not changes
 
 
-def test_the_rival_of_frames_makes_the_batches_that_folds_train_on(tmp_path):
+def test_the_rival_of_frames_makes_the_batches_of_folds(tmp_path):
+    """The rival of frames makes the batches that folds train on."""
     case, plan = CASES["own-flow"], Plan(samples=6, batch=4)
     store = make_frame_store(tmp_path / "store", samples=6, size=28, side=64, working_size=64)
     sampler, transform = profile_input._setting(case, store, plan)

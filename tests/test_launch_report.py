@@ -1,4 +1,4 @@
-"""What a user relies on in the report and in the table at the end of a sweep."""
+"""Guarantees of the report and of the table at the end of a sweep."""
 
 from __future__ import annotations
 

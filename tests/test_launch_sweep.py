@@ -1,4 +1,4 @@
-"""What a user relies on in a sweep: every fold once, whatever dies on the way, and a run that anyone can take up."""
+"""Guarantees of a sweep: every fold once, whatever dies on the way, and a run that anyone can take up."""
 
 from __future__ import annotations
 
@@ -445,9 +445,8 @@ def start():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_sweep_that_is_killed_and_interrupted_ends_like_one_that_was_left_alone(
-    reference, sweep_config, start, tmp_path
-):
+def test_a_killed_sweep_ends_like_an_undisturbed_one(reference, sweep_config, start, tmp_path):
+    """A sweep that is killed and interrupted ends like one that was left alone."""
     run = tmp_path / "run"
     config = write_config(changed(sweep_config, resources={"max_parallel_folds": 2, "checkpoint_every": 1}), tmp_path)
 
@@ -602,7 +601,8 @@ def listens(port: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_sweep_over_a_running_cluster_predicts_what_one_on_this_machine_does(reference, sweep_config, tmp_path):
+def test_a_sweep_over_a_cluster_predicts_the_same(reference, sweep_config, tmp_path):
+    """A sweep over a running cluster predicts what one on this machine does."""
     config = write_config(changed(sweep_config, resources={"max_parallel_folds": 2}), tmp_path)
     with ray_head(tmp_path / "home", RAY_AUTH_MODE="disabled") as head:
         done = head.sweep(f"127.0.0.1:{head.port}", config, tmp_path / "run")
@@ -617,7 +617,7 @@ def test_a_sweep_over_a_running_cluster_predicts_what_one_on_this_machine_does(r
         big = head.sweep(f"127.0.0.1:{head.port}", config, tmp_path / "big", "--set", "resources.cpus_per_fold=3")
         assert (big.code, big.text) == (
             2,
-            "htnet sweep: resources.cpus_per_fold=3: the cluster has 2 CPU(s): no fold can run\n",
+            "htnet sweep: resources.cpus_per_fold=3: no node has more than 2 CPU(s): no fold can run\n",
         )
     address = f"127.0.0.1:{head.port}"
     gone = head.sweep(address, config, tmp_path / "gone")
@@ -629,7 +629,8 @@ def test_a_sweep_over_a_running_cluster_predicts_what_one_on_this_machine_does(r
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_cluster_that_asks_for_a_token_gets_it_and_the_lack_of_one_is_one_line(sweep_config, tmp_path):
+def test_a_cluster_that_asks_for_a_token_gets_it(sweep_config, tmp_path):
+    """A cluster that asks for a token gets it, and the lack of one is one line."""
     config = write_config(changed(sweep_config, data={"subjects": ("samm/sub01",)}), tmp_path)
     with ray_head(tmp_path / "home", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as head:
         by_variable, by_file = tmp_path / "variable", tmp_path / "file"

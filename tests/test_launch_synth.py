@@ -62,9 +62,8 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
-def test_of_every_planted_trap_the_adapter_says_what_is_expected_and_keeps_all_other_clips(
-    tmp_path, capsys, name, form
-):
+def test_the_adapter_says_what_every_planted_trap_expects(tmp_path, capsys, name, form):
+    """Of every planted trap the adapter says what is expected, and it keeps all other clips."""
     raw = tmp_path / "raw"
     assert synth(raw, "--datasets", name, "--subjects", 3, "--clips", 2, "--traps", *form) == 0
     clips = {
@@ -98,7 +97,7 @@ def test_of_every_planted_trap_the_adapter_says_what_is_expected_and_keeps_all_o
 
 
 @pytest.mark.parametrize(("name", "form"), [pair for pair in FORMS if pair[0] != "htnet_release"])
-def test_frames_are_those_of_the_clip_whatever_the_annotation_says(tmp_path, name, form):
+def test_frames_are_those_of_the_clip_whatever_is_annotated(tmp_path, name, form):
     """Onset and apex of the samples are the true ones, or near it where the apex is found."""
     raw = tmp_path / "raw"
     assert synth(raw, "--datasets", name, "--subjects", 2, "--clips", 2, "--traps", *form) == 0
@@ -188,7 +187,7 @@ def write_list(path: Path, rows=SMALL_LIST) -> Path:
 
 
 def listed(tmp_path: Path, raw: Path, path: Path, capsys) -> list[str]:
-    """What ``htnet prepare --list`` prints of the three layouts against a list."""
+    """Return what ``htnet prepare --list`` prints of the three layouts against a list."""
     found = [{"adapter": name, "root": str(raw / name)} for name in ("casme2", "samm", "smic") if (raw / name).is_dir()]
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump({"prepare": {"sources": found, "official_list": str(path)}}))

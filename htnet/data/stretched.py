@@ -14,7 +14,7 @@ from htnet.errors import InputError
 
 
 def is_stretched(store: Store, row: int) -> bool:
-    """Whether a sample's channels were stretched by the dataset's authors, and u and v are not pixels.
+    """Say whether a sample's channels were stretched by the dataset's authors, and u and v are not pixels.
 
     Of sources that say so, only what comes without frames, and so without an onset, is such a picture.
     """

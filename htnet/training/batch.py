@@ -1,4 +1,4 @@
-"""What a fold trains and tests on."""
+"""Data that a fold trains and tests on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs the optimizer steps of a fold: DeepSpeed, or plain PyTorch behind the same interface.
+"""Engines that run the optimizer steps of a fold: DeepSpeed, or plain PyTorch behind the same interface.
 
 Both keep fp32 masters: in fp32 they are the weights, in bf16 the optimizer holds them beside the bf16 weights
 (``MasterAdam``), in fp16 they are the weights and the pass runs under autocast with a gradient scaler. With the

@@ -54,7 +54,7 @@ _TOLERANCES: Final = {"core": TOLERANCES, "block": BLOCK_TOLERANCES}
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to measure, and where."""
+    """Choice of what to measure, and where."""
 
     cases: Sequence[Case]
     providers: Sequence[Provider]

@@ -55,7 +55,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a step ended: ``ok``, ``exit 1``, ``time limit`` or ``left out``."""
+    """End of a step: ``ok``, ``exit 1``, ``time limit`` or ``left out``."""
 
     name: str
     how: str

@@ -246,7 +246,7 @@ def _grid_limit(case: Case, device: torch.device) -> str | None:
 
 
 def not_taken(case: Case, device: torch.device) -> str | None:
-    """What our core's kernels do not take, on any device; blocks of one token need no kernel."""
+    """Say what our core's kernels do not take, on any device; blocks of one token need no kernel."""
     if case.tokens_per_block == 1:
         return None
     x = torch.empty(case.batch, case.height, case.width, 1, dtype=DTYPES[case.dtype], device="meta")

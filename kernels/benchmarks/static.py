@@ -1,4 +1,4 @@
-"""What can be said of the GPU kernels without a GPU: what the compiler makes of them for a card's architecture."""
+"""Facts on the GPU kernels without a GPU: what the compiler makes of them for a card's architecture."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ IN_USE: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one compiled kernel needs: ``spilled`` in instructions, ``stack`` in bytes a thread, ``shared`` in bytes."""
+    """Needs of one compiled kernel: ``spilled`` in instructions, ``stack`` in bytes a thread, ``shared`` in bytes."""
 
     kernel: str
     arch: str

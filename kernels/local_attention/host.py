@@ -34,7 +34,7 @@ _LOG2_E: Final = math.log2(math.e)
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """How a kernel is cut: ``tile`` slots a program, of which ``packed`` whole blocks are filled (0: tiled kernel).
+    """Division of a kernel: ``tile`` slots a program, of which ``packed`` whole blocks are filled (0: tiled kernel).
 
     ``registers`` bounds those of a thread, 0 leaves the choice to the compiler. ``late`` is for a packed backward that
     would spill if it loaded all its input at once.
@@ -122,7 +122,7 @@ class Launch:
             self.kernel[(self.programs,)](**self.arguments, **self.constants, **self.options())
 
     def options(self) -> dict[str, int | bool]:
-        """How the compiler is to treat the kernel."""
+        """Return the compiler's options for the kernel."""
         options: dict[str, int | bool] = {"num_warps": self.tiling.warps, "num_stages": self.tiling.stages}
         if self.tiling.registers:
             options["maxnreg"] = self.tiling.registers

@@ -105,7 +105,7 @@ def _resolve(backend: str, x: Tensor, num_heads: int, head_dim: int, blocks_per_
 
 
 def _missing(x: Tensor) -> str | None:
-    """What the Triton kernels lack to run where ``x`` is, or None."""
+    """Say what the Triton kernels lack to run where ``x`` is, or return None."""
     if not _TRITON_INSTALLED:
         return "the package triton is not installed"
     if x.device.type == "cuda" or (x.device.type == "cpu" and _interpreted()):

@@ -363,7 +363,7 @@ def tiled_forward(
 @triton.jit
 def _query_tile(query, base, grad_base, out_base, log_sums, rows, grad_rows, out_rows,
                 FIRST: tl.constexpr, SECOND: tl.constexpr, HEAD_DIM: tl.constexpr, TOKENS: tl.constexpr):  # fmt: skip
-    """What the backward needs of a query tile: queries, upstream gradient, log-sums, delta = sum(dO * O) per row."""
+    """Load what the backward needs of a query tile: queries, output gradient, log-sums, delta = sum(dO * O) per row."""
     valid = query < TOKENS
     q0, q1 = _load(base, rows, valid, FIRST, SECOND, HEAD_DIM)  # [T, W0], [T, W1]
     g0, g1 = _load(grad_base, grad_rows, valid, FIRST, SECOND, HEAD_DIM)

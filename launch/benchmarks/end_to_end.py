@@ -67,7 +67,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a provider's process trains."""
+    """Training of a provider's process."""
 
     config: HTNetConfig = field(default_factory=HTNetConfig)
     sizes: tuple[int, ...] = (256, 180)

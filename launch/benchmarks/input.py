@@ -104,7 +104,7 @@ class Case:
     """False: two solvers of one problem are compared by the root mean square of their difference, relative to ours."""
 
     largest_batch: int | None = None
-    """Where samples take long; None: as asked for."""
+    """Of a case whose samples take long; None: as asked for."""
 
     @property
     def of_frames(self) -> bool:
@@ -146,7 +146,7 @@ CASES: Final[dict[str, Case]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much of a case is measured."""
+    """Extent of the measurement of a case."""
 
     samples: int = 442
     size: int = 28

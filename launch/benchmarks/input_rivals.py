@@ -1,4 +1,4 @@
-"""What the training stream is measured against: the same batches by a DataLoader with numpy and OpenCV, and their data.
+"""Rivals of the training stream: the same batches by a DataLoader with numpy and OpenCV, and their data.
 
 The rival is what one writes without DALI, whole batches at a time. It keeps in memory what our stream keeps, takes the
 same random numbers and makes the same changes.

@@ -53,7 +53,7 @@ Picture = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class _View:
-    """What is drawn of a sample; flow image (F, F, 3), mosaics (S, S, 3), channels (flow_u, flow_v, strain)."""
+    """Pictures drawn of a sample; flow image (F, F, 3), mosaics (S, S, 3), channels (flow_u, flow_v, strain)."""
 
     row: int
     stretched: bool

@@ -42,7 +42,7 @@ CHECKPOINT_FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class FoldSpec:
-    """What a worker needs to know; small, because it is sent to it."""
+    """Facts that a worker needs to know; few, because they are sent to it."""
 
     config: Config
     fold: Fold
@@ -87,7 +87,7 @@ class FoldSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldOutcome:
-    """What comes back to the driver: the record's existence, or the reason why there is none.
+    """Answer to the driver: the record's existence, or the reason why there is none.
 
     ``bad_node``: the node sees another store or run than the driver, so nothing was done; another node may.
     """

@@ -1,4 +1,4 @@
-"""What a face detector is, and which face of several is the subject's."""
+"""Definition of a face detector, and the choice of the subject's face among several."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Detector(Protocol):
     """Finds the face of a picture."""
 
     def describe(self) -> dict[str, object]:
-        """What decides its answers, for ``store.json``: name, checksum of the weights, thresholds."""
+        """Return what decides its answers, for ``store.json``: name, checksum of the weights, thresholds."""
         ...
 
     def __call__(self, picture: NDArray[np.uint8]) -> Landmarks | None:

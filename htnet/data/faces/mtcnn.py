@@ -56,7 +56,7 @@ class Mtcnn:
         self._sha256 = checksum([files[name] for name in _OUTPUTS])
 
     def describe(self) -> dict[str, object]:
-        """What decides its answers."""
+        """Return what decides its answers."""
         settings = {"thresholds": list(THRESHOLDS), "factor": FACTOR, "smallest": [SMALLEST_FACE, SMALLEST_SHARE]}
         return {"name": "mtcnn", "weights_sha256": self._sha256, "choice": CHOICE, **settings}
 

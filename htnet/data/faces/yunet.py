@@ -34,7 +34,7 @@ class YuNet:
         self._sha256 = checksum([model])
 
     def describe(self) -> dict[str, object]:
-        """What decides its answers."""
+        """Return what decides its answers."""
         settings = {"score": SCORE, "overlap": OVERLAP, "sides": list(SIDES)}
         return {"name": "yunet", "weights_sha256": self._sha256, "choice": CHOICE, **settings}
 

@@ -20,7 +20,7 @@ _SIZE = 128
 
 
 def spotting_recipe() -> dict[str, object]:
-    """How an apex is found, for ``store.json``."""
+    """Describe how an apex is found, for ``store.json``."""
     rule = (
         "frame of the largest mean flow from the onset in the four regions of the face crop, less its median over the "
         "crop; means smoothed over three frames"

@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class ByteRange:
-    """Where a member's bytes lie in its shard, and their SHA-256."""
+    """Place of a member's bytes in its shard, and their SHA-256."""
 
     start: int
     bytes: int

@@ -230,7 +230,7 @@ def write_store(path: Path, samples: Iterator[PreparedSample], recipe: Mapping[s
 
 
 def _check_image(item: PreparedSample) -> None:
-    """What would end a fold in its fortieth epoch is found here."""
+    """Refuse here what would end a fold in its fortieth epoch."""
     image, expected = item.flow_image, (item.sample.flow_size, item.sample.flow_size, 3)
     if image.shape != expected or image.dtype != np.float16:
         raise InputError(f"{item.sample.id}: flow image must be {expected} float16, got {image.shape} {image.dtype}")

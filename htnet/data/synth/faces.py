@@ -31,7 +31,7 @@ _Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What tells one synthetic subject from another; lengths are shares of the picture's side."""
+    """Features that tell one synthetic subject from another; lengths are shares of the picture's side."""
 
     face_width: float
     face_height: float

@@ -33,7 +33,7 @@ class Bump:
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How one person shows an expression in one clip: strengths of left, right, upper and lower face around 1."""
+    """Manner of one person's expression in one clip: strengths of left, right, upper and lower face around 1."""
 
     left: float
     right: float
