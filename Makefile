@@ -39,19 +39,19 @@ types: $(READY) ## mypy, strict
 check: lint types test ## all that has to pass before a commit
 
 bench-end-to-end: $(READY) ## fold training at the paper's size against upstream's way
-	$(BIN)/htnet profile --end-to-end --out docs/benchmarks/results
+	$(BIN)/htnet profile end-to-end --out docs/benchmarks/results
 
 bench-input: $(READY) ## the training stream against a DataLoader with OpenCV
-	$(BIN)/htnet profile --input --train-step --out docs/benchmarks/results
+	$(BIN)/htnet profile input --train-step --out docs/benchmarks/results
 
 bench-flow: $(READY) ## TV-L1 flow against scikit-image's and OpenCV's
-	$(BIN)/python -m launch.benchmarks.flow --out docs/benchmarks/results/flow_cpu.csv
+	$(BIN)/htnet profile flow --out docs/benchmarks/results
 
 bench-apex: $(READY) ## finding apexes by flow and by grey differences
-	$(BIN)/python -m launch.benchmarks.apex --out docs/benchmarks/results/apex_cpu.csv
+	$(BIN)/htnet profile apex --out docs/benchmarks/results
 
 bench-head-motion: $(READY) ## scores with and without the head's motion in the flow
-	$(BIN)/python -m launch.benchmarks.head_motion --out docs/benchmarks/results/head_motion.csv
+	$(BIN)/htnet profile head-motion --out docs/benchmarks/results
 
 # what is installed decides what runs; nothing is installed for it, so that any machine with torch and a GPU will do
 gpu-check: ## all that needs a GPU: tests, kernel benchmarks, training; under nine minutes, results in runs/gpu-check

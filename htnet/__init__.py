@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from htnet.config import HTNetConfig
-
 if TYPE_CHECKING:
+    from htnet.config import HTNetConfig
     from htnet.model import HTNet
 
 __all__ = ["HTNet", "HTNetConfig", "__version__"]
@@ -15,9 +14,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    # torch takes seconds to import; the command line and Ray's driver do without it
+    # torch takes seconds to import; the command line and Ray's driver do without it, and benchmarks without pydantic
     if name == "HTNet":
         from htnet.model import HTNet
 
         return HTNet
+    if name == "HTNetConfig":
+        from htnet.config import HTNetConfig
+
+        return HTNetConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

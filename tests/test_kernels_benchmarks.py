@@ -16,13 +16,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from htnet.config import HTNetConfig
-from kernels.benchmarks import gpu_check, runner, timing
+from kernels.benchmarks import attention, gpu_check, timing
+from kernels.benchmarks.attention import Plan, measure
 from kernels.benchmarks.cards import CARDS
-from kernels.benchmarks.cases import CONFIGURATIONS, DIRECTIONS, OPERATIONS, select_cases
+from kernels.benchmarks.cases import CONFIGURATIONS, DIRECTIONS, KEYS, OPERATIONS, select_cases
 from kernels.benchmarks.plots import roofline, write_pictures
 from kernels.benchmarks.providers import PROVIDERS, Provider, select_providers
-from kernels.benchmarks.record import Row, append_rows, read_rows
-from kernels.benchmarks.runner import Plan, measure
+from kernels.benchmarks.race import Clock, race
+from kernels.benchmarks.record import MACHINE, MEASURED, Layout, Record, append_records, figures_of, read_records
 from kernels.benchmarks.static import kernel_rows
 from kernels.reference import local_attention_reference
 from kernels.testing import BLOCK_TOLERANCES
@@ -37,9 +38,9 @@ def tiny_case(*, batch=2, dtype="fp32", **shape):
     return case
 
 
-def measured(providers, *, case=None, directions=("forward",), device=CPU, seconds=None) -> list[Row]:
+def measured(providers, *, case=None, directions=("forward",), device=CPU, seconds=None) -> list[Record]:
     case = case or tiny_case()
-    plan = Plan(cases=[case], providers=providers, directions=directions, device=device, rounds=2, seconds=seconds)
+    plan = Plan(cases=[case], providers=providers, directions=directions, device=device, rounds=2, clock=Clock(seconds))
     return list(measure(plan))
 
 
@@ -78,7 +79,7 @@ def block_weights(case) -> dict[str, int]:
 @pytest.mark.parametrize("tokens", ["1", "2x3"])
 def test_least_traffic_is_every_tensor_once(tokens, dtype):
     case = tiny_case(tokens=tokens, dtype=dtype)
-    size = torch.empty((), dtype=runner.DTYPES[dtype]).element_size()
+    size = torch.empty((), dtype=attention.DTYPES[dtype]).element_size()
     inner = case.batch * case.height * case.width * case.heads * case.head_dim
     one = case.tokens_per_block == 1
     read, written = (inner, inner) if one else (3 * inner, inner)
@@ -98,7 +99,7 @@ def test_least_traffic_is_every_tensor_once(tokens, dtype):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_arithmetic_is_what_torch_counts_in_the_reference(operation):
     case = tiny_case()
-    inputs, grad_out = runner._make_inputs(case, operation, CPU, seed=0)
+    inputs, grad_out = attention._make_inputs(case, operation, CPU, seed=0)
     forward = PROVIDERS["reference" if operation == "core" else "block-reference"].build(case)
     with FlopCounterMode(display=False) as counted:
         out = forward(*inputs)
@@ -203,9 +204,10 @@ def test_every_provider_computes_attention_here_or_says_why_not():
     for row in rows:
         if row.status == "ok":
             assert row.n == 2
-            assert 0 < row.p20_us <= row.median_us <= row.p80_us
-            assert row.gb_s == pytest.approx(row.bytes / row.median_us / 1e3)
-            assert row.copy_percent == pytest.approx(100 * row.gb_s / row.copy_gb_s)
+            assert 0 < row.low <= row.median <= row.high
+            figures = row.figures
+            assert figures["gb_s"] == pytest.approx(figures["bytes"] / row.median / 1e3)
+            assert figures["copy_percent"] == pytest.approx(100 * figures["gb_s"] / figures["copy_gb_s"])
 
 
 @pytest.mark.slow
@@ -246,7 +248,7 @@ def test_a_wrong_provider_is_not_timed(factor, reason):
     row = measured([fake(lambda case: reference(case, factor))])[-1]
     assert row.status == "refused"
     assert row.reason.startswith(reason)
-    assert row.median_us is None
+    assert row.median is None
     assert row.n == 0
 
 
@@ -277,7 +279,7 @@ def test_the_block_is_held_to_its_own_tolerances(share, status):
     provider = dataclasses.replace(PROVIDERS["block-reference"], build=build)
     (row,) = measured([provider])
     assert row.status == status
-    assert row.error_backward == pytest.approx(share * allowed, rel=0.5)
+    assert row.figures["error_backward"] == pytest.approx(share * allowed, rel=0.5)
 
 
 def test_a_provider_that_breaks_is_a_row():
@@ -310,7 +312,7 @@ def test_a_provider_that_breaks_is_a_row():
     assert (rows["large"].status, rows["large"].reason) == ("failed", "out of memory")
     assert rows["shape"].reason.startswith("ValueError: returned shape") or "shape" in rows["shape"].reason
     assert (rows["later"].status, rows["later"].reason) == ("failed", "RuntimeError: only once")
-    assert rows["later"].error_forward < 1e-6  # it passed the gate before
+    assert rows["later"].figures["error_forward"] < 1e-6  # it passed the gate before
     assert rows["good"].status == "ok"
 
 
@@ -334,8 +336,8 @@ def test_on_a_gpu_ours_is_right_and_timed_eagerly_and_in_graphs():
     rows = measured(providers, case=case, directions=DIRECTIONS, device=torch.device("cuda"))
     ours = [row for row in rows if row.provider in PROVIDERS and PROVIDERS[row.provider].ours]
     assert {row.status for row in ours} == {"ok"}, [row.reason for row in ours]
-    assert {(row.provider, row.mode, row.graph) for row in ours if row.provider == "triton"} == {
-        ("triton", mode, graph) for mode in DIRECTIONS for graph in (False, True)
+    assert {(row.case["mode"], row.case["graph"]) for row in ours if row.provider == "triton"} == {
+        (mode, graph) for mode in DIRECTIONS for graph in (False, True)
     }
 
 
@@ -345,23 +347,26 @@ def test_on_a_gpu_ours_is_right_and_timed_eagerly_and_in_graphs():
 def test_results_are_appended_under_one_header_and_come_back(tmp_path):
     path = tmp_path / "new" / "results.csv"
     rows = measured(select_providers(["reference", "triton"]))
-    append_rows(path, rows)
+    append_records(path, attention.LAYOUT, rows)
     before = path.read_bytes()
-    append_rows(path, rows)
+    append_records(path, attention.LAYOUT, rows)
     assert path.read_bytes().startswith(before)
-    back = read_rows(path)
+    back = read_records(path)
     assert len(back) == 2 * len(rows)
-    assert path.read_text().count("median_us") == 1
+    assert path.read_text().count("median") == 1
     for row, again in zip(rows, back[len(rows) :], strict=True):
-        assert dataclasses.replace(again, **{k: v for k, v in vars(row).items() if isinstance(v, float)}) == row
-        assert again.median_us == (None if row.median_us is None else pytest.approx(row.median_us, rel=1e-5))
+        assert again.case == {name: value if value != "" else None for name, value in row.case.items()}
+        assert (again.provider, again.status, again.reason, again.n) == (row.provider, row.status, row.reason, row.n)
+        assert again.median == (None if row.median is None else pytest.approx(row.median, rel=1e-5))
+        figures = {name: value for name, value in row.figures.items() if value is not None}
+        assert {name: again.figures[name] for name in figures} == pytest.approx(figures, rel=1e-5)
 
 
 def test_a_file_with_other_columns_is_not_touched(tmp_path):
     path = tmp_path / "results.csv"
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="holds other columns"):
-        append_rows(path, [])
+        append_records(path, attention.LAYOUT, [])
     assert path.read_text() == "a,b\n1,2\n"
 
 
@@ -371,24 +376,97 @@ def test_rows_are_on_disk_before_the_next_is_measured(tmp_path):
     def rows():
         (row,) = measured(select_providers(["triton"]), directions=())
         yield row
-        assert len(read_rows(path)) == 1
+        assert len(read_records(path)) == 1
         yield row
 
-    append_rows(path, rows())
-    assert len(read_rows(path)) == 2
+    append_records(path, attention.LAYOUT, rows())
+    assert len(read_records(path)) == 2
+
+
+def test_columns_are_case_measurement_figures_machine():
+    layout = Layout(file="x.csv", case=("side",), figures=("error",))
+    assert layout.columns == ("side", *MEASURED, "error", *MACHINE)
+
+
+def test_the_results_that_are_kept_can_be_read_and_added_to():
+    kept = Path(attention.__file__).parent / "results" / "cpu" / attention.LAYOUT.file
+    append_records(kept, attention.LAYOUT, [])
+    records = read_records(kept)
+    assert len(records) == 93
+    assert {record.status for record in records} == {"ok", "skipped"}
 
 
 def test_both_pictures_are_drawn_unless_there_is_no_arithmetic(tmp_path):
     """Both pictures are drawn, and a run without arithmetic has no roofline."""
+    names = {"roofline": "roofline.png", "bars": "bars.png"}
     rows = measured(select_providers(["reference", "sdpa", "block-sdpa"]), directions=("forward", "backward"))
-    written = write_pictures(rows, tmp_path / "pictures")
+    written = write_pictures(rows, tmp_path / "pictures", title="Time", **names)
     assert [path.name for path in written] == ["roofline.png", "bars.png"]
     assert all(path.stat().st_size > 10_000 for path in written)
-    (copies,) = (measured(select_providers(["sdpa"]), case=tiny_case(tokens="1")),)
+    copies = measured(select_providers(["sdpa"]), case=tiny_case(tokens="1"))
     assert roofline(copies) is None
-    assert [path.name for path in write_pictures(copies, tmp_path / "one")] == ["bars.png"]
-    assert write_pictures([], tmp_path / "none") == []
+    assert [path.name for path in write_pictures(copies, tmp_path / "one", title="Time", **names)] == ["bars.png"]
+    assert write_pictures([], tmp_path / "none", title="Time", **names) == []
     assert not (tmp_path / "none").exists()
+
+
+# --- the runner
+
+
+def test_samples_are_taken_in_turn_in_an_order_that_changes():
+    taken = []
+    ways = {name: lambda name=name: taken.append(name) or float(len(taken)) for name in "ab"}
+    samples = race(ways, rounds=3, clock=Clock())
+    assert "".join(taken) == "baabba"
+    assert samples == {"a": [2.0, 3.0, 6.0], "b": [1.0, 4.0, 5.0]}
+
+
+def test_no_sample_is_begun_when_the_time_is_over():
+    assert race({"a": lambda: pytest.fail("begun")}, rounds=3, clock=Clock(0)) == {"a": []}
+
+
+def test_a_sample_that_is_not_ready_in_time_ends_the_race():
+    answers = iter([1.0, TimeoutError()])
+
+    def sample() -> float:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert race({"a": sample}, rounds=9, clock=Clock()) == {"a": [1.0]}
+
+
+def test_a_clock_says_the_step_and_from_the_second_on_the_rest():
+    said = []
+    clock = Clock(steps=3, say=said.append)
+    for step in ("one", "two", "three"):
+        clock.begin(step)
+    assert said[0] == "[1 of 3] one"
+    assert said[1].startswith("[2 of 3] two; about 0 s to go")
+    race({"a": lambda: 1.0}, rounds=5, clock=clock)
+    assert said[-1] == "  4 more rounds, about 0 s"
+
+
+def test_a_step_gets_an_even_share_of_the_time_that_is_left():
+    clock = Clock(1000.0, steps=4)
+    clock.begin("one")
+    assert 240 < clock.share().left() <= 250
+    assert Clock().share().left() is None
+
+
+def test_what_the_processor_emulates_is_left_out(monkeypatch):
+    monkeypatch.setattr(attention, "emulates_bf16", lambda: True)
+    rows = measured(select_providers(["reference", "block-sdpa"]), case=tiny_case(dtype="bf16"))
+    assert {(row.status, row.reason) for row in rows} == {("skipped", "this processor emulates bf16")}
+    assert {row.status for row in measured(select_providers(["reference"]))} == {"ok"}
+
+
+def test_quartiles_of_samples():
+    assert figures_of([4.0, 1.0, 2.0, 3.0]) == {
+        "median": 2.5, "low": 1.75, "high": 3.25, "spread": "quartiles", "n": 4
+    }  # fmt: skip
+    assert figures_of((7.0,))["low"] == figures_of((7.0,))["high"] == 7.0
 
 
 # --- gpu-check
@@ -431,18 +509,22 @@ def test_the_steps_know_the_options_of_the_programs_they_call(tmp_path, quick, m
     steps = gpu_check.make_steps(tmp_path, quick=quick)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
+    benchmarks = []
     for step in steps:
         if "launch.commands.profiling" in step.arguments:
             options = parser.parse_args(step.arguments[2:])
+            benchmarks.append(options.benchmark)
             assert options.out == tmp_path
-            pairs = dict(part.split("=") for text in options.overrides for part in text.split())
-            if options.input:
+            assert options.time_limit < step.seconds
+            if options.benchmark == "input":
                 assert options.train_step
-                assert profile_input._plan(options).seconds == options.time_limit < step.seconds
-            elif not options.training:
-                names = options.cases.split(",") if options.cases else None
-                assert select_cases(names, pairs, batch=1, dtype="bf16")
+                assert profile_input._chosen(options.cases)
+                assert profile_input._plan(options).rounds == options.rounds
+            elif options.benchmark == "attention":
+                overrides = {key: value for key in KEYS if (value := getattr(options, key)) is not None}
+                assert select_cases(options.cases and options.cases.split(","), overrides, batch=1, dtype="bf16")
                 assert select_providers(options.providers.split(",") if options.providers else None)
+    assert set(benchmarks) == {"attention", "training", "input"}
     left_out = {step.name: step.left_out for step in steps if step.left_out}
     assert left_out == dict.fromkeys(("fold-synth", "fold-prepare", "fold-sweep-torch"), "not installed: ray")
     assert sum(step.name.startswith("input") for step in steps) == 2

@@ -1,10 +1,10 @@
-"""The end-to-end benchmark compares networks that compute the same, and says so when they do not."""
+"""The benchmarks compare what computes the same, keep their time limit and say what they left out."""
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import statistics
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,19 +14,19 @@ from test_htnet_model import CASES, golden_config, load_golden, relative_error
 
 from htnet import HTNet, HTNetConfig
 from htnet.config.load import dump_config, load_config
-from kernels.benchmarks.record import check_columns
+from kernels.benchmarks.race import OVER, Clock
+from kernels.benchmarks.record import append_records, read_records
+from launch import cli
 from launch.benchmarks import apex, end_to_end, flow, head_motion
+from launch.benchmarks import input as profile_input
 from launch.benchmarks.end_to_end import (
     BASELINE,
     PROVIDERS,
-    Measurement,
-    append_csv,
+    Setting,
     check_equal,
-    environment,
     first_epoch,
     make_batches,
     measure,
-    table,
 )
 from launch.benchmarks.upstream import UpstreamHTNet
 
@@ -42,66 +42,106 @@ def test_the_restatement_of_upstream_computes_the_golden_logits(case):
     assert relative_error(model(torch.from_numpy(golden["input"])), torch.from_numpy(golden["logits"])) < 1e-5
 
 
-@pytest.mark.slow
-def test_providers_are_timed_in_pairs_with_upstream(monkeypatch):
-    """Checked providers are timed in pairs with upstream, and no more than two processes live at a time."""
-    names = [BASELINE, "torch engine, fp32", "DeepSpeed engine, bf16"]
-    alive, timed = [], end_to_end._timed_epoch
+SETTING = Setting(config=TINY, sizes=(8, 6), threads=1)
 
-    def watched(pipe):
+
+def run(*arguments) -> int:
+    return cli.main(["profile", *map(str, arguments)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch engine, fp32", "DeepSpeed engine, bf16"])
+def test_a_checked_provider_is_timed_beside_upstream(monkeypatch, name):
+    """No more than two processes live, for they take memory from each other; none is left behind."""
+    alive, answered = [], end_to_end._answer
+
+    def watched(pipe, clock):
         alive.append(len(multiprocessing.active_children()))
-        return timed(pipe)
+        return answered(pipe, clock)
 
-    monkeypatch.setattr(end_to_end, "_timed_epoch", watched)
-    measurements = measure(names, TINY, (8, 6), rounds=2, threads=1)
-    assert [m.provider for m in measurements] == names
-    assert [len(m.seconds) for m in measurements] == [4, 2, 2]
-    assert measurements[0].ratio == 1.0
-    assert all(m.ratio == m.baseline / statistics.median(m.seconds) for m in measurements)
-    assert set(alive) == {2}
+    monkeypatch.setattr(end_to_end, "_answer", watched)
+    said = []
+    pair = measure(name, SETTING, rounds=2, clock=Clock(say=said.append))
+    assert {of: len(seconds) for of, seconds in pair.seconds.items()} == {BASELINE: 2, name: 2}
+    assert {of: len(shares) for of, shares in pair.shares.items()} == {BASELINE: 2, name: 2}
+    assert max(alive) == 2
     assert multiprocessing.active_children() == []
-    assert table(measurements, environment()).row_count == 3
+    assert any(text.startswith(f"  {name}: ") for text in said)
+    record = end_to_end._record(name, SETTING, pair.seconds[name], pair.shares[name], pair.seconds[BASELINE])
+    assert record.figures["upstream_beside_s"] == statistics.median(pair.seconds[BASELINE])
+    assert record.figures["ratio_to_upstream"] == record.figures["upstream_beside_s"] / record.median
 
 
-@pytest.mark.slow
-def test_upstream_alone_can_be_timed():
-    (alone,) = measure([BASELINE], TINY, (8, 6), rounds=2, threads=1)
-    assert (len(alone.seconds), alone.ratio) == (2, 1.0)
+def serve_nothing(name, setting, pipe):
+    """The process of a provider whose check of correctness does not end."""
+    time.sleep(3600)
 
 
-def test_results_are_appended_under_one_header(tmp_path):
-    out = tmp_path / "new" / "results.csv"
-    measurement = Measurement(provider=BASELINE, seconds=(2.0, 4.0), cpu_share=0.9, baseline=6.0)
-    for _ in range(2):
-        append_csv(out, [measurement], (8, 6), environment())
-    header = out.read_text().splitlines()[0]
-    assert header == ",".join(end_to_end.COLUMNS)
-    first, second = csv.DictReader(out.read_text().splitlines())
-    assert (first["provider"], first["n"], first["median_s"], first["batches"]) == (BASELINE, "2", "3.0", "8+6")
-    assert (second["ratio_to_upstream"], second["upstream_beside_s"]) == ("2.0", "6.0")
-    assert "" not in first.values()
+def test_the_time_limit_holds_in_the_check_of_correctness(tmp_path, monkeypatch, capsys):
+    """It said nothing for a quarter of an hour and ended before its first figure."""
+    monkeypatch.setattr(end_to_end, "serve", serve_nothing)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # other tests run at one
+    chosen = ("--providers", "torch engine, fp32", "--time-limit", "0.5", "--out", tmp_path)
+    assert run("end-to-end", *chosen) == 1
+    (record,) = read_records(tmp_path / "end_to_end_cpu.csv")
+    assert (record.provider, record.status, record.reason) == ("torch engine, fp32", "skipped", OVER)
+    out = capsys.readouterr().out
+    assert "[1 of 1] torch engine, fp32" in out
+    assert f"skipped: {OVER}: torch engine, fp32" in " ".join(out.split())
+    assert multiprocessing.active_children() == []
 
 
-def test_kept_results_have_the_columns_that_are_written():
-    """The results that are kept have the columns that are written."""
-    from launch.benchmarks import input as profile_input
+def test_what_the_processor_emulates_starts_no_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(end_to_end, "emulates_bf16", lambda: True)
+    monkeypatch.setattr(end_to_end, "measure", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    assert run("end-to-end", "--providers", "torch engine, bf16;DeepSpeed engine, bf16", "--out", tmp_path) == 1
+    records = read_records(tmp_path / "end_to_end_cpu.csv")
+    assert [(record.status, record.reason) for record in records] == [("skipped", "this processor emulates bf16")] * 2
 
-    kept = ROOT / "docs" / "benchmarks" / "results"
-    check_columns(kept / end_to_end.RESULTS, end_to_end.COLUMNS)
-    check_columns(kept / profile_input.RESULTS, profile_input._columns())
+
+def test_a_wrong_or_dead_provider_stops_no_other(tmp_path, monkeypatch, capsys):
+    """It is a record with its reason, and the next is measured."""
+    pair = end_to_end.Pair(
+        seconds={BASELINE: [6.0, 8.0], "x": [2.0, 4.0]}, shares={BASELINE: [0.9, 0.8], "x": [1.0, 0.7]}
+    )
+    answers = iter([RuntimeError("logits before is off"), EOFError(), pair])
+
+    def measured(name, setting, **_):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return end_to_end.Pair(
+            seconds={BASELINE: pair.seconds[BASELINE], name: pair.seconds["x"]},
+            shares={BASELINE: pair.shares[BASELINE], name: pair.shares["x"]},
+        )
+
+    monkeypatch.setattr(end_to_end, "measure", measured)
+    monkeypatch.setattr(end_to_end, "emulates_bf16", lambda: False)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    names = ["torch engine, fp32", "torch engine, bf16", "DeepSpeed engine, fp32"]
+    assert run("end-to-end", "--providers", ";".join(names), "--out", tmp_path) == 1
+    rows = read_records(tmp_path / "end_to_end_cpu.csv")
+    assert [(row.provider, row.status) for row in rows] == [
+        *zip(names, ("refused", "failed", "ok"), strict=True),
+        (BASELINE, "ok"),
+    ]
+    assert (rows[2].median, rows[2].n, rows[2].case["batches"]) == (3.0, 2, "256+180")
+    figures = {"min": 2, "max": 4, "least_cpu_share": 0.7, "ratio_to_upstream": 7 / 3, "upstream_beside_s": 7}
+    assert rows[2].figures == pytest.approx(figures, rel=1e-5)
+    assert rows[3].figures["ratio_to_upstream"] == 1
+    assert "refused: logits before is off: torch engine, fp32" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("benchmark", [apex, flow, head_motion])
-def test_a_place_that_cannot_hold_results_is_refused_first(tmp_path, capsys, benchmark):
-    """A place that cannot hold results is refused before anything is measured."""
-    (tmp_path / "other.csv").write_text("a,b\n")
-    wrong = {tmp_path / "other.csv": "holds other columns", tmp_path / "other.csv" / "x.csv": "is a file"}
-    for out, message in wrong.items():
-        with pytest.raises(SystemExit) as done:
-            benchmark.main(["--out", str(out)])
-        assert done.value.code == 2
-        assert message in capsys.readouterr().err
-    assert (tmp_path / "other.csv").read_text() == "a,b\n"
+@pytest.mark.parametrize(
+    ("benchmark", "count"), [(end_to_end, 29), (flow, 12), (apex, 4), (head_motion, 120), (profile_input, 18)]
+)
+def test_the_results_that_are_kept_can_be_read_and_added_to(benchmark, count):
+    kept = ROOT / "docs" / "benchmarks" / "results" / benchmark.LAYOUT.file
+    append_records(kept, benchmark.LAYOUT, [])
+    records = read_records(kept)
+    assert len(records) >= count
+    assert all(record.median > 0 and record.n and record.unit for record in records if record.status == "ok")
 
 
 def test_only_providers_that_compute_as_upstream_are_timed():
@@ -117,22 +157,43 @@ def test_only_providers_that_compute_as_upstream_are_timed():
         check_equal("torch engine, fp32", wrong, found[BASELINE])
 
 
-def test_apexes_are_found_by_both_ways_and_recorded(tmp_path, capsys):
-    out = tmp_path / "apex.csv"
+def test_apexes_are_found_by_both_ways_and_recorded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     for _ in range(2):
-        assert apex.main(["--out", str(out), "--subjects", "1", "--clips", "2", "--image-size", "64"]) == 0
-    rows = list(csv.DictReader(out.read_text().splitlines()))
-    assert [(row["provider"], row["difficulty"]) for row in rows[:4]] == [
+        assert run("apex", "--out", tmp_path, "--subjects", 1, "--clips", 2, "--image-size", 64) == 0
+    rows = read_records(tmp_path / "apex_cpu.csv")
+    assert [(row.provider, row.case["difficulty"]) for row in rows[:4]] == [
         (provider, difficulty) for difficulty in ("easy", "realistic") for provider in ("flow", "grey differences")
     ]
     assert len(rows) == 8
-    assert all(row["clips"] == "18" and int(row["exact"]) <= 18 and float(row["min_cpu_s"]) > 0 for row in rows)
-    assert "apexes of synthetic clips" in " ".join(capsys.readouterr().out.split())
+    assert all(row.n == 18 and row.figures["exact"] <= 18 and row.low > 0 for row in rows)
+    out = capsys.readouterr().out
+    assert "apexes of synthetic clips" in out
+    assert "  17 more rounds, about" in out
+
+
+def test_flow_is_timed_where_ours_is_as_accurate(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    ways = {flow.OURS: flow.PROVIDERS[flow.OURS], "zero": (lambda first, second: 0 * flow._ours(first, second), 1)}
+    monkeypatch.setattr(flow, "PROVIDERS", ways)
+    sizes = ("--pairs", 2, "--side", 32, "--rounds", 2, "--out", tmp_path)
+    assert run("flow", *sizes) == 0
+    rows = read_records(tmp_path / "flow_cpu.csv")
+    assert [(row.provider, row.n, row.unit, row.case["side"]) for row in rows] == [
+        (flow.OURS, 2, "s/pair", 32),
+        ("zero", 2, "s/pair", 32),
+    ]
+    assert rows[1].figures["end_point_error_px"] > rows[0].figures["end_point_error_px"]
+    assert rows[1].figures["times_ours"] == pytest.approx(rows[1].median / rows[0].median, rel=1e-4)
+    monkeypatch.setattr(flow, "SLACK", 0.0)
+    assert run("flow", *sizes) == 1
+    assert [row.status for row in read_records(tmp_path / "flow_cpu.csv")[2:]] == ["refused"] * 2
+    assert "refused: ours is off by" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_every_head_motion_is_scored_on_the_same_clips(tmp_path, capsys):
-    out, config = tmp_path / "head_motion.csv", load_config(ROOT / "configs" / "demo.yaml")
+    config = load_config(ROOT / "configs" / "demo.yaml")
     config = replace(
         config,
         prepare=replace(config.prepare, working_size=48),
@@ -141,9 +202,9 @@ def test_every_head_motion_is_scored_on_the_same_clips(tmp_path, capsys):
         data=replace(config.data, validation_subjects=0),
     )
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    sizes = ["--seeds", "1", "--subjects", "1", "--clips", "2", "--image-size", "64"]
-    assert head_motion.main(["--out", str(out), "--config", str(tmp_path / "config.yaml"), *sizes]) == 0
-    rows = list(csv.DictReader(out.read_text().splitlines()))
-    assert len({(row["motion"], row["scaling"], row["head_motion"]) for row in rows}) == len(rows) == 12
-    assert all(row["samples"] == "6" and 0 <= float(row["uf1"]) <= 1 for row in rows)
+    sizes = ("--seeds", 1, "--subjects", 1, "--clips", 2, "--image-size", 64)
+    assert run("head-motion", "--out", tmp_path, "--config", tmp_path / "config.yaml", *sizes) == 0
+    rows = read_records(tmp_path / "head_motion.csv")
+    assert len({(row.case["motion"], row.case["scaling"], row.provider) for row in rows}) == len(rows) == 12
+    assert all(row.case["samples"] == 6 and 0 <= row.median <= 1 and 0 <= row.figures["uar"] <= 1 for row in rows)
     assert "landmarks" in capsys.readouterr().out

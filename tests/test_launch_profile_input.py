@@ -1,8 +1,7 @@
-"""``htnet profile --input`` compares like with like, writes what it measured, and refuses what it does not know."""
+"""``htnet profile input`` compares like with like, writes what it measured, and refuses what it does not know."""
 
 from __future__ import annotations
 
-import csv
 import functools
 
 import cv2
@@ -11,14 +10,16 @@ import torch
 
 from dali_pipelines import EpochSampler, FlowStream, Resident, fit_transform
 from htnet.config import HTNetConfig
+from kernels.benchmarks.race import OVER
+from kernels.benchmarks.record import read_records
 from launch import cli
 from launch.benchmarks import input as profile_input
 from launch.benchmarks import input_rivals
-from launch.benchmarks.input import CASES, DIFFERENCE, OURS, PROVIDERS, Plan, Result, check_equal
+from launch.benchmarks.input import CASES, DIFFERENCE, OURS, PROVIDERS, Plan, check_equal
 from launch.benchmarks.input_rivals import PlainBatches, make_frame_store, make_store
 
 CPU = torch.device("cpu")
-TINY = ("--input", "--set", "samples=12 batch=8 steps=1", "--rounds", "2")
+TINY = ("input", "--samples", 12, "--batch", 8, "--steps", 1, "--rounds", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -99,61 +100,63 @@ def test_results_are_appended_with_machine_and_versions(monkeypatch, tmp_path, c
     for runs in (1, 2):
         code, out, _ = run(capsys, *TINY, "--cases", "plain,augmented,streamed", "--out", tmp_path / "new")
         assert code == 0
-        assert "samples per second on the" in out
-        with (tmp_path / "new" / "input.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert [(row["case"], row["provider"]) for row in rows[-2:]] == [
+        assert "samples/s" in out
+        assert "[2 of 3] augmented: " in out
+        rows = read_records(tmp_path / "new" / "input.csv")
+        assert [(row.case["case"], row.provider) for row in rows[-2:]] == [
             ("streamed", OURS),
             ("streamed", "DataLoader"),
         ]
         assert len(rows) == 6 * runs
         assert cv2.imread(str(tmp_path / "new" / "input.png")).shape[0] > 200
     for row in rows:
-        assert all(row[name] for name in ("commit", "cpu", "torch", "dali", "opencv", "load", "date"))
-        assert float(row["q1"]) <= float(row["median_samples_per_s"]) <= float(row["q3"])
-        assert row["n"] == "2"
+        assert all(row.machine[name] for name in ("commit", "processor", "torch", "dali", "opencv", "load", "date"))
+        assert row.low <= row.median <= row.high
+        assert row.n == 2
+    ours, other = rows[:2]
+    assert ours.figures["ours_is_times_as_fast"] == 1
+    assert other.figures["ours_is_times_as_fast"] == pytest.approx(ours.median / other.median, rel=1e-4)
 
 
-def test_a_case_whose_rival_differs_is_not_timed(monkeypatch, tmp_path, capsys):
-    """A case whose rival differs is not timed and stops no other."""
+def test_a_case_whose_rival_differs_stops_no_other(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None, "DataLoader": 0})
     monkeypatch.setattr(input_rivals, "changed_image", lambda image, changes, index: image)
     code, out, _ = run(capsys, *TINY, "--cases", "augmented,plain", "--out", tmp_path)
     assert code == 1
     assert "augmented, DataLoader: the batches differ" in out
-    assert "not timed" in out
-    with (tmp_path / "input.csv").open(newline="") as file:
-        assert {row["case"] for row in csv.DictReader(file)} == {"plain"}
+    rows = read_records(tmp_path / "input.csv")
+    assert [(row.case["case"], row.provider, row.status) for row in rows] == [
+        ("augmented", "DataLoader", "refused"),
+        ("plain", OURS, "ok"),
+        ("plain", "DataLoader", "ok"),
+    ]
 
 
-def test_a_case_whose_rival_is_absent_is_left_out(monkeypatch, capsys):
-    """A case whose rival is not installed is left out with its reason."""
+def test_a_case_whose_rival_is_not_installed_is_left_out(monkeypatch, capsys, tmp_path):
     monkeypatch.delattr(profile_input.cv2, "optflow")
-    code, out, _ = run(capsys, *TINY, "--cases", "frames")
-    assert code == 0
-    assert out.startswith("frames: left out: this OpenCV has no DualTVL1")
+    code, out, _ = run(capsys, *TINY, "--cases", "frames", "--out", tmp_path)
+    assert code == 1  # nothing was measured
+    assert "skipped: this OpenCV has no DualTVL1" in out
+    assert {row.status for row in read_records(tmp_path / "input.csv")} == {"skipped"}
 
 
 def test_the_share_of_waiting_is_measured_over_several_steps(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None})
-    options = ("--cases", "plain", "--train-step", "--out", tmp_path)
-    code, _, _ = run(capsys, "--input", "--set", "samples=4 batch=2 steps=1", "--rounds", "2", *options)
+    sizes = ("--samples", 4, "--batch", 2, "--steps", 1, "--rounds", 2)
+    code, _, _ = run(capsys, "input", *sizes, "--cases", "plain", "--train-step", "--out", tmp_path)
     assert code == 0
-    with (tmp_path / "input.csv").open(newline="") as file:
-        [row] = csv.DictReader(file)
-    assert row["waiting_n"] == "2"
-    assert 0 < float(row["waiting_share"]) <= float(row["waiting_most"]) < 1
+    (row,) = read_records(tmp_path / "input.csv")
+    assert row.figures["waiting_n"] == 2
+    assert 0 < row.figures["waiting_share"] <= row.figures["waiting_most"] < 1
 
 
-def test_pictures_have_no_training_step(monkeypatch, capsys, tmp_path):
-    """Pictures are no input of the network and have no training step."""
+def test_pictures_are_no_input_of_the_network(monkeypatch, capsys, tmp_path):
+    """They have no training step that could wait."""
     monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None})
     code, _, _ = run(capsys, *TINY, "--cases", "pictures", "--train-step", "--out", tmp_path)
     assert code == 0
-    with (tmp_path / "input.csv").open(newline="") as file:
-        [row] = csv.DictReader(file)
-    assert row["n"] == "2"
-    assert row["waiting_share"] == ""
+    (row,) = read_records(tmp_path / "input.csv")
+    assert (row.n, row.figures["waiting_share"]) == (2, None)
 
 
 @pytest.mark.slow
@@ -165,62 +168,33 @@ def test_worker_processes_make_the_same_batches_and_end_quietly(capfd):
     assert "Traceback" not in err
 
 
-def test_the_ratio_is_ours_over_theirs():
-    other = list(PROVIDERS)[1]
-    results = [
-        Result(case="plain", provider=OURS, plan=Plan(), rates=(100.0, 300.0, 200.0), difference=0.0, start=0.1),
-        Result(case="plain", provider=other, plan=Plan(), rates=(50.0,), difference=0.0, start=0.2),
-    ]
-    lines = profile_input._lines(results, CPU)
-    assert [line["ours_is_times_as_fast"] for line in lines] == [1.0, 4.0]
-
-
-def test_a_file_with_other_columns_is_refused_first(tmp_path, capsys, monkeypatch):
-    """A file with other columns is refused before anything is measured."""
-    (tmp_path / "input.csv").write_text("a,b\n1,2\n")
-    monkeypatch.setattr(profile_input, "measure", lambda *_: pytest.fail("measured"))
-    code, _, err = run(capsys, *TINY, "--out", tmp_path)
-    assert (code, err.count("\n")) == (2, 1)
-    assert (tmp_path / "input.csv").read_text() == "a,b\n1,2\n"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ("--cases", "fine"),
-            "--cases fine: --input knows plain, augmented, streamed, pictures, frames",
-        ),
-        (("--set", "tokens=4"), "--set tokens=4: --input knows samples, size, batch, steps"),
-        (("--train-step", "--set", "size=32"), "--train-step: the network takes mosaics of a multiple of 28 pixels"),
-        (("--set", "samples=none"), "--set samples=none: must be a whole number from 1"),
-        (("--set", "size=3"), "--set size=3: must be a whole number from 4"),
+        (("--cases", "fine"), "--cases fine: known are plain, augmented, streamed, pictures, frames, own-flow"),
+        (("--train-step", "--size", 32), "--train-step: the network takes mosaics of a multiple of 28 pixels"),
+        (("--size", 3), "--size 3: must be at least 4"),
+        (("--samples", 0), "--samples must be positive, got 0"),
         (("--rounds", 0), "--rounds must be positive, got 0"),
-        (("--providers", "triton"), "--input takes no --providers"),
     ],
 )
-def test_what_it_does_not_know_is_refused_in_one_line(capsys, arguments, message):
-    code, _, err = run(capsys, "--input", *arguments)
+def test_what_cannot_be_is_refused_in_one_line(capsys, arguments, message):
+    code, _, err = run(capsys, "input", *arguments)
     assert code == 2
     assert err.startswith(f"htnet profile: {message}")
     assert err.count("\n") == 1
 
 
-def test_the_training_step_belongs_to_the_input(capsys):
-    code, _, err = run(capsys, "--train-step")
-    assert (code, err) == (2, "htnet profile: --train-step belongs to --input\n")
-
-
-def test_a_dry_run_says_what_would_be_measured(capsys, monkeypatch):
+def test_a_dry_run_lists_the_cases(capsys, monkeypatch):
     monkeypatch.setattr(profile_input, "measure", lambda *_: pytest.fail("measured"))
-    code, out, _ = run(capsys, "--input", "--dry-run")
+    code, out, _ = run(capsys, "input", "--dry-run")
     assert code == 0
     assert [line.partition(":")[0] for line in out.splitlines()] == list(CASES)
 
 
-def test_no_round_begins_after_the_time_allowed(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(profile_input, "PROVIDERS", {OURS: None})
-    code, _, _ = run(capsys, *TINY, "--cases", "plain", "--rounds", 500, "--time-limit", 0.5, "--out", tmp_path)
-    assert code == 0
-    with (tmp_path / "input.csv").open(newline="") as file:
-        assert int(next(csv.DictReader(file))["n"]) < 10
+def test_nothing_is_begun_after_the_time_allowed(capsys, tmp_path):
+    code, _, _ = run(capsys, *TINY, "--cases", "plain,streamed", "--time-limit", 1e-6, "--out", tmp_path)
+    assert code == 1
+    rows = read_records(tmp_path / "input.csv")
+    assert [row.provider for row in rows] == [*PROVIDERS, *PROVIDERS]
+    assert {(row.status, row.reason) for row in rows} == {("skipped", OVER)}

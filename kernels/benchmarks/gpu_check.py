@@ -27,6 +27,7 @@ __all__ = ["Step", "main", "run_steps"]
 ROOT: Final = Path(__file__).resolve().parents[2]
 TOTAL_SECONDS: Final = 530.0
 FOLD_NEEDS: Final = ("pydantic", "ray", "nvidia.dali", "cv2", "numba", "openpyxl", "xlrd", "yaml", "pyarrow", "jinja2")
+TRAINING_NEEDS: Final = ("pydantic",)
 INPUT_NEEDS: Final = ("pydantic", "nvidia.dali", "cv2", "openpyxl", "xlrd", "pyarrow", "matplotlib")
 FACTS: Final = """
 import platform, sys, torch
@@ -118,57 +119,56 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def make_steps(out: Path, *, quick: bool) -> list[Step]:
     """The steps in order of worth: a run that is cut short has lost the least."""
-    measured = str(out)
-    profile = ("-m", "launch.commands.profiling", "--out", measured)
+    profile = ("-m", "launch.commands.profiling")
 
-    def kernels(name: str, limit: int, *arguments: str) -> Step:
+    def measuring(name: str, benchmark: str, limit: int, *arguments: str, needs: Sequence[str] = ()) -> Step:
         # what has begun at the limit may still be compiled and timed
-        return Step(name=name, arguments=(*profile, "--time-limit", str(limit), *arguments), seconds=limit + 25)
+        command = (*profile, benchmark, "--out", str(out), "--time-limit", str(limit), *arguments)
+        return Step(name=name, arguments=command, seconds=limit + 25, left_out=_missing(needs))
 
     if quick:
-        tiny = ("--set", "tokens=4 head_dim=5 heads=2 blocks_per_side=2 batch=2", "--rounds", "2")
+        tiny = ("--tokens", "4", "--head-dim", "5", "--heads", "2", "--blocks-per-side", "2", "--batch", "2")
         tests = ("tests/test_kernels_reference.py",)
         return [
             Step(name="machine", arguments=("-c", FACTS, "quick"), seconds=60),
             Step(name="tests", arguments=("-m", "pytest", "-o", "addopts=", "-q", *tests), seconds=120),
-            Step(name="kernels", arguments=(*profile, *tiny, "--providers", "triton,reference,sdpa"), seconds=120),
-            Step(name="training", arguments=(*profile, "--training", "--set", "tiny=1", "--rounds", "1"), seconds=120),
-            *_input(profile, quick=True),
+            measuring("kernels", "attention", 95, *tiny, "--rounds", "2", "--providers", "triton,reference,sdpa"),
+            measuring("training", "training", 95, "--tiny", "--rounds", "1", needs=TRAINING_NEEDS),
+            *_input(measuring, quick=True),
             *_fold(out, quick=True),
         ]
-    stored, of_frames = _input(profile, quick=False)
+    stored, of_frames = _input(measuring, quick=False)
+    ours = ("--providers", "triton,sdpa")
     return [
         Step(name="machine", arguments=("-c", FACTS), seconds=60),
         _gpu_tests(out),
-        kernels("kernels-level-0", 80, "--cases", "fine/0,hd/0"),
-        kernels("kernels-4-tokens", 15, "--set", "tokens=4 blocks_per_side=8", "--providers", "triton,sdpa"),
-        kernels("kernels-49-tokens", 15, "--set", "tokens=49 batch=84", "--providers", "triton,sdpa"),
-        Step(name="training", arguments=(*profile, "--training", "--time-limit", "40"), seconds=55),
+        measuring("kernels-level-0", "attention", 80, "--cases", "fine/0,hd/0"),
+        measuring("kernels-4-tokens", "attention", 15, "--tokens", "4", "--blocks-per-side", "8", *ours),
+        measuring("kernels-49-tokens", "attention", 15, "--tokens", "49", "--batch", "84", *ours),
+        measuring("training", "training", 40, needs=TRAINING_NEEDS),
         stored,
-        kernels("kernels-rest", 35, "--cases", "fine/1,fine/2,hd/1,hd/2,paper"),
+        measuring("kernels-rest", "attention", 35, "--cases", "fine/1,fine/2,hd/1,hd/2,paper"),
         *_fold(out, quick=False),
         of_frames,
     ]
 
 
-def _input(profile: Sequence[str], *, quick: bool) -> list[Step]:
+def _input(measuring: Callable[..., Step], *, quick: bool) -> list[Step]:
     """The training stream against a plain DataLoader, with the share of waiting in a training step.
 
     The rivals of flow from frames compute it on the CPU: a batch of 16 bounds their time, and OpenCV's flow, at half a
-    second a pair, is left to ``htnet profile --input``. A process of its own, so that it costs the others nothing.
+    second a pair, is left to ``htnet profile input``. A process of its own, so that it costs the others nothing.
     """
 
-    def step(name: str, cases: str, seconds: int, *sizes: str, needs: Sequence[str] = INPUT_NEEDS) -> Step:
-        missing = [package for package in needs if not _installed(package)]
-        left_out = f"not installed: {', '.join(missing)}" if missing else ""
-        size = ("--set", "samples=12 batch=8 steps=1") if quick else sizes
-        often = ("--rounds", "1" if quick else "3", "--time-limit", "8", "--train-step")  # seconds of a case's rounds
-        arguments = (*profile, "--input", "--cases", cases, *often, *size)
-        return Step(name=name, arguments=arguments, seconds=120 if quick else seconds, left_out=left_out)
+    def step(name: str, cases: str, limit: int, *sizes: str, needs: Sequence[str] = INPUT_NEEDS) -> Step:
+        size = ("--samples", "12", "--batch", "8", "--steps", "1") if quick else sizes
+        arguments = ("--cases", cases, "--rounds", "1" if quick else "3", "--train-step", *size)
+        return measuring(name, "input", 95 if quick else limit, *arguments, needs=needs)
 
+    frames = (*INPUT_NEEDS, "numba")
     return [
-        step("input", "plain,augmented,streamed,pictures", 75),
-        step("input-frames", "own-flow", 50, "--set", "samples=32 batch=16 steps=10", needs=(*INPUT_NEEDS, "numba")),
+        step("input", "plain,augmented,streamed,pictures", 50),
+        step("input-frames", "own-flow", 25, *("--samples", "32", "--batch", "16", "--steps", "10"), needs=frames),
     ]
 
 
@@ -190,8 +190,7 @@ def _gpu_tests(out: Path) -> Step:
 
 def _fold(out: Path, *, quick: bool) -> list[Step]:
     """Synthetic data, a store, and one fold through Ray at the paper's size: 440 samples to train on, 10 to test."""
-    missing = [name for name in FOLD_NEEDS if not _installed(name)]
-    left_out = f"not installed: {', '.join(missing)}" if missing else ""
+    left_out = _missing(FOLD_NEEDS)
     engine = "deepspeed" if _installed("deepspeed") else "torch"
     raw, store, run = (out / "fold" / name for name in ("raw", "store", "run"))
     people, clips = (2, 2) if quick else (15, 10)
@@ -210,6 +209,12 @@ def _fold(out: Path, *, quick: bool) -> list[Step]:
         Step(name="fold-prepare", arguments=(*program, "prepare", *configured), seconds=60, left_out=left_out),
         Step(name=f"fold-sweep-{engine}", arguments=sweep, seconds=120, left_out=left_out),
     ]
+
+
+def _missing(needs: Sequence[str]) -> str:
+    """Return why a step is left out; empty where all that it needs is installed."""
+    missing = [name for name in needs if not _installed(name)]
+    return f"not installed: {', '.join(missing)}" if missing else ""
 
 
 def _installed(name: str) -> bool:

@@ -39,14 +39,6 @@ class Timing:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The 20 % and the 80 % quantile."""
-        if len(self.seconds) < 2:
-            return self.seconds[0], self.seconds[0]
-        cuts = statistics.quantiles(self.seconds, n=5, method="inclusive")
-        return cuts[0], cuts[-1]
-
 
 def chain_length(num_bytes: int, device: torch.device) -> int:
     """Runs of ``num_bytes`` of traffic each that together move four times what the device's cache holds."""

@@ -1,27 +1,25 @@
-"""Finding apexes, by flow and by grey differences: ``python -m launch.benchmarks.apex --out FILE.csv``.
+"""Finding apexes, by flow and by grey differences: ``htnet profile apex``.
 
 Synthetic clips of every layout that has frames, whose apexes are known (:mod:`htnet.data.synth.clips`), rendered
-before anything is timed. Reported per provider and difficulty: clips, exact hits, the mean and largest distance from
-the true apex in frames, and seconds of CPU time per clip on one thread: median, minimum, maximum.
+before anything is timed. Reported per provider and difficulty: exact hits, the mean and largest distance from the true
+apex in frames, and seconds of CPU time per clip on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, get_args
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from htnet.data.faces.landmarks import FaceCrop, face_crop
 from htnet.data.flow.apex import find_apex
@@ -29,11 +27,18 @@ from htnet.data.frames import Frames, to_gray
 from htnet.data.samples import Landmarks
 from htnet.data.synth.clips import Difficulty, SynthClip, plan_clips, render_frame
 from htnet.data.synth.layouts import LAYOUTS
-from htnet.errors import InputError
-from kernels.benchmarks.record import append_lines
-from launch.benchmarks.end_to_end import environment
-from launch.benchmarks.results import results_file
+from htnet.errors import EXIT_DONE
+from kernels.benchmarks.race import OVER, Clock, race
+from kernels.benchmarks.record import Layout, Record, figures_of, this_machine
+from launch.benchmarks.frame import Frame, digits
 
+__all__ = ["LAYOUT", "PROVIDERS", "run"]
+
+LAYOUT: Final = Layout(
+    file="apex_cpu.csv",
+    case=("difficulty", "image_size"),
+    figures=("exact", "mean_error_frames", "largest_error_frames"),
+)
 _WITHOUT_FRAMES = "htnet_release"
 Finder = Callable[[Frames, int, int, FaceCrop, Landmarks], int]
 
@@ -56,7 +61,7 @@ class _Rendered:
 
 
 def by_grey(frames: Frames, onset: int, offset: int, crop: FaceCrop, landmarks: Landmarks) -> int:
-    """The frame whose grey values differ most from the onset's, less what a shift and a change of brightness explain.
+    """Return the frame whose grey values differ most from the onset's, shift and change of brightness taken out.
 
     How apexes were found before; a least squares fit on the onset's gradients takes the shift out.
     """
@@ -77,100 +82,61 @@ def _smooth(crop: FaceCrop, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
 PROVIDERS: Final[dict[str, Finder]] = {"flow": find_apex, "grey differences": by_grey}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """Results of a provider on the clips of a difficulty: distances in frames, seconds of CPU time per clip."""
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Measure both difficulties; return the exit code."""
+    difficulties = get_args(Difficulty)
+    frame = Frame(LAYOUT, options, console, steps=len(difficulties))
+    sizes = {name: getattr(options, name) for name in ("subjects", "clips", "image_size", "seed")}
+    if options.dry_run:
+        frame.say(f"{len(_plans('easy', sizes))} clips each, {' and '.join(difficulties)}: {', '.join(PROVIDERS)}")
+        return EXIT_DONE
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    for difficulty in difficulties:
+        frame.clock.begin(f"{difficulty} clips")
+        frame.keep(_measure(difficulty, sizes, frame.clock))
+    columns = {
+        "exact": lambda record: str(record.figures["exact"]),
+        "mean error": lambda record: digits(record.figures["mean_error_frames"]),
+        "largest": lambda record: str(record.figures["largest_error_frames"]),
+    }
+    title = "apexes of synthetic clips: CPU time of one thread, errors in frames"
+    frame.show(frame.records, title, case=("difficulty",), columns=columns)
+    return frame.exit_code()
 
-    provider: str
-    difficulty: str
-    errors: tuple[int, ...]
-    seconds: tuple[float, ...]
 
-    def row(self) -> dict[str, object]:
-        """As a row of the CSV file."""
-        return {
-            "provider": self.provider,
-            "difficulty": self.difficulty,
-            "clips": len(self.errors),
-            "exact": self.errors.count(0),
-            "mean_error_frames": round(statistics.mean(self.errors), 3),
-            "largest_error_frames": max(self.errors),
-            "median_cpu_s_per_clip": round(statistics.median(self.seconds), 4),
-            "min_cpu_s": round(min(self.seconds), 4),
-            "max_cpu_s": round(max(self.seconds), 4),
-        }
-
-
-def measure(difficulty: Difficulty, *, subjects: int, clips: int, image_size: int, seed: int) -> tuple[Found, ...]:
+def _measure(difficulty: Difficulty, sizes: dict[str, Any], clock: Clock) -> Iterator[Record]:
     """Find the apexes of all layouts' clips by each provider in turn; sizes as of ``synth.generate``."""
     errors: dict[str, list[int]] = {name: [] for name in PROVIDERS}
-    seconds: dict[str, list[float]] = {name: [] for name in PROVIDERS}
-    sizes: dict[str, Any] = {"subjects": subjects, "clips": clips, "image_size": image_size, "seed": seed}
-    for clip, frames in _clips(difficulty, sizes):
-        crop = face_crop(clip.landmarks, (clip.image_size, clip.image_size))
-        for name, find in PROVIDERS.items():
-            start = time.process_time()
-            apex = find(frames, clip.onset, clip.offset, crop, clip.landmarks)
-            seconds[name].append(time.process_time() - start)
-            errors[name].append(abs(apex - clip.apex))
-    return tuple(
-        Found(provider=name, difficulty=difficulty, errors=tuple(errors[name]), seconds=tuple(seconds[name]))
-        for name in PROVIDERS
-    )
+    planned = _plans(difficulty, sizes)
+    rendered = (_rendered(clip) for clip in planned)
+    current: dict[str, tuple[SynthClip, _Rendered, FaceCrop]] = {}
+
+    def find(name: str) -> float:
+        clip, frames, crop = current["clip"]
+        start = time.process_time()
+        apex = PROVIDERS[name](frames, clip.onset, clip.offset, crop, clip.landmarks)
+        seconds = time.process_time() - start
+        errors[name].append(abs(apex - clip.apex))
+        return seconds
+
+    ways = {name: partial(find, name) for name in PROVIDERS}
+    seconds = race(ways, rounds=len(planned), clock=clock, prepare=lambda: current.update(clip=next(rendered)))
+    machine = this_machine(torch.device("cpu"))
+    case = {"difficulty": difficulty, "image_size": sizes["image_size"]}
+    for name, found in errors.items():
+        measured: dict[str, Any] = {"status": "skipped", "reason": OVER}
+        if found:
+            figures = (found.count(0), statistics.mean(found), max(found))
+            measured = {**figures_of(seconds[name]), "figures": dict(zip(LAYOUT.figures, figures, strict=True))}
+        yield Record(case=case, provider=name, unit="s", machine=machine, **measured)
 
 
-def _clips(difficulty: Difficulty, sizes: dict[str, Any]) -> Iterator[tuple[SynthClip, _Rendered]]:
-    for layout in LAYOUTS:
-        if layout != _WITHOUT_FRAMES:
-            for clip in plan_clips(layout, difficulty=difficulty, **sizes):
-                numbers = range(clip.onset, clip.offset + 1)
-                yield clip, _Rendered({number: render_frame(clip, number) for number in numbers})
+def _plans(difficulty: Difficulty, sizes: dict[str, Any]) -> list[SynthClip]:
+    layouts = [layout for layout in LAYOUTS if layout != _WITHOUT_FRAMES]
+    return [clip for layout in layouts for clip in plan_clips(layout, difficulty=difficulty, **sizes)]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, append to the CSV file and print."""
-    parser = argparse.ArgumentParser(description="Find the apexes of synthetic clips, by provider.")
-    parser.add_argument("--out", type=Path, required=True, help="CSV file to append to")
-    parser.add_argument("--subjects", type=int, default=5, help="subjects of each layout")
-    parser.add_argument("--clips", type=int, default=4, help="clips of a subject")
-    parser.add_argument("--image-size", type=int, default=160, help="side of the frames in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="seed of faces and motion")
-    options = parser.parse_args(arguments)
-    columns = list(_line(Found(provider="", difficulty="", errors=(0,), seconds=(0.0,)), options))
-    try:
-        results_file(options.out.parent, options.out.name, columns)
-    except InputError as error:
-        parser.error(str(error))
-    cv2.setNumThreads(1)
-    sizes = {name: getattr(options, name) for name in ("subjects", "clips", "image_size", "seed")}
-    found = [item for difficulty in get_args(Difficulty) for item in measure(difficulty, **sizes)]
-    append_lines(options.out, columns, [_line(item, options) for item in found])
-    Console().print(_table(found))
-    return 0
-
-
-def _line(found: Found, options: argparse.Namespace) -> dict[str, object]:
-    where = {**asdict(environment()), "threads": 1, "load": round(os.getloadavg()[0], 2)}
-    return {**found.row(), "image_size": options.image_size, **where}
-
-
-def _table(found: list[Found]) -> Table:
-    out = Table(title="apexes of synthetic clips: errors in frames, CPU milliseconds a clip on one thread")
-    for column in ("provider", "difficulty", "exact", "mean", "largest", "CPU ms", "min .. max"):
-        out.add_column(column, justify="left" if column in ("provider", "difficulty") else "right")
-    for item in found:
-        milliseconds = [1000 * value for value in item.seconds]
-        out.add_row(
-            item.provider,
-            item.difficulty,
-            f"{item.errors.count(0)} of {len(item.errors)}",
-            f"{statistics.mean(item.errors):.3f}",
-            str(max(item.errors)),
-            f"{statistics.median(milliseconds):.0f}",
-            f"{min(milliseconds):.0f} .. {max(milliseconds):.0f}",
-        )
-    return out
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _rendered(clip: SynthClip) -> tuple[SynthClip, _Rendered, FaceCrop]:
+    pictures = {number: render_frame(clip, number) for number in range(clip.onset, clip.offset + 1)}
+    return clip, _Rendered(pictures), face_crop(clip.landmarks, (clip.image_size, clip.image_size))

@@ -1,18 +1,15 @@
-"""One epoch of fold training, upstream's way against ours: ``htnet profile --end-to-end``.
-
-Also ``python -m launch.benchmarks.end_to_end``, which takes the number of threads and some of the providers.
+"""One epoch of fold training, upstream's way against ours: ``htnet profile end-to-end``.
 
 An epoch is what the largest fold of the MEGC2019 composite has: 436 training samples in batches of 256, so optimizer
 steps of 256 and 180 samples, with the paper's network, Adam at 5e-5 and cross entropy. Images are random 0..255; the
 time of a step does not depend on their values.
 
-How it is measured: every provider lives in a process of its own, because how a process keeps its memory is part of a
-provider (upstream's has the C library's defaults), and beside a new process with upstream's way, because more than two
-such processes at once take memory and huge pages from each other. Both start from the same weights, and the logits,
-the loss in each step and the logits after the epoch must equal upstream's within ``TOLERANCES`` before anything is
-timed. Then rounds: each of the two runs one epoch, the order changing from round to round, so that what else the
-machine does hits both alike. Reported are median, n, minimum, maximum and interquartile range, and the ratio of medians
-to upstream's in the same pair; upstream's own row has its epochs of all pairs.
+Every provider lives in a process of its own, because how a process keeps its memory is part of a provider (upstream's
+has the C library's defaults), and beside a new process with upstream's way, because more than two such processes at
+once take memory and huge pages from each other. On a small network of the same form, logits, the loss in each step and
+the logits after an epoch must equal upstream's within ``TOLERANCES`` before anything is timed. Then each of the two
+trains an epoch uncounted, and rounds: an epoch of each, in turn. The ratio is of medians to upstream's in the same
+pair; upstream's own row has its epochs of all pairs.
 
 A provider is a way to train: an entry of ``PROVIDERS``, its name with a factory that takes the configuration and the
 weights (state dict of :class:`htnet.HTNet`) and returns a :class:`Provider`.
@@ -22,63 +19,59 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
-import platform
-import statistics
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
 from htnet.checkpoint import to_upstream
 from htnet.config import EngineConfig, HTNetConfig, TrainConfig
 from htnet.cpu import configure_cpu
-from htnet.errors import InputError
+from htnet.errors import EXIT_DONE, InputError
 from htnet.model import HTNet
 from htnet.training.engine import create_engine
-from kernels.benchmarks.record import append_lines
-from kernels.machine import commit, cpu_facts, cpu_name
-from launch.benchmarks.results import results_file
+from kernels.benchmarks.race import OVER, Clock, race
+from kernels.benchmarks.record import Layout, Record, figures_of, this_machine
+from kernels.machine import emulates_bf16
+from launch.benchmarks.frame import Frame, digits, percent
 from launch.benchmarks.upstream import UpstreamHTNet
 
-__all__ = [
-    "COLUMNS",
-    "PROVIDERS",
-    "RESULTS",
-    "Measurement",
-    "Provider",
-    "check_equal",
-    "environment",
-    "first_epoch",
-    "main",
-    "measure",
-    "run",
-]
+__all__ = ["BASELINE", "LAYOUT", "PROVIDERS", "Provider", "Setting", "check_equal", "first_epoch", "run"]
 
-RESULTS: Final = "end_to_end_cpu.csv"
+LAYOUT: Final = Layout(
+    file="end_to_end_cpu.csv",
+    case=("batches",),
+    figures=("min", "max", "least_cpu_share", "ratio_to_upstream", "upstream_beside_s"),
+)
+"""``least_cpu_share`` is the share of its threads' time that the process had a CPU, the smallest of the rounds: far
+below 1 beside other load."""
 BASELINE: Final = "upstream fp32"
-BATCH_SIZES: Final = (256, 180)
 LEARNING_RATE: Final = 5e-5
-ROUNDS: Final = 5
-THREADS: Final = 2
+SMALL: Final = HTNetConfig(dim=24, heads=3, depths=(1, 1, 1))
+"""The network of the check: the paper's mosaic, heads of 8 channels."""
+SMALL_BATCHES: Final = (8, 6)
 TOLERANCES: Final = {"fp32": 1e-3, "bf16": 5e-2}
 """Largest difference from upstream, relative to the largest value, by the last word of a provider's name."""
 
 State = Mapping[str, Tensor]
 Batch = tuple[Tensor, Tensor]
-Epoch = tuple[float, float]
-"""Seconds of an epoch, and the CPU seconds that the process spent in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Training of a provider's process."""
+
+    config: HTNetConfig = field(default_factory=HTNetConfig)
+    sizes: tuple[int, ...] = (256, 180)
+    threads: int = 2
 
 
 class Provider(Protocol):
@@ -125,7 +118,7 @@ class EngineLoop:
     def __init__(
         self, model: nn.Module, name: Literal["deepspeed", "torch"], precision: Literal["fp32", "bf16"]
     ) -> None:
-        train = TrainConfig(optimizer="adam", learning_rate=LEARNING_RATE, batch_size=max(BATCH_SIZES))
+        train = TrainConfig(optimizer="adam", learning_rate=LEARNING_RATE, batch_size=256)
         engine = EngineConfig(name=name, precision=precision, threads=torch.get_num_threads())
         self._engine = create_engine(model, train, engine, device=torch.device("cpu"))
 
@@ -156,32 +149,8 @@ PROVIDERS: Final[dict[str, Callable[[HTNetConfig, State], Provider]]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """The epochs of one provider, in seconds."""
-
-    provider: str
-    seconds: tuple[float, ...]
-    cpu_share: float
-    """Share of its threads' time that the process had a CPU, smallest of the rounds; far below 1 beside other load."""
-    baseline: float
-    """Upstream's median beside this provider."""
-
-    @property
-    def ratio(self) -> float:
-        """Upstream's median divided by this one's."""
-        return self.baseline / statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        if len(self.seconds) < 2:
-            return self.seconds[0], self.seconds[0]
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, high
-
-
-def make_batches(config: HTNetConfig, sizes: Iterable[int] = BATCH_SIZES) -> list[Batch]:
-    """Random mosaics 0..255 and labels, the same on every call."""
+def make_batches(config: HTNetConfig, sizes: Iterable[int]) -> list[Batch]:
+    """Return random mosaics 0..255 and labels, the same on every call."""
     generator = torch.Generator().manual_seed(0)
     shape = (config.in_channels, config.image_size, config.image_size)
     return [
@@ -194,7 +163,7 @@ def make_batches(config: HTNetConfig, sizes: Iterable[int] = BATCH_SIZES) -> lis
 
 
 def first_epoch(provider: Provider, batches: list[Batch]) -> dict[str, Tensor]:
-    """Train one epoch; logits of 32 samples before and after it, and the loss of each step."""
+    """Train one epoch; return logits of 32 samples before and after it, and the loss of each step."""
     probe = batches[0][0][:32]
     found = {"logits before": provider.logits(probe)}
     found |= {f"loss of step {i}": provider.train_step(*batch).float() for i, batch in enumerate(batches)}
@@ -202,7 +171,7 @@ def first_epoch(provider: Provider, batches: list[Batch]) -> dict[str, Tensor]:
 
 
 def check_equal(name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Compare a provider's first epoch with the baseline's.
+    """Hold a provider's first epoch against the baseline's.
 
     Raises:
         RuntimeError: a difference is above the tolerance of the provider's precision; names provider and quantity.
@@ -214,34 +183,30 @@ def check_equal(name: str, found: Mapping[str, Tensor], expected: Mapping[str, T
             raise RuntimeError(f"{name}: {quantity} is off by {error:.2e} (relative), more than {tolerance}")
 
 
-def timed_epoch(provider: Provider, batches: list[Batch]) -> Epoch:
-    """Train one epoch and time it."""
-    start, start_cpu = time.perf_counter(), time.process_time()
-    for batch in batches:
-        provider.train_step(*batch).item()  # reading the loss waits for the step
-    return time.perf_counter() - start, time.process_time() - start_cpu
-
-
-def serve(name: str, config: HTNetConfig, sizes: tuple[int, ...], threads: int, pipe: Connection) -> None:
-    """Body of a provider's process: sends its first epoch, then the times of an epoch for all that it receives."""
+def serve(name: str, setting: Setting, pipe: Connection) -> None:
+    """Run a provider: send the small network's first epoch, then, when asked, seconds and CPU seconds of an epoch."""
     if name != BASELINE:
-        configure_cpu(threads)
-    torch.set_num_threads(threads)
+        configure_cpu(setting.threads)
+    torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
-    provider = PROVIDERS[name](config, HTNet(config).state_dict())
-    batches = make_batches(config, sizes)
-    pipe.send({key: value.numpy() for key, value in first_epoch(provider, batches).items()})
+    small = PROVIDERS[name](SMALL, HTNet(SMALL).state_dict())
+    pipe.send({key: value.numpy() for key, value in first_epoch(small, make_batches(SMALL, SMALL_BATCHES)).items()})
+    provider = PROVIDERS[name](setting.config, HTNet(setting.config).state_dict())
+    batches = make_batches(setting.config, setting.sizes)
     while True:
         pipe.recv()
-        pipe.send(timed_epoch(provider, batches))
+        start, start_cpu = time.perf_counter(), time.process_time()
+        for batch in batches:
+            provider.train_step(*batch).item()  # reading the loss waits for the step
+        pipe.send((time.perf_counter() - start, time.process_time() - start_cpu))
 
 
 @contextmanager
-def served(name: str, config: HTNetConfig, sizes: tuple[int, ...], threads: int) -> Iterator[Connection]:
-    """A provider in a new process that runs :func:`serve`; it is gone, with its memory, when the block ends."""
+def served(name: str, setting: Setting) -> Iterator[Connection]:
+    """Start a provider in a new process that runs :func:`serve`; it is gone, with its memory, when the block ends."""
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(name, config, sizes, threads, theirs), daemon=True)
+    process = context.Process(target=serve, args=(name, setting, theirs), daemon=True)
     process.start()
     theirs.close()  # so that the end of the process is noticed
     try:
@@ -251,175 +216,118 @@ def served(name: str, config: HTNetConfig, sizes: tuple[int, ...], threads: int)
         process.join()
 
 
-def measure(
-    names: Sequence[str], config: HTNetConfig, sizes: tuple[int, ...], *, rounds: int, threads: int
-) -> list[Measurement]:
-    """Check, then time ``rounds`` epochs of every provider beside as many of the baseline, the first name.
+@dataclass(kw_only=True)
+class Pair:
+    """A provider and the baseline beside it: seconds of their epochs, and shares of a CPU."""
+
+    seconds: dict[str, list[float]]
+    shares: dict[str, list[float]]
+
+
+def measure(name: str, setting: Setting, *, rounds: int, clock: Clock) -> Pair:
+    """Check a provider and time its epochs in turn with the baseline's; of ``BASELINE`` itself, its epochs alone.
 
     Raises:
-        RuntimeError: a provider does not compute what the baseline does.
-        EOFError: the process of a provider died.
+        RuntimeError: it does not compute what the baseline does.
+        TimeoutError: the clock was over before the first epoch was timed.
+        EOFError: a process died.
     """
-    settings = (config, sizes, threads)
-    base, *others = names
-    pairs = {name: _measure_pair(base, name, settings, rounds) for name in others}
-    baseline = [epoch for epochs, _ in pairs.values() for epoch in epochs]
-    if not others:
-        with served(base, *settings) as pipe:
-            _first_epoch(pipe)
-            baseline = [_timed_epoch(pipe) for _ in range(rounds)]
-    rows = [_measurement(base, baseline, threads, baseline)]
-    return rows + [_measurement(name, epochs, threads, beside) for name, (beside, epochs) in pairs.items()]
+    shares: dict[str, list[float]] = {BASELINE: [], name: []}
+
+    def epoch(of: str, pipe: Connection) -> float:
+        pipe.send("an epoch, please")
+        seconds, cpu = _answer(pipe, clock)
+        shares[of].append(cpu / seconds / setting.threads)
+        return float(seconds)
+
+    with served(BASELINE, setting) as first:
+        expected = _tensors(_answer(first, clock))
+        with served(name, setting) as second:
+            check_equal(name, _tensors(_answer(second, clock)), expected)
+            clock.say("  computes what upstream's way does on a small network; an epoch of each before the count")
+            ways = {BASELINE: partial(epoch, BASELINE, first), name: partial(epoch, name, second)}
+            for of, way in ways.items():
+                clock.say(f"  {of}: {way():.2f} s")
+                shares[of].clear()
+            return Pair(seconds=race(ways, rounds=rounds, clock=clock), shares=shares)
 
 
-def _measure_pair(
-    base: str, name: str, settings: tuple[HTNetConfig, tuple[int, ...], int], rounds: int
-) -> tuple[list[Epoch], list[Epoch]]:
-    """Epochs of the baseline and of the provider beside it."""
-    with served(base, *settings) as first:
-        expected = _first_epoch(first)
-        with served(name, *settings) as second:
-            check_equal(name, _first_epoch(second), expected)
-            epochs: dict[Connection, list[Epoch]] = {first: [], second: []}
-            for number in range(rounds):
-                for pipe in (first, second) if number % 2 else (second, first):
-                    epochs[pipe].append(_timed_epoch(pipe))
-    return epochs[first], epochs[second]
+def _answer(pipe: Connection, clock: Clock) -> Any:
+    """Return what the process sends; TimeoutError where the time is over before."""
+    if not pipe.poll(clock.left()):
+        raise TimeoutError(OVER)
+    return pipe.recv()
 
 
-def _first_epoch(pipe: Connection) -> dict[str, Tensor]:
-    return {key: torch.from_numpy(value) for key, value in pipe.recv().items()}
+def _tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
 
-def _timed_epoch(pipe: Connection) -> Epoch:
-    pipe.send("an epoch, please")
-    seconds, cpu = pipe.recv()
-    return seconds, cpu
-
-
-def _measurement(name: str, epochs: list[Epoch], threads: int, baseline: list[Epoch]) -> Measurement:
-    return Measurement(
-        provider=name,
-        seconds=tuple(wall for wall, _ in epochs),
-        cpu_share=min(cpu / wall / threads for wall, cpu in epochs),
-        baseline=statistics.median(wall for wall, _ in baseline),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """Facts that a reader needs to place the numbers."""
-
-    date: str
-    commit: str
-    cpu: str
-    cores: int
-    threads: int
-    avx512_bf16: bool
-    torch: str
-    python: str
-    system: str
-
-
-COLUMNS: Final = (
-    *("provider", "batches", "n", "median_s", "min_s", "max_s", "q1_s", "q3_s", "least_cpu_share", "ratio_to_upstream"),
-    *(field.name for field in fields(Environment)),
-    "upstream_beside_s",
-)
-"""Of the CSV file."""
-
-
-def environment() -> Environment:
-    """This machine, as far as it says."""
-    facts = cpu_facts()
-    return Environment(
-        date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        commit=commit(),
-        cpu=f"{cpu_name()} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})",
-        cores=os.cpu_count() or 0,
-        threads=torch.get_num_threads(),
-        avx512_bf16="avx512_bf16" in facts.get("flags", "").split(),
-        torch=torch.__version__,
-        python=platform.python_version(),
-        system=platform.platform(),
-    )
-
-
-def append_csv(path: Path, measurements: list[Measurement], sizes: Sequence[int], where: Environment) -> None:
-    """Append a row per measurement."""
-    append_lines(path, COLUMNS, (_line(measurement, sizes, where) for measurement in measurements))
-
-
-def _line(measurement: Measurement, sizes: Sequence[int], where: Environment) -> dict[str, object]:
-    low, high = measurement.quartiles
-    return {
-        "provider": measurement.provider,
-        "batches": "+".join(str(size) for size in sizes),
-        "n": len(measurement.seconds),
-        "median_s": round(statistics.median(measurement.seconds), 4),
-        "min_s": round(min(measurement.seconds), 4),
-        "max_s": round(max(measurement.seconds), 4),
-        "q1_s": round(low, 4),
-        "q3_s": round(high, 4),
-        "least_cpu_share": round(measurement.cpu_share, 3),
-        "ratio_to_upstream": round(measurement.ratio, 3),
-        **asdict(where),
-        "upstream_beside_s": round(measurement.baseline, 4),
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Check and measure every provider beside upstream's way; return the exit code."""
+    names = _chosen(options.providers)
+    frame = Frame(LAYOUT, options, console, steps=len(names))
+    if options.dry_run:
+        frame.say(f"{options.rounds} epochs each, on the CPU, beside {BASELINE}: {'; '.join(names)}")
+        return EXIT_DONE
+    torch.set_num_threads(options.threads)
+    setting = Setting(threads=options.threads)
+    beside: dict[str, list[float]] = {"seconds": [], "shares": []}
+    for name in names:
+        frame.clock.begin(name)
+        frame.keep([_measured(name, setting, options.rounds, frame.clock, beside)])
+    if beside["seconds"]:
+        frame.keep([_record(BASELINE, setting, beside["seconds"], beside["shares"], beside["seconds"])])
+    columns = {
+        "min .. max": lambda record: f"{digits(record.figures['min'])} .. {digits(record.figures['max'])}",
+        "CPU": lambda record: percent(100 * record.figures["least_cpu_share"]),
+        "x upstream": lambda record: f"{record.figures['ratio_to_upstream']:.2f}",
     }
+    frame.show(frame.records, f"an epoch at the paper's size, {options.threads} threads", case=(), columns=columns)
+    return frame.exit_code()
 
 
-def table(measurements: list[Measurement], where: Environment) -> Table:
-    """The measurements for a terminal."""
-    title = f"seconds per epoch, {where.cpu}, {where.threads} threads, torch {where.torch}"
-    out = Table(title=Text(title))
-    for column in ("provider", "median", "n", "min .. max", "IQR", "CPU share", "x upstream"):
-        out.add_column(column, justify="left" if column == "provider" else "right")
-    for measurement in measurements:
-        low, high = measurement.quartiles
-        out.add_row(
-            measurement.provider,
-            f"{statistics.median(measurement.seconds):.2f}",
-            str(len(measurement.seconds)),
-            f"{min(measurement.seconds):.2f} .. {max(measurement.seconds):.2f}",
-            f"{high - low:.2f}",
-            f"{measurement.cpu_share:.0%}",
-            f"{measurement.ratio:.2f}",
-        )
-    return out
+def _chosen(text: str | None) -> list[str]:
+    """Return the names of the providers beside the baseline."""
+    known = [name for name in PROVIDERS if name != BASELINE]
+    names = known if text is None else [name.strip() for name in text.split(";")]
+    for name in names:
+        if name not in known:
+            raise InputError(f"--providers {name}: known are {'; '.join(known)}")
+    return names
 
 
-def run(
-    path: Path | None, console: Console, *, rounds: int = ROUNDS, threads: int = THREADS, only: Sequence[str] = ()
-) -> None:
-    """Check, measure, append to the CSV file where there is one, and print; ``only``: providers beside upstream."""
-    torch.set_num_threads(threads)
-    names = [BASELINE, *(name for name in PROVIDERS if name in (only or PROVIDERS) and name != BASELINE)]
-    console.print("checking that all providers compute the same, then timing ...")
-    measurements = measure(names, HTNetConfig(), BATCH_SIZES, rounds=rounds, threads=threads)
-    where = environment()
-    console.print(table(measurements, where))
-    if path is not None:
-        append_csv(path, measurements, BATCH_SIZES, where)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The same with what ``htnet profile`` has no options for."""
-    parser = argparse.ArgumentParser(description="One epoch of fold training at the paper's size, by provider.")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"append to {RESULTS} there (default: print)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="epochs timed per provider")
-    parser.add_argument("--threads", type=int, default=THREADS, help="CPU threads")
-    parser.add_argument("--only", nargs="+", choices=list(PROVIDERS), default=[], help="providers to run")
-    options = parser.parse_args(arguments)
-    for name in ("rounds", "threads"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be positive, got {getattr(options, name)}")
+def _measured(name: str, setting: Setting, rounds: int, clock: Clock, beside: dict[str, list[float]]) -> Record:
+    """Measure one provider; a failure is a record with its reason. The baseline's epochs are added to ``beside``."""
+    if name.endswith("bf16") and emulates_bf16():
+        return _unmeasured(name, setting, "skipped", "this processor emulates bf16")
+    if clock.over():
+        return _unmeasured(name, setting, "skipped", OVER)
     try:
-        path = results_file(options.out, RESULTS, COLUMNS)
-    except InputError as error:
-        parser.error(str(error))
-    run(path, Console(), rounds=options.rounds, threads=options.threads, only=options.only)
-    return 0
+        pair = measure(name, setting, rounds=rounds, clock=clock)
+    except TimeoutError:
+        return _unmeasured(name, setting, "skipped", OVER)
+    except RuntimeError as error:
+        return _unmeasured(name, setting, "refused", str(error))
+    except EOFError:
+        return _unmeasured(name, setting, "failed", "its process died")
+    beside["seconds"] += pair.seconds[BASELINE]
+    beside["shares"] += pair.shares[BASELINE]
+    if not (pair.seconds[name] and pair.seconds[BASELINE]):
+        return _unmeasured(name, setting, "skipped", OVER)
+    return _record(name, setting, pair.seconds[name], pair.shares[name], pair.seconds[BASELINE])
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _record(name: str, setting: Setting, seconds: list[float], shares: list[float], beside: list[float]) -> Record:
+    measured, upstream = figures_of(seconds), figures_of(beside)["median"]
+    figures = (min(seconds), max(seconds), min(shares), upstream / measured["median"], upstream)
+    return _base(name, setting, figures=dict(zip(LAYOUT.figures, figures, strict=True)), **measured)
+
+
+def _unmeasured(name: str, setting: Setting, status: str, reason: str) -> Record:
+    return _base(name, setting, status=status, reason=reason)
+
+
+def _base(name: str, setting: Setting, **measured: Any) -> Record:
+    case = {"batches": "+".join(map(str, setting.sizes))}
+    return Record(case=case, provider=name, unit="s", machine=this_machine(torch.device("cpu")), **measured)

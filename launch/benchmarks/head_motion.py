@@ -1,4 +1,4 @@
-"""Scores with and without the head's motion in the flow: ``python -m launch.benchmarks.head_motion --out FILE.csv``.
+"""Scores with and without the head's motion in the flow: ``htnet profile head-motion``.
 
 The demo's realistic clips (``htnet synth``), of other faces and other weights with each seed, prepared with
 each ``prepare.head_motion`` and trained as ``configs/demo.yaml`` says, with both ``data.scaling``. Their heads only
@@ -9,18 +9,17 @@ made by the functions that ``htnet prepare`` and ``htnet sweep`` call, one after
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import cv2
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -35,15 +34,23 @@ from htnet.data.samples import COMPOSITE
 from htnet.data.store.reader import Store
 from htnet.data.store.writer import write_store
 from htnet.data.synth.generate import generate
-from htnet.errors import InputError
+from htnet.errors import EXIT_DONE
 from htnet.scoring.record import read_records
 from htnet.scoring.summary import summarise
-from kernels.benchmarks.record import append_lines
-from launch.benchmarks.end_to_end import environment
-from launch.benchmarks.results import results_file
+from kernels.benchmarks.race import OVER, Clock
+from kernels.benchmarks.record import Layout, Record, this_machine
+from launch.benchmarks.frame import Frame, compact_table
 from launch.commands.sweep import check_folds
 from launch.run.folder import open_run
 from launch.tasks.fold import FoldSpec, run_fold
+
+__all__ = ["LAYOUT", "run"]
+
+LAYOUT: Final = Layout(
+    file="head_motion.csv",
+    case=("motion", "scaling", "seed", "samples", "subjects", "clips", "image_size"),
+    figures=("uar",),
+)
 
 Motion = Literal["sway", "turn"]
 """As the generator has it: shifts alone; or shifts, turns and changes of scale."""
@@ -57,18 +64,21 @@ _PERIODS: Final = (30.0, 60.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A sweep's ``final`` scores of the composite."""
+    """The ``final`` scores of a sweep, of the composite."""
 
     motion: Motion
     scaling: Scaling
     head_motion: HeadMotion
     seed: int
     samples: int
-    uf1: float
-    uar: float
+    uf1: float | None
+    """None where the time was over before."""
+    uar: float | None
 
 
-def measure(config: Config, work: Path, *, seed: int, subjects: int, clips: int, image_size: int) -> Iterator[Scored]:
+def measure(
+    config: Config, work: Path, *, seed: int, clock: Clock, subjects: int, clips: int, image_size: int
+) -> Iterator[Scored]:
     """Make the seed's clips in ``work`` and score every case of them; sizes as of ``synth.generate``."""
     for motion in get_args(Motion):
         raw = work / f"raw {motion}"
@@ -82,7 +92,9 @@ def measure(config: Config, work: Path, *, seed: int, subjects: int, clips: int,
             store = _store(prepared, work / f"store {motion} {kind}")
             for scaling in get_args(Scaling):
                 trained = replace(prepared, data=_data(prepared.data, store, scaling))
-                uf1, uar = _final(trained, store, work / f"run {motion} {kind} {scaling}")
+                clock.begin(f"seed {seed}: {motion}, {kind}, {scaling}")
+                run_at = work / f"run {motion} {kind} {scaling}"
+                uf1, uar = (None, None) if clock.over() else _final(trained, store, run_at)
                 yield Scored(
                     motion=motion, scaling=scaling, head_motion=kind, seed=seed, samples=len(store.rows), uf1=uf1,
                     uar=uar,
@@ -133,64 +145,54 @@ def _final(config: Config, store: Store, path: Path) -> tuple[float, float]:
     return scores.uf1, scores.uar
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, append each sweep to the CSV file and print."""
-    parser = argparse.ArgumentParser(description="Final scores of synthetic clips, by prepare.head_motion.")
-    parser.add_argument("--out", type=Path, required=True, help="CSV file to append to")
-    parser.add_argument(
-        "--config", type=Path, default=Path("configs/demo.yaml"), help="how clips are prepared, trained"
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="seeds of faces, motion and weights")
-    parser.add_argument("--subjects", type=int, default=3, help="subjects of each layout")
-    parser.add_argument("--clips", type=int, default=6, help="clips of a subject")
-    parser.add_argument("--image-size", type=int, default=160, help="side of the frames in pixels")
-    options = parser.parse_args(arguments)
-    empty = Scored(motion="sway", scaling="minmax", head_motion="none", seed=0, samples=0, uf1=0.0, uar=0.0)
-    columns = list(_line(empty, options))
-    try:
-        results_file(options.out.parent, options.out.name, columns)
-        config = load_config(options.config)
-    except InputError as error:
-        parser.error(str(error))
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Score every case of every seed; return the exit code.
+
+    Raises:
+        InputError: the configuration is wrong.
+    """
+    cases = list(product(get_args(Motion), get_args(HeadMotion), get_args(Scaling)))
+    frame = Frame(LAYOUT, options, console, steps=options.seeds * len(cases))
+    config = load_config(options.config)
+    if options.dry_run:
+        frame.say(f"{options.seeds} seeds of {len(cases)} sweeps with {options.config}")
+        return EXIT_DONE
     sizes = {name: getattr(options, name) for name in ("subjects", "clips", "image_size")}
-    found: list[Scored] = []
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as work:
-            for scored in measure(config, Path(work), seed=seed, **sizes):
-                append_lines(options.out, columns, [_line(scored, options)])
-                found.append(scored)
-    Console().print(_table(found))
-    return 0
+            for scored in measure(config, Path(work), seed=seed, clock=frame.clock, **sizes):
+                frame.keep([_record(scored, sizes)])
+    frame.console.print(_table(frame.records))
+    return frame.exit_code()
 
 
-def _line(scored: Scored, options: argparse.Namespace) -> dict[str, object]:
-    scores = {"uf1": round(scored.uf1, 4), "uar": round(scored.uar, 4)}
-    sizes = {"subjects": options.subjects, "clips": options.clips, "image_size": options.image_size}
-    return {**asdict(scored), **scores, **sizes, **asdict(environment()), "load": round(os.getloadavg()[0], 2)}
+def _record(scored: Scored, sizes: Mapping[str, int]) -> Record:
+    case = {name: getattr(scored, name) for name in ("motion", "scaling", "seed", "samples")}
+    what: dict[str, Any] = {"status": "skipped", "reason": OVER}
+    if scored.uf1 is not None:
+        what = {"median": scored.uf1, "n": 1, "figures": {"uar": scored.uar}}
+    machine = this_machine(torch.device("cpu"))
+    return Record(case={**case, **sizes}, provider=scored.head_motion, unit="UF1", machine=machine, **what)
 
 
-def _table(found: list[Scored]) -> Table:
-    """Means over seeds; the difference from ``none`` is of the same clips and weights."""
-    out = Table(title="final UF1 and UAR of synthetic clips: mean (standard deviation) over seeds")
-    for column in ("motion", "scaling", "head_motion", "n", "UF1", "UAR", "UF1 - none"):
-        out.add_column(column, justify="left" if column in ("motion", "scaling", "head_motion") else "right")
+def _table(records: Sequence[Record]) -> Table:
+    """Return means over seeds; the difference from ``none`` is of the same clips and weights."""
+    title = "final UF1 and UAR of synthetic clips: mean (standard deviation) over seeds"
+    out = compact_table(title, *("motion", "scaling", "head_motion", "n", "UF1", "UAR", "UF1 - none"), words=3)
+    done = [record for record in records if record.status == "ok"]
     for motion, scaling, kind in product(get_args(Motion), get_args(Scaling), get_args(HeadMotion)):
-        cases = {
-            name: [item for item in found if (item.motion, item.scaling, item.head_motion) == (motion, scaling, name)]
-            for name in (kind, "none")
-        }
-        uf1 = [item.uf1 for item in cases[kind]]
-        gains = [one.uf1 - other.uf1 for one, other in zip(cases[kind], cases["none"], strict=True)]
-        scores = _spread(uf1), _spread([item.uar for item in cases[kind]])
+        alike = [record for record in done if (record.case["motion"], record.case["scaling"]) == (motion, scaling)]
+        of = {name: {r.case["seed"]: r for r in alike if r.provider == name} for name in (kind, "none")}
+        uf1 = {seed: record.median or 0.0 for seed, record in of[kind].items()}
+        gains = [value - (of["none"][seed].median or 0.0) for seed, value in uf1.items() if seed in of["none"]]
+        scores = _spread(list(uf1.values())), _spread([record.figures["uar"] for record in of[kind].values()])
         out.add_row(motion, scaling, kind, str(len(uf1)), *scores, "" if kind == "none" else _spread(gains, "+"))
     return out
 
 
 def _spread(values: list[float], sign: str = "") -> str:
-    """Mean and standard deviation."""
+    """Return mean and standard deviation."""
+    if not values:
+        return ""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):{sign}.3f} ({deviation:.3f})"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,36 +1,33 @@
-"""``htnet profile --input``: samples per second of the training stream on this machine, against a plain DataLoader.
+"""``htnet profile input``: samples per second of the training stream on this machine, against a plain DataLoader.
 
 The stores are made for the occasion, in a temporary folder: smooth random flow images, whose time does not depend on
 what they show, and pairs of drawn faces. The rival is what one writes without DALI (``benchmarks.input_rivals``): a
 DataLoader, whole batches made by numpy and OpenCV, in the training process (0 workers) and in two others. Both make
 the same batches, within the case's tolerance, or nothing is timed.
 
-Then rounds: every provider of a case makes a number of batches, in turn, so that what else the machine does hits all
-alike. What was made ahead while others were timed is taken away uncounted before each timing.
+Then rounds: every provider of a case makes a number of batches, in turn. What was made ahead while others were timed is
+taken away uncounted before each timing.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import cv2
-import numpy as np
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from dali_pipelines import DALI_VERSION, Batch, EpochSampler, FlowStream, FlowTransform, Resident, fit_transform
+from dali_pipelines import Batch, EpochSampler, FlowStream, FlowTransform, Resident, fit_transform
 from dali_pipelines.frame_flow import FrameFlow
 from htnet.config import (
     AugmentConfig,
@@ -44,10 +41,11 @@ from htnet.config import (
 from htnet.cpu import configure_cpu
 from htnet.data.flow.tvl1 import tvl1
 from htnet.data.store.reader import Store
-from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
-from kernels.benchmarks.record import append_lines
-from launch.benchmarks.end_to_end import environment
-from launch.benchmarks.input_picture import write_picture
+from htnet.errors import EXIT_DONE, InputError
+from kernels.benchmarks.plots import write_pictures
+from kernels.benchmarks.race import OVER, Clock, race
+from kernels.benchmarks.record import Layout, Record, Status, figures_of, this_machine
+from launch.benchmarks.frame import Frame, percent
 from launch.benchmarks.input_rivals import (
     PlainBatches,
     PlainFrames,
@@ -57,12 +55,21 @@ from launch.benchmarks.input_rivals import (
     make_frame_store,
     make_store,
 )
-from launch.benchmarks.results import results_file
 from launch.cluster import usable_cpus
 
-__all__ = ["CASES", "DIFFERENCE", "OURS", "PROVIDERS", "Plan", "Result", "check_equal", "measure", "profile_input"]
+__all__ = ["CASES", "DIFFERENCE", "LAYOUT", "OURS", "PROVIDERS", "Plan", "check_equal", "measure", "run"]
 
-RESULTS: Final = "input.csv"
+LAYOUT: Final = Layout(
+    file="input.csv",
+    case=("case", "samples", "size", "batch", "steps", "dali_threads"),
+    figures=(
+        *("ours_is_times_as_fast", "start_s", "difference", "difference_is"),
+        *("waiting_n", "waiting_share", "waiting_most"),
+    ),
+)
+"""``start_s`` are the seconds until the first batch: pipelines built or processes started, what stays decoded.
+``difference`` is that of the checked batches from ours, as the case's tolerance has it. Shares of waiting are those of
+``next()`` in ``next()`` and a training step at the paper's size, of ours alone."""
 OURS: Final = "FlowStream"
 PROVIDERS: Final[dict[str, int | None]] = {OURS: None, "DataLoader": 0, "DataLoader x2": 2}
 """Worker processes of the rivals; 0: the batches are made in the training process."""
@@ -97,7 +104,7 @@ class Case:
     """False: two solvers of one problem are compared by the root mean square of their difference, relative to ours."""
 
     largest_batch: int | None = None
-    """Where samples take long; None: as asked for."""
+    """Of a case whose samples take long; None: as asked for."""
 
     @property
     def of_frames(self) -> bool:
@@ -139,9 +146,8 @@ CASES: Final[dict[str, Case]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Extent of the measurement."""
+    """Extent of the measurement of a case."""
 
-    cases: tuple[str, ...] = tuple(CASES)
     samples: int = 442
     size: int = 28
     """Side of the flow images, pixels."""
@@ -149,107 +155,64 @@ class Plan:
     steps: int = 20
     """Batches of a timing, at least."""
     rounds: int = 10
-    seconds: float | None = None
-    """No round begins after so long; the first of a case always does."""
     train_step: bool = False
 
     def of(self, case: Case) -> Plan:
-        """The same for a case whose samples take a hundred times as long."""
+        """Return the same for a case whose samples take a hundred times as long."""
         if case.largest_batch is None:
             return self
         batch, steps = min(self.batch, case.largest_batch), max(1, self.steps // 10)
         return replace(self, samples=min(self.samples, 2 * case.largest_batch), batch=batch, steps=steps)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """The timings of one provider in one case."""
-
-    case: str
-    provider: str
-    plan: Plan
-    """How much was measured in this case."""
-    rates: tuple[float, ...]
-    """Samples per second of each round."""
-    difference: float
-    """Of the checked batches from ours, as the case's tolerance has it."""
-    start: float
-    """Seconds until the first batch: pipelines built or processes started, what stays in memory decoded."""
-    same_solver: bool = True
-    waiting: tuple[float, ...] = ()
-    """Shares of next() in next() and a training step at the paper's size, step by step; ours only, where asked for."""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.rates)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        if len(self.rates) < 2:
-            return self.rates[0], self.rates[0]
-        low, _, high = statistics.quantiles(self.rates, n=4, method="inclusive")
-        return low, high
-
-
-def profile_input(options: argparse.Namespace, console: Console) -> int:
-    """Run what the options ask for; 1 where a rival does not make our batches, as nothing can be compared then."""
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Measure the cases; return the exit code: 1 where a rival does not make our batches, for nothing compares then."""
+    names = _chosen(options.cases)
     plan = _plan(options)
-    path = results_file(options.out, RESULTS, _columns())
+    frame = Frame(LAYOUT, options, console, steps=len(names))
     configure_cpu(usable_cpus())  # as in a fold
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.dry_run:
-        for name in plan.cases:
-            text = f"{name}: {CASES[name].text}; {', '.join(PROVIDERS)}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        for name in names:
+            frame.say(f"{name}: {CASES[name].text}; {', '.join(PROVIDERS)}")
         return EXIT_DONE
-    results: list[Result] = []
-    code = EXIT_DONE
-    for name in plan.cases:
-        if (reason := _cannot_run(CASES[name])) is not None:
-            console.print(f"{name}: left out: {reason}", markup=False, highlight=False, soft_wrap=True)
-            continue
-        try:
-            found = measure(name, plan, device)
-        except RuntimeError as error:
-            if DIFFERENCE not in str(error):
-                raise
-            console.print(f"{error}: not timed", markup=False, highlight=False, soft_wrap=True)
-            code = EXIT_PARTIAL
-            continue
-        results += found
-        if path is not None:
-            append_lines(path, _columns(), _lines(found, device))
-    if results:
-        console.print(_table(results, plan, device))
-        if path is not None:
-            write_picture(path.with_suffix(".png"), _lines(results, device))
-    return code
+    for name in names:
+        frame.clock.begin(f"{name}: {CASES[name].text}")
+        frame.keep(measure(name, plan, device, frame.clock.share()))
+    columns = {
+        "ours": _times,
+        "start s": lambda record: f"{record.figures['start_s']:.2f}",
+        "waiting": lambda record: (
+            percent(100 * share) if (share := record.figures["waiting_share"]) is not None else ""
+        ),
+    }
+    title = f"the {device.type}; flow images of {plan.size} px, pictures of {_SIDE} px"
+    frame.show(frame.records, title, case=("case",), columns=columns)
+    if frame.path is not None:
+        write_pictures(frame.records, frame.path.parent, title="Input of a fold", bars="input.png")
+    return frame.exit_code()
 
 
-def _cannot_run(case: Case) -> str | None:
-    if case.rival is PlainFrames and not hasattr(cv2, "optflow"):
-        return "this OpenCV has no DualTVL1 (it is in opencv-contrib-python-headless)"
-    return None
+def _times(record: Record) -> str:
+    times = record.figures["ours_is_times_as_fast"]
+    return "" if record.provider == OURS or times is None else f"{times:.2f}"
+
+
+def _chosen(text: str | None) -> list[str]:
+    """Return the names of cases; InputError names those that are known."""
+    names = list(CASES) if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    if not names or not set(names) <= set(CASES):
+        raise InputError(f"--cases {text}: known are {', '.join(CASES)}")
+    return names
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    """InputError names what is wrong and what is known."""
-    values: dict[str, Any] = {"train_step": options.train_step, "seconds": options.time_limit}
-    for key, equals, value in (part.partition("=") for text in options.overrides for part in text.split()):
-        if key not in ("samples", "size", "batch", "steps"):
-            raise InputError(f"--set {key}{equals}{value}: --input knows samples, size, batch, steps")
-        if not value.isdecimal() or int(value) < (4 if key == "size" else 1):
-            raise InputError(f"--set {key}{equals}{value}: must be a whole number from {4 if key == 'size' else 1}")
-        values[key] = int(value)
-    if options.rounds is not None:
-        values["rounds"] = options.rounds
-    if options.cases is not None:
-        values["cases"] = tuple(name.strip() for name in options.cases.split(",") if name.strip())
-        if not values["cases"] or not set(values["cases"]) <= set(CASES):
-            raise InputError(f"--cases {options.cases}: --input knows {', '.join(CASES)}")
-    plan = Plan(**values)
+    names = ("samples", "size", "batch", "steps", "rounds", "train_step")
+    plan = Plan(**{name: getattr(options, name) for name in names})
+    if plan.size < 4:
+        raise InputError(f"--size {plan.size}: must be at least 4")
     if plan.train_step and plan.size % 28:
-        raise InputError(f"--train-step: the network takes mosaics of a multiple of 28 pixels, got size={plan.size}")
+        raise InputError(f"--train-step: the network takes mosaics of a multiple of 28 pixels, got --size {plan.size}")
     return plan
 
 
@@ -262,7 +225,7 @@ Setting = tuple[EpochSampler, FlowTransform]
 
 @contextmanager
 def _provided(name: str, case: Case, store: Store, setting: Setting, device: torch.device) -> Iterator[Next]:
-    """A function that gives the next batch on the device; its processes end with the block."""
+    """Give a function that returns the next batch on the device; its processes end with the block."""
     sampler, transform = setting
     workers = PROVIDERS[name]
     if workers is None:
@@ -301,21 +264,21 @@ def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
 # --- measuring
 
 
-def measure(name: str, plan: Plan, device: torch.device) -> list[Result]:
-    """Check and time a case; ours comes first.
-
-    Raises:
-        RuntimeError: a provider's batches are not ours, with ``DIFFERENCE`` in its text.
-    """
-    deadline = None if plan.seconds is None else time.monotonic() + plan.seconds
+def measure(name: str, plan: Plan, device: torch.device, clock: Clock) -> Iterator[Record]:
+    """Check and time a case; ours comes first. What is not measured is a record with its reason."""
     case = CASES[name]
     plan = plan.of(case)
+    if (reason := OVER if clock.over() else _cannot_run(case)) is not None:
+        yield from (_unmeasured(name, provider, plan, reason, device) for provider in PROVIDERS)
+        return
     with _made_store(case, plan) as store:
-        found = list(_measure_case(name, store, plan, device, deadline))
-        if not plan.train_step or case.rival is PlainPictures:  # what has no flow yet trains nothing
-            return found
-        waiting = _waiting_shares(case, store, plan, device)
-        return [replace(one, waiting=waiting) if one.provider == OURS else one for one in found]
+        yield from _measure_case(name, store, plan, device, clock)
+
+
+def _cannot_run(case: Case) -> str | None:
+    if case.rival is PlainFrames and not hasattr(cv2, "optflow"):
+        return "this OpenCV has no DualTVL1 (it is in opencv-contrib-python-headless)"
+    return None
 
 
 @contextmanager
@@ -339,52 +302,95 @@ def _setting(case: Case, store: Store, plan: Plan) -> Setting:
     return sampler, fit_transform(resident, rows, standardise=case.data.standardise)
 
 
-def _measure_case(
-    name: str, store: Store, plan: Plan, device: torch.device, deadline: float | None
-) -> Iterator[Result]:
-    case = CASES[name]
-    setting = _setting(case, store, plan)
-    rates: dict[str, list[float]] = {provider: [] for provider in PROVIDERS}
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A provider that runs: how to get its next batch, its first two batches, and the seconds until the first."""
+
+    following: Next
+    first: list[tuple[Tensor, Tensor]]
+    seconds: float
+
+
+def _measure_case(name: str, store: Store, plan: Plan, device: torch.device, clock: Clock) -> Iterator[Record]:
+    case, setting = CASES[name], _setting(CASES[name], store, plan)
+    begun: dict[str, _Begun] = {}
     differences = {OURS: 0.0}
-    shortest = _SHORTEST[case.largest_batch is not None]
-    ways: dict[str, Next] = {}
-    starts: dict[str, float] = {}
-    first: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with ExitStack() as stack:
         if case.rival in (PlainFrames, PlainFramesOurFlow):
             tvl1(*torch.zeros(2, 1, 16, 16))  # compiled once per machine, which is no provider's start
         for provider in PROVIDERS:
-            time.sleep(_SETTLE)
-            start = time.perf_counter()
-            ways[provider] = stack.enter_context(_provided(provider, case, store, setting, device))
-            first[provider] = [ways[provider]()]
-            _wait(device)
-            starts[provider] = time.perf_counter() - start
-            first[provider].append(ways[provider]())
-        for provider in list(PROVIDERS)[1:]:
-            differences[provider] = check_equal(name, provider, first[provider], first[OURS])
-        for number in range(plan.rounds):
-            if number and deadline is not None and time.monotonic() > deadline:
-                break
-            for provider in list(PROVIDERS)[:: 1 if number % 2 else -1]:
-                rates[provider].append(_rate(ways[provider], plan.steps, shortest, device))
-    for provider in PROVIDERS:
-        measured = tuple(rates[provider])
-        yield Result(
-            case=name,
-            provider=provider,
-            plan=plan,
-            rates=measured,
-            difference=differences[provider],
-            start=starts[provider],
-            same_solver=case.same_solver,
-        )
+            if clock.over():
+                yield from (_unmeasured(name, provider, plan, OVER, device) for provider in PROVIDERS)
+                return
+            clock.say(f"  {provider}: start and first batches")
+            begun[provider] = _begin(stack, _provided(provider, case, store, setting, device), device)
+            if provider != OURS:
+                try:
+                    differences[provider] = check_equal(name, provider, begun[provider].first, begun[OURS].first)
+                except RuntimeError as error:
+                    yield _unmeasured(name, provider, plan, str(error), device, status="refused")
+                    return
+        shortest = _SHORTEST[case.largest_batch is not None]
+        ways = {who: partial(_rate, one.following, plan.steps, shortest, device) for who, one in begun.items()}
+        rates = race(ways, rounds=plan.rounds, clock=clock)
+    wanted = plan.train_step and case.rival is not PlainPictures  # what has no flow yet trains nothing
+    waiting = _waiting_shares(case, store, plan, device) if wanted and not clock.over() else ()
+    ours = statistics.median(rates[OURS]) if rates[OURS] else None
+    for provider, found in rates.items():
+        figures = {"start_s": begun[provider].seconds, "difference": differences[provider]}
+        figures |= _waiting_figures(waiting if provider == OURS else ())
+        yield _result(name, provider, plan, device, found, ours, figures)
+
+
+def _begin(stack: ExitStack, provided: AbstractContextManager[Next], device: torch.device) -> _Begun:
+    time.sleep(_SETTLE)
+    start = time.perf_counter()
+    following = stack.enter_context(provided)
+    first = [following()]
+    _wait(device)
+    seconds = time.perf_counter() - start
+    return _Begun(following=following, first=[*first, following()], seconds=seconds)
+
+
+def _waiting_figures(shares: Sequence[float]) -> dict[str, Any]:
+    middle, most = (statistics.median(shares), max(shares)) if shares else (None, None)
+    return {"waiting_n": len(shares) or None, "waiting_share": middle, "waiting_most": most}
+
+
+def _result(
+    name: str,
+    provider: str,
+    plan: Plan,
+    device: torch.device,
+    rates: Sequence[float],
+    ours: float | None,
+    figures: dict[str, Any],
+) -> Record:
+    """Return a provider's record; ``ours`` is the median of our rates."""
+    if not rates:
+        return _unmeasured(name, provider, plan, OVER, device)
+    measured = figures_of(rates)
+    figures["ours_is_times_as_fast"] = ours / measured["median"] if ours else None
+    figures["difference_is"] = "largest" if CASES[name].same_solver else "root mean square"
+    return _record(name, provider, plan, device, figures=figures, **measured)
+
+
+def _record(name: str, provider: str, plan: Plan, device: torch.device, **measured: Any) -> Record:
+    kept = {field: getattr(plan, field) for field in ("samples", "size", "batch", "steps")}
+    case = {"case": name, **kept, "dali_threads": usable_cpus()}
+    return Record(case=case, provider=provider, unit="samples/s", machine=this_machine(device), **measured)
+
+
+def _unmeasured(
+    name: str, provider: str, plan: Plan, reason: str, device: torch.device, *, status: Status = "skipped"
+) -> Record:
+    return _record(name, provider, plan, device, status=status, reason=reason)
 
 
 def check_equal(
     case: str, name: str, found: Sequence[tuple[Tensor, Tensor]], expected: Sequence[tuple[Tensor, Tensor]]
 ) -> float:
-    """The largest difference of images, relative to the largest value; RuntimeError above the case's tolerance."""
+    """Return the largest difference of images, relative to the largest value; RuntimeError above the tolerance."""
     worst = 0.0
     for (images, labels), (our_images, our_labels) in zip(found, expected, strict=True):
         if images.shape != our_images.shape or not torch.equal(labels, our_labels):
@@ -406,7 +412,7 @@ def _root_mean_square(values: Tensor) -> Tensor:
 
 
 def _rate(way: Next, steps: int, shortest: float, device: torch.device) -> float:
-    """Samples per second over ``steps`` batches and ``shortest`` seconds or more, what was made ahead left out."""
+    """Return samples per second over ``steps`` batches, ``shortest`` seconds or more, less what was made ahead."""
     time.sleep(_SETTLE)
     for _ in range(_AHEAD):
         way()
@@ -424,7 +430,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _waiting_shares(case: Case, store: Store, plan: Plan, device: torch.device) -> tuple[float, ...]:
-    """Shares of next() in next() and a training step at the paper's size; the epoch before them is not counted."""
+    """Return shares of next() in next() and a training step at the paper's size, after an epoch."""
     from htnet.config import EngineConfig, HTNetConfig, TrainConfig
     from htnet.model import HTNet
     from htnet.training.engine import create_engine
@@ -446,70 +452,3 @@ def _waiting_shares(case: Case, store: Store, plan: Plan, device: torch.device) 
                 shares.append((ready - start) / (time.perf_counter() - start))
     engine.close()
     return tuple(shares)
-
-
-# --- what is written and said
-
-
-def _lines(results: Sequence[Result], device: torch.device) -> list[dict[str, Any]]:
-    ours = {result.case: result.median for result in results if result.provider == OURS}
-    kept = ("samples", "size", "batch", "steps")
-    where: Mapping[str, Any] = {
-        **asdict(environment()),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "dali": DALI_VERSION,
-        "opencv": cv2.__version__,
-        "numpy": np.__version__,
-        "load": round(os.getloadavg()[0], 2),
-        "dali_threads": usable_cpus(),
-    }
-    lines = []
-    for result in results:
-        low, high = result.quartiles
-        lines.append(
-            {
-                "case": result.case,
-                "provider": result.provider,
-                **{name: getattr(result.plan, name) for name in kept},
-                "n": len(result.rates),
-                "median_samples_per_s": round(result.median, 1),
-                "q1": round(low, 1),
-                "q3": round(high, 1),
-                "ours_is_times_as_fast": round(ours[result.case] / result.median, 3),
-                "start_s": round(result.start, 3),
-                "difference": f"{result.difference:.2e}",
-                "difference_is": "largest" if result.same_solver else "root mean square",
-                "waiting_n": len(result.waiting) or "",
-                "waiting_share": f"{statistics.median(result.waiting):.5f}" if result.waiting else "",
-                "waiting_most": f"{max(result.waiting):.5f}" if result.waiting else "",
-                **where,
-            }
-        )
-    return lines
-
-
-def _columns() -> list[str]:
-    blank = Result(case="", provider=OURS, plan=Plan(), rates=(1.0,), difference=0.0, start=0.0)
-    return list(_lines([blank], torch.device("cpu"))[0])
-
-
-def _table(results: Sequence[Result], plan: Plan, device: torch.device) -> Table:
-    title = f"samples per second on the {device.type}; flow images of {plan.size} px, pictures of {_SIDE} px"
-    out = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("case", "provider", "median", "quartiles", "n", "ours", "start s"):
-        out.add_column(column, justify="left" if column in ("case", "provider") else "right", no_wrap=True)
-    if plan.train_step:
-        out.add_column("waiting", justify="right")
-    for result, line in zip(results, _lines(results, device), strict=True):
-        low, high = result.quartiles
-        cells = [_short(result.median), f"{_short(low)} .. {_short(high)}", str(len(result.rates))]
-        cells += ["" if result.provider == OURS else f"{line['ours_is_times_as_fast']:.2f}"]
-        cells += [f"{result.start:.2f}"]
-        cells += [f"{statistics.median(result.waiting):.2%}" if result.waiting else ""] if plan.train_step else []
-        out.add_row(result.case if result.provider == OURS else "", result.provider, *cells)
-    return out
-
-
-def _short(rate: float) -> str:
-    """Such that a line of the table fits 80 columns."""
-    return f"{rate / 1000:,.0f}k" if rate >= 1e5 else f"{rate:,.0f}"

@@ -1,17 +1,17 @@
-"""Check a provider against float64, and time it only if it is right.
+"""Check a way to compute local attention against float64, and time it only if it is right.
 
 A case is prepared once (inputs, truth, the two rates of the device), then every provider is built, checked and timed
-in each mode, eagerly and inside a CUDA graph. Whatever does not run becomes a row with its reason: a run ends early
-only when the device itself is lost.
+in each mode, eagerly and inside a CUDA graph. Providers are not timed in turn, as other benchmarks do: what each keeps
+for its backward passes would not fit into a card's memory beside that of the others. Whatever does not run becomes a
+record with its reason: a run ends early only when the device itself is lost.
 """
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -20,12 +20,25 @@ from torch import Tensor
 from kernels.benchmarks import timing
 from kernels.benchmarks.cases import Case, Direction, Operation
 from kernels.benchmarks.providers import DTYPES, Forward, Provider
-from kernels.benchmarks.record import Row, Status, Where, this_machine
+from kernels.benchmarks.race import OVER, Clock
+from kernels.benchmarks.record import Layout, Record, Status, figures_of, this_machine
+from kernels.machine import emulates_bf16
 from kernels.reference import local_attention_block_reference
 from kernels.testing import BLOCK_TOLERANCES, TOLERANCES, attention_truth, poisoned_outputs, relative_rms
 
-__all__ = ["Plan", "measure"]
+__all__ = ["COPY", "LAYOUT", "Plan", "measure"]
 
+_SHAPE: Final = ("batch", "height", "width", "heads", "head_dim", "blocks_per_side", "tokens_per_block", "dim", "dtype")
+_FIGURES: Final = (
+    *("runs", "bytes", "flops", "gb_s", "copy_gb_s", "copy_percent", "tflop_s", "matrix_tflop_s", "matrix_percent"),
+    *("peak_mib", "error_forward", "error_backward"),
+)
+LAYOUT: Final = Layout(
+    file="local_attention.csv", case=("case", "operation", "mode", "graph", *_SHAPE), figures=_FIGURES
+)
+"""``mode`` is forward, backward or both; ``runs`` the runs that a sample is the mean of; ``bytes`` and ``flops`` the
+least traffic and arithmetic of the case (:mod:`kernels.benchmarks.cases`); ``copy_gb_s`` and ``matrix_tflop_s`` what a
+large copy and a large product reached just before; errors are relative root mean squares, the gradient's the worst."""
 COPY: Final = "copy"
 """The provider that copies as many bytes as the core must move: what this size can reach on this device."""
 _LARGEST_INPUTS: Final = 8 << 30
@@ -51,8 +64,8 @@ class Plan:
     """Samples per timing."""
     graphs: bool = True
     """Also inside a CUDA graph, where there is a GPU."""
-    seconds: float | None = None
-    """After so long nothing new is begun; what is left gets a row that says so."""
+    clock: Clock = field(default_factory=Clock)
+    """When it is over nothing new is begun; what is left gets a record that says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +74,7 @@ class _Problem:
 
     case: Case
     operation: Operation
-    where: Where
+    machine: dict[str, Any]
     inputs: tuple[Tensor, ...]
     grad_out: Tensor
     truth: tuple[Tensor, ...]
@@ -78,99 +91,94 @@ class _Check:
     wrong: str
 
 
-@dataclass(kw_only=True)
-class _Clock:
-    """The end of the allowed time, and the reason why nothing more is begun."""
-
-    end: float | None
-    stop: str = ""
-
-    def stopped(self) -> bool:
-        if not self.stop and self.end is not None and time.monotonic() > self.end:
-            self.stop = "not begun: the time allowed for this run was over"
-        return bool(self.stop)
-
-
-def measure(plan: Plan) -> Iterator[Row]:
-    """Rows as they are measured, case after case."""
-    clock = _Clock(end=None if plan.seconds is None else time.monotonic() + plan.seconds)
-    where = this_machine(plan.device)
+def measure(plan: Plan) -> Iterator[Record]:
+    """Yield records as they are measured, case after case."""
+    machine = this_machine(plan.device)
     stream = torch.cuda.stream(torch.cuda.Stream()) if plan.device.type == "cuda" else nullcontext()
     with stream:  # a graph captures one stream; what is captured must have been recorded there
         for case in plan.cases:
             for operation in ("core", "block"):
                 providers = [provider for provider in plan.providers if provider.operation == operation]
                 if providers:
-                    yield from _measure_case(plan, case, operation, providers, where, clock)
+                    yield from _measure_case(plan, case, operation, providers, machine)
 
 
 def _measure_case(
-    plan: Plan, case: Case, operation: Operation, providers: Sequence[Provider], where: Where, clock: _Clock
-) -> Iterator[Row]:
+    plan: Plan, case: Case, operation: Operation, providers: Sequence[Provider], machine: dict[str, Any]
+) -> Iterator[Record]:
     torch.compiler.reset()  # each case is a new shape for the same code; torch gives up after eight
-    try:
-        problem = None if clock.stopped() else _prepare(case, operation, where, plan.device)
-    except Exception as error:  # whatever fails is a row with its reason; the rest is measured
-        problem = None
-        clock.stop = _lost(plan.device)
-        for provider in providers:
-            yield _row(where, case, provider, status="failed", reason=f"inputs and truth: {_sentence(error)}")
-        return
-    if problem is None:
-        yield from (_row(where, case, provider, status="skipped", reason=clock.stop) for provider in providers)
+    reason = _not_begun(plan, case)
+    if reason is None:
+        plan.clock.begin(f"{case.name}, {operation}: inputs and float64 truth")
+        try:
+            problem = _prepare(case, operation, machine, plan.device)
+        except Exception as error:  # whatever fails is a record with its reason; the rest is measured
+            reason = f"inputs and truth: {_reason(error)}"
+            yield from (_record(machine, case, provider, status="failed", reason=reason) for provider in providers)
+            return
+    if reason is not None:
+        yield from (_record(machine, case, provider, status="skipped", reason=reason) for provider in providers)
         return
     if operation == "core":
         yield from _copies(plan, problem)
     for provider in providers:
-        yield from _measure_provider(plan, problem, provider, clock)
+        plan.clock.say(f"  {provider.name}")
+        yield from _measure_provider(plan, problem, provider)
 
 
-def _measure_provider(plan: Plan, problem: _Problem, provider: Provider, clock: _Clock) -> Iterator[Row]:
-    """Every row of one provider on one case."""
-    case, where = problem.case, problem.where
-    limit = clock.stop if clock.stopped() else provider.limit(case, plan.device)
+def _not_begun(plan: Plan, case: Case) -> str | None:
+    """Return why a case is not measured here at all; None if it is."""
+    if plan.clock.over():
+        return OVER
+    if plan.device.type == "cpu":
+        return "this processor emulates bf16" if case.dtype == "bf16" and emulates_bf16() else None
+    return _lost(plan.device)
+
+
+def _measure_provider(plan: Plan, problem: _Problem, provider: Provider) -> Iterator[Record]:
+    """Yield every record of one provider on one case."""
+    case, machine = problem.case, problem.machine
+    limit = _not_begun(plan, case) or provider.limit(case, plan.device)
     if limit is not None:
-        yield _row(where, case, provider, status="skipped", reason=limit)
+        yield _record(machine, case, provider, status="skipped", reason=limit)
         return
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
             forward = provider.build(case)
             check = _check(forward, problem, poison=provider.ours and plan.device.type == "cuda")
-        except Exception as error:  # whatever fails is a row with its reason; the rest is measured
-            clock.stop = _lost(plan.device)
-            yield _row(where, case, provider, status="failed", reason=_sentence(error, said))
+        except Exception as error:  # whatever fails is a record with its reason; the rest is measured
+            yield _record(machine, case, provider, status="failed", reason=_reason(error, said))
             return
     if check.wrong:
-        yield _row(where, case, provider, status="refused", reason=check.wrong, **check.errors)
+        yield _record(machine, case, provider, status="refused", reason=check.wrong, **check.errors)
         return
-    yield from _time_modes(plan, problem, provider, forward, check.errors, clock)
+    yield from _time_modes(plan, problem, provider, forward, check.errors)
 
 
 def _time_modes(
-    plan: Plan, problem: _Problem, provider: Provider, forward: Forward, errors: dict[str, float], clock: _Clock
-) -> Iterator[Row]:
-    """A row per direction, eagerly and inside a CUDA graph."""
-    case, where = problem.case, problem.where
+    plan: Plan, problem: _Problem, provider: Provider, forward: Forward, errors: dict[str, float]
+) -> Iterator[Record]:
+    """Yield a record per direction, eagerly and inside a CUDA graph."""
+    case, machine = problem.case, problem.machine
     for direction in plan.directions:
         for graph in (False, True) if plan.graphs and plan.device.type == "cuda" else (False,):
-            if clock.stopped():
-                yield _row(where, case, provider, direction, graph, status="skipped", reason=clock.stop, **errors)
+            what: Any = (machine, case, provider, direction, graph)
+            if (reason := _not_begun(plan, case)) is not None:
+                yield _record(*what, status="skipped", reason=reason, **errors)
                 continue
             try:
                 yield _timed(plan, problem, provider, forward, direction, graph, errors)
-            except Exception as error:  # whatever fails is a row with its reason; the rest is measured
-                clock.stop = _lost(plan.device)
-                reason = _sentence(error)
-                yield _row(where, case, provider, direction, graph, status="failed", reason=reason, **errors)
+            except Exception as error:  # whatever fails is a record with its reason; the rest is measured
+                yield _record(*what, status="failed", reason=_reason(error), **errors)
 
 
-def _prepare(case: Case, operation: Operation, where: Where, device: torch.device) -> _Problem:
+def _prepare(case: Case, operation: Operation, machine: dict[str, Any], device: torch.device) -> _Problem:
     inputs, grad_out = _make_inputs(case, operation, device, seed=0)
     return _Problem(
         case=case,
         operation=operation,
-        where=where,
+        machine=machine,
         inputs=inputs,
         grad_out=grad_out,
         truth=_truth(case, operation, inputs, grad_out),
@@ -242,7 +250,7 @@ def _timed(
     direction: Direction,
     graph: bool,
     errors: dict[str, float],
-) -> Row:
+) -> Record:
     case, device = problem.case, plan.device
     moved, flops = case.bytes_moved(problem.operation, direction), case.flops(problem.operation, direction)
     held = sum(tensor.nbytes for tensor in (*problem.inputs, problem.grad_out))
@@ -254,8 +262,8 @@ def _timed(
     timed = timing.time_chain(timing.capture(chain) if graph else chain, device, plan.rounds)
     if graph:  # one replay is the whole chain
         timed = timing.Timing(seconds=tuple(second / length for second in timed.seconds), runs=length)
-    figures = _figures(timed, moved, flops, problem)
-    return _row(problem.where, case, provider, direction, graph, status="ok", peak_mib=peak, **figures, **errors)
+    figures = {**_figures(timed, moved, flops, problem), "peak_mib": peak, **errors}
+    return _record(problem.machine, case, provider, direction, graph, samples=timed.seconds, **figures)
 
 
 def _run(forward: Forward, direction: Direction, inputs: tuple[Tensor, ...], grad_out: Tensor) -> timing.Run:
@@ -267,7 +275,7 @@ def _run(forward: Forward, direction: Direction, inputs: tuple[Tensor, ...], gra
     return lambda: torch.autograd.grad(out, inputs, grad_out, retain_graph=True)
 
 
-def _copies(plan: Plan, problem: _Problem) -> Iterator[Row]:
+def _copies(plan: Plan, problem: _Problem) -> Iterator[Record]:
     """A copy of as many bytes as the core must move, by the same clock."""
     case, device = problem.case, plan.device
     for direction in plan.directions:
@@ -277,19 +285,15 @@ def _copies(plan: Plan, problem: _Problem) -> Iterator[Row]:
         target = torch.empty_like(source)
         chain = [lambda a=a, b=b: b.copy_(a) for a, b in zip(source, target, strict=True)]
         timed = timing.time_chain(chain, device, plan.rounds)
-        what = {"operation": "core", "provider": COPY, "mode": direction, "graph": False}
-        yield Row(**asdict(problem.where), **_shape(case), **what, status="ok", **_figures(timed, moved, 0, problem))
+        named = Provider(name=COPY, operation="core", what="", build=lambda case: torch.clone)
+        figures = _figures(timed, moved, 0, problem)
+        yield _record(problem.machine, case, named, direction, False, samples=timed.seconds, **figures)
 
 
 def _figures(timed: timing.Timing, moved: int, flops: int, problem: _Problem) -> dict[str, Any]:
-    low, high = timed.spread
     bandwidth, rate = moved / timed.median, flops / timed.median
     return {
-        "n": len(timed.seconds),
         "runs": timed.runs,
-        "median_us": timed.median * 1e6,
-        "p20_us": low * 1e6,
-        "p80_us": high * 1e6,
         "bytes": moved,
         "flops": flops,
         "gb_s": bandwidth / 1e9,
@@ -301,41 +305,52 @@ def _figures(timed: timing.Timing, moved: int, flops: int, problem: _Problem) ->
     }
 
 
-def _row(
-    where: Where,
+def _record(
+    machine: dict[str, Any],
     case: Case,
     provider: Provider,
     direction: Direction | str = "",
     graph: bool = False,
     *,
-    status: Status,
-    **values: Any,
-) -> Row:
-    what = {"operation": provider.operation, "provider": provider.name, "mode": direction, "graph": graph}
-    return Row(**asdict(where), **_shape(case), **what, status=status, **values)
+    status: Status = "ok",
+    reason: str = "",
+    samples: Sequence[float] = (),
+    **figures: Any,
+) -> Record:
+    """Return a record; ``samples`` in seconds."""
+    what = {"case": case.name, "operation": provider.operation, "mode": direction, "graph": graph}
+    return Record(
+        case=what | {name: getattr(case, name) for name in _SHAPE},
+        provider=provider.name,
+        unit="us",
+        status=status,
+        reason=reason,
+        figures=dict.fromkeys(_FIGURES) | figures,
+        machine=machine,
+        **(figures_of([second * 1e6 for second in samples]) if samples else {}),
+    )
 
 
-def _shape(case: Case) -> dict[str, Any]:
-    names = ("batch", "height", "width", "heads", "head_dim", "blocks_per_side", "tokens_per_block", "dim", "dtype")
-    return {"case": case.name} | {name: getattr(case, name) for name in names}
-
-
-def _lost(device: torch.device) -> str:
-    """Empty if the device still answers after an error; else why nothing more can be run in this process."""
-    if device.type != "cuda":
-        return ""
+def _lost(device: torch.device) -> str | None:
+    """Return why nothing more can be run in this process; None if the GPU still answers."""
     try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-    except Exception as error:  # whatever fails is a row with its reason; the rest is measured
-        return f"not begun: the device was lost before ({_sentence(error)})"
-    return ""
+        torch.cuda.synchronize(device)
+    except Exception as error:  # of any kind, once the device is lost
+        return f"not begun: the device was lost before ({_line(error)})"
+    return None
 
 
-def _sentence(error: Exception, said: Sequence[warnings.WarningMessage] = ()) -> str:
-    """Say on one line what went wrong: the error, and what torch warned of before it (why a backend refuses, say)."""
+def _reason(error: Exception, said: Sequence[warnings.WarningMessage] = ()) -> str:
+    """Give back the memory of what failed; return the error, and what torch warned of before it, on one line."""
+    if torch.cuda.is_initialized():
+        with suppress(Exception):  # of a device that is lost
+            torch.cuda.empty_cache()
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
-    lines = [f"{type(error).__name__}: {error}".splitlines()[0]]
-    lines += [str(warning.message).splitlines()[0] for warning in said if "deprecat" not in str(warning.message)]
-    return "; ".join(dict.fromkeys(line.strip() for line in lines))[:300]
+    # a backend that refuses says why in warnings
+    warned = [_line(warning.message) for warning in said if "deprecat" not in str(warning.message)]
+    return "; ".join(dict.fromkeys((f"{type(error).__name__}: {_line(error)}", *warned)))[:300]
+
+
+def _line(message: Exception | Warning | str) -> str:
+    return (str(message).splitlines() or [""])[0].strip()
