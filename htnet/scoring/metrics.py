@@ -229,7 +229,7 @@ def _guess_subject(
 def chance_confusions(
     labels: npt.ArrayLike, subjects: Sequence[str], *, num_classes: int, tries: int, trials: int, seed: int
 ) -> IntArray:
-    """Return what a guesser reaches whose best of ``tries`` tries is kept for every test subject.
+    """Draw the confusion counts of guessers of whom the best of ``tries`` tries is kept for every test subject.
 
     The guesser draws every label from the class prior of the data. Each subject gets ``tries``
     independent tries (one per epoch), and the try with the best accuracy on that subject counts, ties to
