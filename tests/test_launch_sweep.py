@@ -719,30 +719,35 @@ def test_a_run_without_a_finished_fold_is_scored_as_such(sweep_config, tmp_path,
         rescore(tmp_path / "run", Console(file=io.StringIO()))
 
 
+SIGNALLED = """
+import os, signal, sys
+from launch.cli import main
+from launch.run_folder import RunFolder
+
+def write_and_signal(run, kind, write=RunFolder.event, **facts):
+    write(run, kind, **facts)
+    if kind == "fold_done":
+        (os.kill if name == "SIGKILL" else os.killpg)(os.getpid(), getattr(signal, name))
+
+name = sys.argv.pop(1)
+RunFolder.event = write_and_signal
+sys.exit(main(sys.argv[1:]))
+"""
+"""The program, which gets a signal as soon as it has noted the end of a fold, however busy the machine is."""
+
+
 class CommandLine:
     """``htnet sweep`` as a program of its own, with a Ray of its own, as users start it."""
 
-    def __init__(self, config: Path, out: Path) -> None:
-        command = [sys.executable, "-m", "launch.cli", "sweep", str(config), "--out", str(out)]
-        self.out = out
+    def __init__(self, config: Path, out: Path, signalled: str | None) -> None:
+        program = ["-m", "launch.cli"] if signalled is None else ["-c", SIGNALLED, signalled]
+        command = [sys.executable, *program, "sweep", str(config), "--out", str(out)]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
 
-    def wait_for_a_fold(self) -> None:
-        """Until this driver, not one before it, has seen a fold end."""
-        deadline = time.monotonic() + 120
-        before = len(self._events())
-        while "fold_done" not in [event["event"] for event in self._events()[before:]]:
-            assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    def _events(self) -> list[dict]:
-        return events_of(self.out) if (self.out / "events.jsonl").exists() else []
-
     def end(self) -> Swept:
-        text, _ = self.process.communicate(timeout=120)
+        text, _ = self.process.communicate(timeout=240)
         return Swept(self.process.returncode, text)
 
 
@@ -751,8 +756,8 @@ def start():
     """Starts :class:`CommandLine`; what a failed test leaves running is ended."""
     started: list[CommandLine] = []
 
-    def begin(config: Path, out: Path) -> CommandLine:
-        started.append(CommandLine(config, out))
+    def begin(config: Path, out: Path, signalled: str | None = None) -> CommandLine:
+        started.append(CommandLine(config, out, signalled))
         return started[-1]
 
     yield begin
@@ -773,17 +778,11 @@ def test_a_sweep_that_is_killed_and_interrupted_ends_like_one_that_was_left_alon
     def finished() -> int:
         return len(list((run / "folds").glob("*.json")))
 
-    killed = start(config, run)
-    killed.wait_for_a_fold()
-    killed.process.kill()
-    assert killed.end().code == -signal.SIGKILL
+    assert start(config, run, "SIGKILL").end().code == -signal.SIGKILL
     assert not (run / "summary.json").exists()
 
     # Ctrl-C reaches every process of the terminal, Ray's too
-    interrupted = start(config, run)
-    interrupted.wait_for_a_fold()
-    os.killpg(interrupted.process.pid, signal.SIGINT)
-    done = interrupted.end()
+    done = start(config, run, "SIGINT").end()
     count = finished()
     assert 2 <= count < 9
     assert done.code == 1, done.text
