@@ -1,4 +1,4 @@
-"""What a user relies on in a sweep: every fold once, whatever dies on the way, and a run that anyone can take up."""
+"""Guarantees of a sweep: every fold once, whatever dies on the way, and a run that anyone can take up."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def ray():
 
 @dataclass
 class Driven:
-    """What a scheduler reported."""
+    """The reports of a scheduler."""
 
     outcomes: dict[str, FoldOutcome] = field(default_factory=dict)
     events: list[dict] = field(default_factory=list)
@@ -116,7 +116,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_task_that_raises_is_tried_again_and_then_given_up_while_the_others_go_on(ray, tmp_path):
+def test_a_task_that_raises_is_tried_again_then_given_up(ray, tmp_path):
+    """A task that raises is tried again and then given up, while the others go on."""
+
     def task(spec):
         if spec.fold.subject == "casme2/s1":
             raise ValueError("no such luck")
@@ -138,7 +140,9 @@ def test_a_task_that_raises_is_tried_again_and_then_given_up_while_the_others_go
     ]
 
 
-def test_a_worker_that_dies_is_replaced_and_the_attempts_are_counted(ray, tmp_path):
+def test_a_dead_worker_is_replaced_and_attempts_are_counted(ray, tmp_path):
+    """A worker that dies is replaced, and the attempts are counted."""
+
     def task(spec):
         if spec.fold.subject == "casme2/s0" and spec.attempt < 3:
             os._exit(1)
@@ -160,7 +164,8 @@ def test_a_worker_that_dies_is_replaced_and_the_attempts_are_counted(ray, tmp_pa
     ]
 
 
-def test_the_watchdog_starts_a_hung_fold_again_but_no_fold_that_moves_or_waits(ray, tmp_path):
+def test_the_watchdog_restarts_only_hung_folds(ray, tmp_path):
+    """The watchdog starts a hung fold again, but no fold that moves or waits."""
     (tmp_path / "progress").mkdir()
 
     def task(spec):
@@ -361,9 +366,8 @@ def test_a_fold_must_fit_into_one_node_not_into_all_together():
         ({"": "nonsense"}, "0::/../elsewhere\n", 8),
     ],
 )
-def test_the_cpus_of_this_machine_are_those_that_affinity_and_quota_leave(
-    tmp_path, monkeypatch, quotas, group, expected
-):
+def test_cpus_are_those_that_affinity_and_quota_leave(tmp_path, monkeypatch, quotas, group, expected):
+    """The CPUs of this machine are those that affinity and quota leave."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     for folder, text in quotas.items():
         (tmp_path / "cgroup" / folder).mkdir(parents=True, exist_ok=True)
@@ -487,7 +491,8 @@ def test_running_a_finished_sweep_again_trains_nothing(reference, run_sweep, swe
     assert {path: path.stat().st_mtime_ns for path in (reference / "folds").iterdir()} == stamps
 
 
-def test_what_a_kill_left_of_a_finished_fold_is_removed_by_the_next_driver(reference, sweep_config, tmp_path):
+def test_the_next_driver_removes_leftovers_of_finished_folds(reference, sweep_config, tmp_path):
+    """Files that a kill left of a finished fold are removed by the next driver."""
     run = tmp_path / "run"
     shutil.copytree(reference, run)
     (run / "checkpoints").mkdir(exist_ok=True)
@@ -500,7 +505,8 @@ def test_what_a_kill_left_of_a_finished_fold_is_removed_by_the_next_driver(refer
     assert left == ["samm__sub09.pt"]  # of a fold without a record
 
 
-def test_a_failed_fold_is_named_and_the_rest_is_done_and_it_can_be_mended(reference, run_sweep, sweep_config, tmp_path):
+def test_a_failed_fold_stops_no_other_and_can_be_mended(reference, run_sweep, sweep_config, tmp_path):
+    """A failed fold is named, the rest is done, and the failed one can be mended."""
     run = tmp_path / "run [bold]"  # no mark-up for the terminal
     some = changed(sweep_config, data={"subjects": ("casme2/sub00", "smic/sub01")})
     done = run_sweep(some, run)
@@ -563,9 +569,9 @@ def test_a_second_driver_of_a_run_is_refused(sweep_config, tiny_store, tmp_path,
     assert line.endswith("another process is running this sweep; wait for it or choose another --out")
 
 
-def test_the_run_of_another_configuration_is_refused_and_its_difference_named(
-    reference, sweep_config, tiny_store, tmp_path, capsys
-):
+def test_a_run_of_another_configuration_is_refused(reference, sweep_config, tiny_store, tmp_path, capsys):
+    """The run of another configuration is refused, and its difference is named."""
+
     def content():
         return {path.name: path.read_bytes() for path in reference.iterdir() if path.is_file()}
 
@@ -592,9 +598,8 @@ def test_a_folder_that_is_no_run_is_left_alone(sweep_config, tiny_store, tmp_pat
         pass
 
 
-def test_a_folder_that_holds_but_a_lock_is_no_run_and_what_a_killed_start_leaves_is_no_obstacle(
-    sweep_config, tiny_store, tmp_path
-):
+def test_leftovers_of_a_killed_start_are_no_obstacle(sweep_config, tiny_store, tmp_path):
+    """A folder that holds only a lock is no run. The files that a killed start leaves are no obstacle."""
     (tmp_path / ".lock").touch()
     (tmp_path / ".config.yaml.c0ffee.tmp").touch()
     with open_run(tmp_path, sweep_config, tiny_store):
@@ -623,7 +628,9 @@ def test_more_than_one_gpu_for_a_fold_is_refused(sweep_config, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
-def test_where_files_cannot_be_locked_the_run_goes_on_and_says_so(sweep_config, tmp_path, monkeypatch, code):
+def test_a_run_goes_on_without_file_locks_and_says_so(sweep_config, tmp_path, monkeypatch, code):
+    """If files cannot be locked, the run goes on and says so."""
+
     def refuse(file, operation):
         raise OSError(code, os.strerror(code))
 
@@ -636,9 +643,8 @@ def test_where_files_cannot_be_locked_the_run_goes_on_and_says_so(sweep_config, 
     assert event["reason"] == os.strerror(code)
 
 
-def test_the_environment_keeps_the_first_drivers_words_and_adds_those_of_later_ones(
-    sweep_config, tiny_store, tmp_path, monkeypatch
-):
+def test_the_environment_keeps_the_words_of_every_driver(sweep_config, tiny_store, tmp_path, monkeypatch):
+    """The environment keeps the first driver's words and adds those of later ones."""
     run = tmp_path / "run"
 
     def drive_once(command: str, config: Config = sweep_config) -> dict:
@@ -662,7 +668,9 @@ def test_the_environment_keeps_the_first_drivers_words_and_adds_those_of_later_o
         drive_once("f.yaml")
 
 
-def test_the_environment_names_the_commit_where_the_code_is_a_checkout(tmp_path, monkeypatch):
+def test_the_environment_names_the_commit_of_a_checkout(tmp_path, monkeypatch):
+    """The environment names the commit if the code is a checkout."""
+
     def git(*command):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
         return subprocess.run(["git", *identity, *command], cwd=tmp_path, check=True, capture_output=True, text=True)
@@ -682,9 +690,9 @@ def test_the_environment_names_the_commit_where_the_code_is_a_checkout(tmp_path,
     assert checkout() == {}
 
 
-def test_the_signal_of_a_batch_system_is_an_interrupt_though_ray_takes_it_for_itself(
-    sweep_config, tmp_path, monkeypatch
-):
+def test_the_signal_of_a_batch_system_is_an_interrupt(sweep_config, tmp_path, monkeypatch):
+    """The signal of a batch system is an interrupt, though Ray takes it for itself."""
+
     @contextlib.contextmanager
     def like_rays(address, resources):
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
@@ -769,9 +777,8 @@ def start():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_sweep_that_is_killed_and_interrupted_ends_like_one_that_was_left_alone(
-    reference, sweep_config, start, tmp_path
-):
+def test_a_killed_sweep_ends_like_an_undisturbed_one(reference, sweep_config, start, tmp_path):
+    """A sweep that is killed and interrupted ends like one that was left alone."""
     run = tmp_path / "run"
     config = write_config(changed(sweep_config, resources={"max_parallel_folds": 2, "checkpoint_every": 1}), tmp_path)
 
@@ -881,7 +888,8 @@ def listens(port: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_sweep_over_a_running_cluster_predicts_what_one_on_this_machine_does(reference, sweep_config, tmp_path):
+def test_a_sweep_over_a_cluster_predicts_the_same(reference, sweep_config, tmp_path):
+    """A sweep over a running cluster predicts what one on this machine does."""
     config = write_config(changed(sweep_config, resources={"max_parallel_folds": 2}), tmp_path)
     with ray_head(tmp_path / "home", RAY_AUTH_MODE="disabled") as head:
         done = head.sweep(f"127.0.0.1:{head.port}", config, tmp_path / "run")
@@ -908,7 +916,8 @@ def test_a_sweep_over_a_running_cluster_predicts_what_one_on_this_machine_does(r
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_cluster_that_asks_for_a_token_gets_it_and_the_lack_of_one_is_one_line(sweep_config, tmp_path):
+def test_a_cluster_that_asks_for_a_token_gets_it(sweep_config, tmp_path):
+    """A cluster that asks for a token gets it, and the lack of one is one line."""
     config = write_config(changed(sweep_config, data={"subjects": ("samm/sub01",)}), tmp_path)
     with ray_head(tmp_path / "home", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN) as head:
         by_variable, by_file = tmp_path / "variable", tmp_path / "file"
@@ -961,7 +970,8 @@ def test_the_board_counts_what_is_done_in_flight_and_left(tmp_path, reference):
         )
 
 
-def test_time_left_is_reckoned_from_what_was_trained_not_from_what_checkpoints_held(tmp_path, reference, monkeypatch):
+def test_time_left_is_reckoned_from_trained_epochs(tmp_path, reference, monkeypatch):
+    """Time left is reckoned from the epochs that were trained, not from those that checkpoints held."""
     now = [1000.0]
     monkeypatch.setattr("launch.live.time.monotonic", lambda: now[0])
     records = [FoldRecord.read(path) for path in sorted((reference / "folds").iterdir())[:2]]
