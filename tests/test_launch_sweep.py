@@ -738,10 +738,14 @@ def write_and_signal(run, kind, write=RunFolder.event, **facts):
         (os.kill if name == "SIGKILL" else os.killpg)(os.getpid(), getattr(signal, name))
 
 name = sys.argv.pop(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 RunFolder.event = write_and_signal
 sys.exit(main(sys.argv[1:]))
 """
-"""The program, which gets a signal as soon as it has noted the end of a fold, however busy the machine is."""
+"""The program, which gets a signal as soon as it has noted the end of a fold, however busy the machine is.
+
+Ctrl-C counts even where a shell started the tests in the background, with SIGINT ignored.
+"""
 
 
 class CommandLine:
