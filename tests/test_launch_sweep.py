@@ -399,16 +399,37 @@ def test_a_run_without_a_finished_fold_is_scored_as_such(sweep_config, tmp_path,
         rescore(tmp_path / "run", Console(file=io.StringIO()))
 
 
+SIGNALLED = """
+import os, signal, sys
+from launch.cli import main
+from launch.run.folder import RunFolder
+
+def write_and_signal(run, kind, write=RunFolder.event, **facts):
+    write(run, kind, **facts)
+    if kind == "fold_done":
+        (os.kill if name == "SIGKILL" else os.killpg)(os.getpid(), getattr(signal, name))
+
+name = sys.argv.pop(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+RunFolder.event = write_and_signal
+sys.exit(main(sys.argv[1:]))
+"""
+"""The program, which gets a signal as soon as it has noted the end of a fold, however busy the machine is.
+
+Ctrl-C counts even where a shell started the tests in the background, with SIGINT ignored.
+"""
+
+
 class CommandLine:
     """``htnet sweep`` as a program of its own, with a Ray of its own, as users start it."""
 
-    def __init__(self, config: Path, out: Path, *options: str, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "launch.cli", "sweep", str(config), "--out", str(out), *options]
+    def __init__(self, config: Path, out: Path, signalled: str | None) -> None:
+        program = ["-m", "launch.cli"] if signalled is None else ["-c", SIGNALLED, signalled]
+        command = [sys.executable, *program, "sweep", str(config), "--out", str(out)]
         self.out = out
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env=environment,
-        )  # fmt: skip
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
 
     def wait_for_a_fold(self) -> None:
         """Until this driver, not one before it, has seen a fold end."""
@@ -423,7 +444,7 @@ class CommandLine:
         return events_of(self.out) if (self.out / "events.jsonl").exists() else []
 
     def end(self) -> Swept:
-        text, _ = self.process.communicate(timeout=120)
+        text, _ = self.process.communicate(timeout=240)
         return Swept(self.process.returncode, text)
 
 
@@ -432,8 +453,8 @@ def start():
     """Starts :class:`CommandLine`; what a failed test leaves running is ended."""
     started: list[CommandLine] = []
 
-    def begin(config: Path, out: Path, *options: str, environment: dict[str, str] | None = None) -> CommandLine:
-        started.append(CommandLine(config, out, *options, environment=environment))
+    def begin(config: Path, out: Path, signalled: str | None = None) -> CommandLine:
+        started.append(CommandLine(config, out, signalled))
         return started[-1]
 
     yield begin
@@ -455,17 +476,11 @@ def test_a_killed_sweep_ends_like_an_undisturbed_one(reference, sweep_config, st
     def finished() -> int:
         return len(list((run / "folds").glob("*.json")))
 
-    killed = start(config, run)
-    killed.wait_for_a_fold()
-    killed.process.kill()
-    assert killed.end().code == -signal.SIGKILL
+    assert start(config, run, "SIGKILL").end().code == -signal.SIGKILL
     assert not (run / "summary.json").exists()
 
     # Ctrl-C reaches every process of the terminal, Ray's too
-    interrupted = start(config, run)
-    interrupted.wait_for_a_fold()
-    os.killpg(interrupted.process.pid, signal.SIGINT)
-    done = interrupted.end()
+    done = start(config, run, "SIGINT").end()
     count = finished()
     assert 2 <= count < 9
     assert done.code == 1, done.text
