@@ -423,13 +423,16 @@ Ctrl-C counts even where a shell started the tests in the background, with SIGIN
 class CommandLine:
     """``htnet sweep`` as a program of its own, with a Ray of its own, as users start it."""
 
-    def __init__(self, config: Path, out: Path, signalled: str | None) -> None:
+    def __init__(
+        self, config: Path, out: Path, *options: str, signalled: str | None, environment: dict[str, str] | None
+    ) -> None:
         program = ["-m", "launch.cli"] if signalled is None else ["-c", SIGNALLED, signalled]
-        command = [sys.executable, *program, "sweep", str(config), "--out", str(out)]
+        command = [sys.executable, *program, "sweep", str(config), "--out", str(out), *options]
         self.out = out
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=environment,
+        )  # fmt: skip
 
     def wait_for_a_fold(self) -> None:
         """Until this driver, not one before it, has seen a fold end."""
@@ -453,8 +456,10 @@ def start():
     """Starts :class:`CommandLine`; what a failed test leaves running is ended."""
     started: list[CommandLine] = []
 
-    def begin(config: Path, out: Path, signalled: str | None = None) -> CommandLine:
-        started.append(CommandLine(config, out, signalled))
+    def begin(
+        config: Path, out: Path, *options: str, signalled: str | None = None, environment: dict[str, str] | None = None
+    ) -> CommandLine:
+        started.append(CommandLine(config, out, *options, signalled=signalled, environment=environment))
         return started[-1]
 
     yield begin
@@ -476,11 +481,11 @@ def test_a_killed_sweep_ends_like_an_undisturbed_one(reference, sweep_config, st
     def finished() -> int:
         return len(list((run / "folds").glob("*.json")))
 
-    assert start(config, run, "SIGKILL").end().code == -signal.SIGKILL
+    assert start(config, run, signalled="SIGKILL").end().code == -signal.SIGKILL
     assert not (run / "summary.json").exists()
 
     # Ctrl-C reaches every process of the terminal, Ray's too
-    done = start(config, run, "SIGINT").end()
+    done = start(config, run, signalled="SIGINT").end()
     count = finished()
     assert 2 <= count < 9
     assert done.code == 1, done.text
