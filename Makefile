@@ -54,8 +54,8 @@ bench-head-motion: $(READY) ## scores with and without the head's motion in the 
 	$(BIN)/htnet profile head-motion --out docs/benchmarks/results
 
 # what is installed decides what runs; nothing is installed for it, so that any machine with torch and a GPU will do
-gpu-check: ## all that needs a GPU: tests, kernel benchmarks, training; under nine minutes, results in runs/gpu-check
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) kernels/benchmarks/gpu_check.py
+gpu-check: ## all that needs a GPU, or STEPS=fold,tests of it; under nine minutes, results in runs/gpu-check
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) kernels/benchmarks/gpu_check.py $(if $(STEPS),--steps $(STEPS))
 
 lock: $(READY) ## write the installed versions to requirements.lock
 	{ sed -n '1,2p' requirements.lock; $(BIN)/python -m pip freeze --all --exclude-editable | grep -v '^pip==' | sed 's/+cpu//'; } > requirements.new

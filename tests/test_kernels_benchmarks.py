@@ -526,7 +526,8 @@ def test_the_steps_know_the_options_of_the_programs_they_call(tmp_path, quick, m
                 assert select_providers(options.providers.split(",") if options.providers else None)
     assert set(benchmarks) == {"attention", "training", "input"}
     left_out = {step.name: step.left_out for step in steps if step.left_out}
-    assert left_out == dict.fromkeys(("fold-synth", "fold-prepare", "fold-sweep-torch"), "not installed: ray")
+    folds = ("fold-synth", "fold-prepare", "fold-sweep-torch", "folds-shared")
+    assert left_out == dict.fromkeys(folds, "not installed: ray")
     assert sum(step.name.startswith("input") for step in steps) == 2
 
 
@@ -538,6 +539,20 @@ def test_the_input_is_left_out_where_dali_is_absent(tmp_path, monkeypatch):
     [tests] = [step for step in steps if step.name == "tests"]
     assert not any("dali" in argument for argument in tests.arguments)  # pytest would stop at their imports
     assert "tests/test_kernels_triton.py" in tests.arguments
+
+
+def test_the_check_runs_the_steps_that_are_named(tmp_path, monkeypatch):
+    ran: list[str] = []
+    ends_well = [gpu_check.Outcome(name="machine", how="ok", seconds=0.0)]
+    monkeypatch.setattr(gpu_check, "run_steps", lambda steps, *_, **__: ran.extend(s.name for s in steps) or ends_well)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "")
+    assert gpu_check.main(["--quick", "--steps", "fold-s,tests", "--out", str(tmp_path)]) == 0
+    assert [name.replace("deepspeed", "torch") for name in ran] == [
+        "machine",
+        "tests",
+        "fold-synth",
+        "fold-sweep-torch",
+    ]
 
 
 def test_without_a_gpu_the_check_says_so(tmp_path):

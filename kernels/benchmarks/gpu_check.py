@@ -1,10 +1,10 @@
 """Everything that needs a GPU, in one run of under nine minutes: ``make gpu-check``.
 
 Runs from a plain checkout with whatever Python has torch and Triton; nothing is installed. Each step is a process of
-its own with a time limit, adds to the output folder as it goes, and cannot keep a later one from running: GPU tests,
-the kernel benchmarks, epochs of training, the input of folds, and a whole fold through ``htnet synth``, ``prepare`` and
-``sweep``. What is left out is said with its reason. With ``--quick`` the same steps run small and on the CPU, to try
-this program.
+its own with a time limit, adds to the output folder as it goes, and cannot keep a later one from running: a whole fold
+through ``htnet synth``, ``prepare`` and ``sweep``, four more that share the GPU, GPU tests, epochs of training, the
+kernel benchmarks and the input of folds. What is left out is said with its reason. ``--steps`` chooses some of them.
+With ``--quick`` the same steps run small and on the CPU, to try this program.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLD_NEEDS: Final = ("pydantic", "ray", "nvidia.dali", "cv2", "numba", "openpyxl
 TRAINING_NEEDS: Final = ("pydantic",)
 INPUT_NEEDS: Final = ("pydantic", "nvidia.dali", "cv2", "openpyxl", "xlrd", "pyarrow", "matplotlib")
 FACTS: Final = """
-import platform, sys, torch
+import platform, shutil, subprocess, sys, torch
 print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda, platform.platform())
 try:
     import triton
@@ -39,6 +39,9 @@ except ImportError as error:
     print("triton is absent:", error)
 found = torch.cuda.is_available()
 print("GPU:", torch.cuda.get_device_properties(0) if found else "none")
+if shutil.which("nvidia-smi"):
+    facts = "name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active"
+    subprocess.run(["nvidia-smi", "--query-gpu=" + facts, "--format=csv"])
 sys.exit(0 if found or sys.argv[1:] == ["quick"] else 3)
 """
 
@@ -141,15 +144,16 @@ def make_steps(out: Path, *, quick: bool) -> list[Step]:
     ours = ("--providers", "triton,sdpa")
     return [
         Step(name="machine", arguments=("-c", FACTS), seconds=60),
+        *_fold(out, quick=False),
         _gpu_tests(out),
+        measuring("training", "training", 40, needs=TRAINING_NEEDS),
         measuring("kernels-level-0", "attention", 80, "--cases", "fine/0,hd/0"),
         measuring("kernels-4-tokens", "attention", 15, "--tokens", "4", "--blocks-per-side", "8", *ours),
         measuring("kernels-49-tokens", "attention", 15, "--tokens", "49", "--batch", "84", *ours),
-        measuring("training", "training", 40, needs=TRAINING_NEEDS),
         stored,
         measuring("kernels-rest", "attention", 35, "--cases", "fine/1,fine/2,hd/1,hd/2,paper"),
-        *_fold(out, quick=False),
         of_frames,
+        Step(name="machine-after", arguments=("-c", FACTS), seconds=60),
     ]
 
 
@@ -180,23 +184,27 @@ def _gpu_tests(out: Path) -> Step:
     if not all(_installed(name) for name in (*INPUT_NEEDS, "numba")):
         files = [path for path in files if not path.name.startswith("test_dali_pipelines")]
     # the project's own options hold --strict-config, which refuses a machine without pytest-timeout
-    arguments = ["-m", "pytest", "-o", "addopts=", "-q", "-m", "gpu", "--continue-on-collection-errors"]
+    arguments = ["-m", "pytest", "-o", "addopts=", "-v", "-m", "gpu", "--continue-on-collection-errors"]
     arguments += [f"--junitxml={out / 'tests.xml'}", "--durations=5", *(str(path.relative_to(ROOT)) for path in files)]
     if _installed("xdist"):
-        arguments += ["-n", "4"]  # most of the time goes into compiling kernels
+        # most of the time goes into compiling kernels; a file stays together, and with it the module's fixtures
+        arguments += ["-n", str(max(2, min(8, (os.cpu_count() or 2) // 2))), "--dist", "loadfile"]
     left_out = "" if _installed("pytest") else "pytest is not installed"
     return Step(name="tests", arguments=arguments, seconds=130, left_out=left_out)
 
 
 def _fold(out: Path, *, quick: bool) -> list[Step]:
-    """Synthetic data, a store, and one fold through Ray at the paper's size: 440 samples to train on, 10 to test."""
+    """Synthetic data, a store, and folds through Ray at the paper's size: 440 samples to train on, 10 to test.
+
+    The first has the GPU to itself; then the same run goes on with four folds that share it.
+    """
     left_out = _missing(FOLD_NEEDS)
     engine = "deepspeed" if _installed("deepspeed") else "torch"
     raw, store, run = (out / "fold" / name for name in ("raw", "store", "run"))
     people, clips = (2, 2) if quick else (15, 10)
     sources = ", ".join(f"{{adapter: {name}, root: {raw / name}}}" for name in ("casme2", "samm", "smic"))
     settings = [f"prepare.sources=[{sources}]", f"data.store={store}", "data.subjects=[casme2/sub01]"]
-    settings += [f"engine.name={engine}", "engine.precision=bf16", f"train.epochs={1 if quick else 100}"]
+    settings += [f"engine.name={engine}", "engine.precision=bf16", f"train.epochs={1 if quick else 800}"]
     settings += ["resources.checkpoint_minutes=0", "score.bootstrap=10", "score.chance_trials=10"]
     if quick:
         settings += ["resources.gpus_per_fold=0", "model.dim=8", "model.heads=1", "model.depths=[1, 1, 1]"]
@@ -204,10 +212,15 @@ def _fold(out: Path, *, quick: bool) -> list[Step]:
     program = ("-m", "launch.cli")
     synth = (*program, "synth", str(raw), "--subjects", str(people), "--clips", str(clips))
     sweep = (*program, "sweep", *configured, "--out", str(run))
+    five = ", ".join(f"casme2/sub{number:02d}" for number in range(1, 3 if quick else 6))
+    shared = (*sweep, "--set", f"data.subjects=[{five}]")
+    if not quick:
+        shared += ("--set", "resources.gpus_per_fold=0.25")
     return [
         Step(name="fold-synth", arguments=synth, seconds=60, left_out=left_out),
         Step(name="fold-prepare", arguments=(*program, "prepare", *configured), seconds=60, left_out=left_out),
         Step(name=f"fold-sweep-{engine}", arguments=sweep, seconds=120, left_out=left_out),
+        Step(name="folds-shared", arguments=shared, seconds=120, left_out=left_out),
     ]
 
 
@@ -229,7 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Everything that needs a GPU, in one run of under nine minutes.")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-check", help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="the same steps small and on the CPU")
+    parser.add_argument("--steps", metavar="NAMES", help="only these, by the start of their names: fold,tests")
     options = parser.parse_args(arguments)
+    chosen = [name for name in (options.steps or "").split(",") if name]
     # a new folder each time: results are added to, never mixed with those of another day
     out: Path = options.out.resolve() / time.strftime("%Y%m%d-%H%M%S")
     out.mkdir(parents=True, exist_ok=True)
@@ -244,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if first[0].how == "exit 3":
         say("no CUDA device is visible: nothing to check here; --quick runs the same steps small on the CPU")
         return 2
+    steps = [step for step in steps if not chosen or step.name.startswith(tuple(chosen))]
     outcomes = first + run_steps(steps, out, total=TOTAL_SECONDS - first[0].seconds, say=say)
     say(f"\nresults in {out}\n" + (out / "summary.txt").read_text(encoding="utf-8"))
     return int(any(not (outcome.how == "ok" or outcome.how.startswith("left out")) for outcome in outcomes))

@@ -7,8 +7,9 @@ map and on the fine one, by attention backend, precision and engine. The samples
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -21,12 +22,14 @@ from htnet.training.engine import create_engine
 from kernels.benchmarks.race import OVER, race
 from kernels.benchmarks.record import Layout, Record, figures_of, this_machine
 from kernels.machine import emulates_bf16
-from launch.benchmarks.frame import Frame, digits
+from launch.benchmarks.frame import Frame, digits, percent
 
 __all__ = ["LAYOUT", "run"]
 
 LAYOUT: Final = Layout(
-    file="training_epochs.csv", case=("network", "attention", "precision", "tiny"), figures=("peak_gib",)
+    file="training_epochs.csv",
+    case=("network", "attention", "precision", "tiny"),
+    figures=("peak_gib", "launches", "busy_percent"),
 )
 Case = dict[str, Any]
 
@@ -46,7 +49,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
         frame.clock.begin(f"{_name(case)}, {engine} engine")
         measured = _measure(case, engine, device, rounds, frame)
         frame.keep([Record(case=case, provider=engine, unit="ms", machine=machine, **measured)])
-    columns = {"peak GiB": lambda record: digits(record.figures.get("peak_gib"))}
+    columns = {
+        "peak GiB": lambda record: digits(record.figures.get("peak_gib")),
+        "launches": lambda record: digits(record.figures.get("launches")),
+        "busy": lambda record: percent(record.figures.get("busy_percent")),
+    }
     title = f"epochs of {7 if options.tiny else 436} samples on the {device.type}"
     frame.show(frame.records, title, case=("network", "attention", "precision"), columns=columns)
     return frame.exit_code()
@@ -87,10 +94,10 @@ def _measure(case: Case, name: str, device: torch.device, rounds: int, frame: Fr
 
         frame.say(f"  an epoch before the count: {epoch() / 1e3:.2f} s")
         samples = race({name: epoch}, rounds=rounds, clock=frame.clock)[name]
-        peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-        return (
-            {**figures_of(samples), "figures": {"peak_gib": peak}} if samples else {"status": "skipped", "reason": OVER}
-        )
+        if not samples:
+            return {"status": "skipped", "reason": OVER}
+        figures = {} if device.type == "cpu" else _device_figures(epoch, statistics.median(samples))
+        return {**figures_of(samples), "figures": figures}
     except Exception as error:  # an engine that is not installed, memory, a driver: the other rows go on
         if isinstance(error, ModuleNotFoundError):
             return {"status": "skipped", "reason": f"{error.name} is not installed"}
@@ -98,6 +105,20 @@ def _measure(case: Case, name: str, device: torch.device, rounds: int, frame: Fr
     finally:
         if engine is not None:
             engine.close()
+
+
+def _device_figures(epoch: Callable[[], float], milliseconds: float) -> dict[str, float]:
+    """Return the peak of memory so far, and what the GPU does in an epoch: kernels and copies, share of the time."""
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        epoch()
+    spans = [
+        event.time_range.elapsed_us()
+        for event in profiler.events()
+        if event.device_type.name == "CUDA" and not event.is_user_annotation
+    ]
+    busy = 100 * sum(spans) / 1e3 / milliseconds
+    return {"peak_gib": peak, "launches": len(spans), "busy_percent": busy}
 
 
 def _engine_and_batches(case: Mapping[str, Any], name: str, device: torch.device) -> tuple[Any, list[Any]]:
