@@ -5,15 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
-from htnet.data.datasets.base import Interval, WorkbookDataset, read_interval
+from htnet.data.datasets.base import Columns, WorkbookDataset
 from htnet.data.datasets.tables import Row
 from htnet.data.entries import Clip, LeftOut
-from htnet.data.frames import inside
 from htnet.data.samples import SampleId
 
 CLASSES = ("Positive", "Negative", "Surprise", "Repression", "Others")
@@ -25,9 +21,11 @@ SEVERAL_CLASSES = "several_classes"
 class FourDME(WorkbookDataset):
     """Adapter of a 4DME folder."""
 
-    adapter: ClassVar[str] = "4dme"
-    workbooks: ClassVar[tuple[str, ...]] = ("4DME_Labelling_Micro_release v1.xlsx",)
-    columns: ClassVar[tuple[str, ...]] = ("sub_ID", "fold_name", "Onset", "Apex", "Offset", *CLASSES)
+    adapter = "4dme"
+    workbooks = ("4DME_Labelling_Micro_release v1.xlsx",)
+    columns = Columns(subject="sub_ID", clip="fold_name", onset="Onset", apex="Apex", offset="Offset")
+    more_columns = CLASSES
+    folders = ("gray_micro",)
 
     def entry(self, row: Row, sample: SampleId) -> Clip | LeftOut:
         """A row with exactly one class; others are left out by :data:`SEVERAL_CLASSES`."""
@@ -47,11 +45,3 @@ class FourDME(WorkbookDataset):
     def emotion_of(self, row: Row) -> tuple[str, str]:
         """The class whose column is marked; several, or none, are no emotion that a scheme knows."""
         return " and ".join(self._marked(row)).lower(), row.place("fold_name")
-
-    def interval_of(self, row: Row) -> Interval | str:
-        """Onset, apex, offset."""
-        return read_interval(row, "Onset", "Apex", "Offset")
-
-    def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
-        """The clip's folder."""
-        yield inside(self.root / "gray_micro", sample.subject, sample.clip)

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from htnet.data.datasets.base import APEX_NOT_CODED, Interval, WorkbookDataset
+from htnet.data.datasets.base import APEX_NOT_CODED, Columns, Interval, WorkbookDataset
 from htnet.data.datasets.tables import Row, open_table, simplified
 from htnet.data.frames import inside
 from htnet.data.samples import SampleId, check_dataset_name
@@ -23,17 +22,19 @@ from htnet.errors import InputError
 class GenericCsv(WorkbookDataset):
     """Adapter of a folder with a list; .csv, .xlsx and .xls are taken."""
 
-    adapter: ClassVar[str] = "csv"
-    workbooks: ClassVar[tuple[str, ...]] = ("samples.csv", "samples.xlsx", "samples.xls")
-    columns: ClassVar[tuple[str, ...]] = (
-        *("dataset", "clip", "subject", "onset|onset_frame?", "apex|apex_frame?", "offset|offset_frame?"),
-        *("emotion|label", "frames", "fps?"),
-    )
+    adapter = "csv"
+    workbooks = ("samples.csv", "samples.xlsx", "samples.xls")
+    columns = Columns(
+        subject="subject", clip="clip",
+        onset="onset|onset_frame?", apex="apex|apex_frame?", offset="offset|offset_frame?",
+        emotion="emotion|label",
+    )  # fmt: skip
+    more_columns = ("dataset", "frames", "fps?")
 
     def rows(self) -> tuple[Row, ...]:
         """The rows of the list; :class:`InputError` where numbers stand in a column that is called otherwise."""
-        table = open_table(self.workbook, self.columns)
-        rows = table.rows(self.columns)
+        table = open_table(self.workbook, self.wanted_columns)
+        rows = table.rows(self.wanted_columns)
         for name in ("onset", "apex", "offset"):
             others = [column for column in table.header if name in column.casefold()]
             if others and not any(simplified(column) in (name, f"{name}frame") for column in others):

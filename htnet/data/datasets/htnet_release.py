@@ -23,7 +23,7 @@ from htnet.errors import InputError
 LABELS = "combined_3_class2_for_optical_flow.csv"
 PICTURES = Path("datasets") / "STSNet_whole_norm_u_v_os"
 LANDMARKS = "landmarks_5pt.csv"
-_COLUMNS = ("dataset", "sub", "filename_o", "label")
+COLUMNS = ("dataset", "sub", "filename_o", "label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def _read_labels(path: Path) -> Iterator[tuple[int, SampleId, int]]:
     """Row number, identity and label of every row, each clip once."""
     _read(path)  # of a folder that is no release it says what one holds
     seen: dict[SampleId, int] = {}
-    for row in read_rows(path, _COLUMNS):
+    for row in read_rows(path, COLUMNS):
         for name in ("dataset", "sub", "filename_o"):
             row.text(name)
         check_dataset_name(row.text("dataset"), row.place("dataset"))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from htnet.config.load import parse_yaml
-from htnet.data.datasets.tables import open_table, read_plain
+from htnet.data.datasets.tables import first_name, open_table, read_plain
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
 
@@ -203,7 +203,7 @@ def _rule(*words: str, out: Sequence[str] = ()) -> dict[str, str | None]:
 
 _CASME2 = ("happiness", "disgust", "repression", "surprise", "sadness", "fear", "others")
 _SAMM = ("anger", "contempt", "disgust", "fear", "sadness", "happiness", "surprise", "other")
-_CASME = ("tense", "disgust", "repression", "surprise", "happiness", "fear", "sadness", "contempt")
+_CASME = ("tense", "disgust", "repression", "surprise", "happiness", "sadness", "contempt", "fear")
 _CASME3 = ("disgust", "surprise", "others", "fear", "anger", "sad", "happy")
 _MMEW = ("happiness", "surprise", "anger", "disgust", "fear", "sadness", "others")
 _FOUR_D = ("positive", "negative", "surprise", "repression", "others")
@@ -333,7 +333,7 @@ def read_clip_rows(path: Path) -> list[tuple[int, SampleId, int]]:
     """
     table = open_table(path, _LIST_COLUMNS)
     headed = table.top is not None
-    names = [column.split("|")[0] for column in _LIST_COLUMNS]
+    names = [first_name(column) for column in _LIST_COLUMNS]
     rows = []
     for row in table.rows(_LIST_COLUMNS) if headed else read_plain(path, names):
         dataset, subject, clip = (row.text(name) for name in names[:3])

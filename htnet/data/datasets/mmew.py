@@ -10,9 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
-from htnet.data.datasets.base import Interval, WorkbookDataset, read_interval
+from htnet.data.datasets.base import Columns, WorkbookDataset
 from htnet.data.datasets.tables import Row
 from htnet.data.frames import inside
 from htnet.data.samples import SampleId
@@ -23,12 +22,16 @@ from htnet.errors import InputError
 class Mmew(WorkbookDataset):
     """Adapter of an MMEW folder."""
 
-    adapter: ClassVar[str] = "mmew"
-    workbooks: ClassVar[tuple[str, ...]] = ("MMEW_Micro_Exp.xlsx",)
-    columns: ClassVar[tuple[str, ...]] = (
-        *("Subject?", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion"),
-    )
-    fps: ClassVar[float | None] = 90.0
+    adapter = "mmew"
+    workbooks = ("MMEW_Micro_Exp.xlsx",)
+    columns = Columns(
+        subject="Subject?", clip="Filename",
+        onset="OnsetFrame", apex="ApexFrame", offset="OffsetFrame",
+        emotion="Estimated Emotion",
+    )  # fmt: skip
+    folders = ("Micro_Expression",)
+    """Here it holds ``<emotion>/<clip>``."""
+    fps = 90.0
 
     def sample_of(self, row: Row) -> SampleId:
         """``mmew/S01/S01-07-001``."""
@@ -40,17 +43,9 @@ class Mmew(WorkbookDataset):
 
     def rows(self) -> tuple[Row, ...]:
         """The rows that are of a clip; a remark under the table has neither a name nor numbers."""
-        numbers = ("OnsetFrame", "ApexFrame", "OffsetFrame")
-        return tuple(row for row in super().rows() if row.optional("Filename") or any(map(row.optional, numbers)))
-
-    def emotion_of(self, row: Row) -> tuple[str, str]:
-        """The estimated emotion."""
-        return row.text("Estimated Emotion"), row.place("Estimated Emotion")
-
-    def interval_of(self, row: Row) -> Interval | str:
-        """Onset, apex, offset."""
-        return read_interval(row, "OnsetFrame", "ApexFrame", "OffsetFrame")
+        stated = ("Filename", "OnsetFrame", "ApexFrame", "OffsetFrame")
+        return tuple(row for row in super().rows() if any(map(row.optional, stated)))
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
         """The clip's folder in that of its emotion."""
-        yield inside(self.root / "Micro_Expression", row.text("Estimated Emotion").lower(), sample.clip)
+        yield inside(self.root / self.folders[0], row.text("Estimated Emotion").lower(), sample.clip)

@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from htnet.data.datasets.base import (
     APEX_NOT_CODED,
     MISSING_FRAMES,
+    Columns,
     DuplicateGuard,
     WorkbookDataset,
 )
@@ -41,14 +41,16 @@ class Smic(WorkbookDataset):
     Subjects are ``s01``, clips ``s01_ne_01``, as in the MEGC2019 list, whether the disk says s1 or s01.
     """
 
-    adapter: ClassVar[str] = "smic"
-    workbooks: ClassVar[tuple[str, ...]] = (
+    adapter = "smic"
+    workbooks = (
         "SMIC-HS-E_annotation.xlsx",
         "SMIC-HS-E_annotation_2019.xlsx",
         "SMIC-HS-E_annotation_orig.xlsx",
     )
-    columns: ClassVar[tuple[str, ...]] = ("Subject", "Filename", "Emotion")
-    fps: ClassVar[float | None] = 100.0
+    columns = Columns(subject="Subject", clip="Filename", emotion="Emotion")
+    folders = ("HS", "SMIC_all_cropped/HS")
+    """Here they hold ``<subject>/micro/<emotion>/<clip>``."""
+    fps = 100.0
 
     def describe(self) -> dict[str, object]:
         """Name what identifies the input; folders of a clip had before count, where there are any."""
@@ -57,7 +59,7 @@ class Smic(WorkbookDataset):
 
     def rows(self) -> tuple[Row, ...]:
         """The rows that are of a recording; a remark under the table has one cell, whatever its column."""
-        return tuple(row for row in super().rows() if sum(bool(row.optional(name)) for name in self.columns) > 1)
+        return tuple(row for row in super().rows() if sum(bool(row.optional(name)) for name in row.cells) > 1)
 
     def entries(self) -> Iterator[Clip | LeftOut]:
         """Every row in the table's order, then the folders that are further micro-expressions of a recording."""
@@ -92,10 +94,11 @@ class Smic(WorkbookDataset):
 
     @property
     def _root(self) -> Path:
-        for name in ("HS", "SMIC_all_cropped/HS"):
+        for name in self.folders:
             if (self.root / name).is_dir():
                 return self.root / name
-        raise InputError(f"{self.root / 'HS'}: no such folder of frames (nor SMIC_all_cropped/HS)")
+        preferred, other = self.folders
+        raise InputError(f"{self.root / preferred}: no such folder of frames (nor {other})")
 
     def sample_of(self, row: Row) -> SampleId:
         """``smic/s01/s01_ne_01``."""

@@ -251,6 +251,11 @@ def open_table(path: Path, columns: Sequence[str], *, sheet: str | None = None) 
     return _whole(_only([table for score, table in found if score == most], "the columns" if most else None))
 
 
+def first_name(column: str) -> str:
+    """Return the name under which a row knows a column that :func:`read_rows` was asked for."""
+    return column.removesuffix("?").split("|")[0]
+
+
 def read_rows(path: Path, columns: Sequence[str], *, sheet: str | None = None) -> tuple[Row, ...]:
     """Read the rows of a table by the names of its columns.
 

@@ -154,7 +154,7 @@ def _slots(subjects: int, clips: int, traps: list[Trap]) -> list[list[_Slot]]:
     """Labels rotate and traps go round the subjects."""
     return [
         [
-            _Slot(label=(subject + index) % len(Emotion), trap=trap, name=None if trap is None else trap.name)
+            _Slot(label=(subject + index) % len(Emotion), trap=trap)
             for index, trap in enumerate([*[None] * clips, *traps[subject::subjects]])
         ]
         for subject in range(subjects)
@@ -207,7 +207,7 @@ def _plan_clip(
     rise, fall = (int(rng.integers(low, high + 1)) for _ in range(2))
     first = layout.first_frame(rng, index)
     onset = first + layout.margin
-    emotions = layout.emotions[label]
+    emotions = layout.words(label)
     periods = rng.uniform(30.0, 60.0, 2)
     phases = rng.uniform(0.0, 2 * np.pi, 2)
     clip = SynthClip(

@@ -22,9 +22,9 @@ from htnet.data.synth.layouts.smic import SmicLayout
 
 __all__ = ["DAMAGES", "LAYOUTS", "ClipFiles", "Damage", "Form", "Layout", "Marks", "Trap"]
 
-_KINDS = (
-    *(Casme2Layout, SammLayout, SmicLayout, CasmeLayout, Casme3ALayout, Casme3CLayout, MmewLayout, FourDMELayout),
-    *(CsvLayout, HTNetReleaseLayout),
+_ALL: tuple[Layout, ...] = (
+    *(Casme2Layout(), SammLayout(), SmicLayout(), CasmeLayout(), Casme3ALayout(), Casme3CLayout(), MmewLayout()),
+    *(FourDMELayout(), CsvLayout(), HTNetReleaseLayout()),
 )
-LAYOUTS: dict[str, Layout] = {kind.name: kind() for kind in _KINDS}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
 """The layouts by the name of their adapter, those of the MEGC2019 composite first; the order takes part in the seed."""

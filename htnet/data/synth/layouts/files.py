@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from openpyxl import Workbook
 
+from htnet.data.datasets.base import LANDMARKS_FILE
 from htnet.data.faces.landmarks import SOURCE_COLUMNS
 from htnet.data.synth.layouts.base import ClipFiles
 from htnet.errors import InputError
@@ -26,11 +27,6 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "text": lambda data: b"not a picture\n",
 }
 """Ways to damage a file."""
-
-
-def units(label: int) -> str:
-    """Action units of a class."""
-    return ("4+15", "6+12", "1+2+5+26")[label]
 
 
 def write_frames(folder: Path, clip: ClipFiles, name: str, *, grey: bool = False) -> None:
@@ -139,4 +135,4 @@ def write_landmarks(root: Path, clips: Sequence[ClipFiles]) -> None:
         if clip.numbers:
             values = [f"{value:.3f}" for point in clip.landmarks for value in point]
             rows.append([clip.dataset, clip.subject, clip.clip, *values])
-    write_table(root / "landmarks.csv", rows)
+    write_table(root / LANDMARKS_FILE, rows)
