@@ -17,7 +17,7 @@ from test_htnet_video import overwrite
 
 from htnet.config import PrepareConfig
 from htnet.data.datasets.htnet_release import LANDMARKS, HTNetRelease
-from htnet.data.datasets.labels import load_scheme
+from htnet.data.datasets.schemes import load_scheme
 from htnet.data.entries import Clip
 from htnet.data.extraction import extract, recipe_of
 from htnet.data.faces.landmarks import LandmarkTable, read_landmarks

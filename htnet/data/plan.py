@@ -20,8 +20,8 @@ from htnet.data.datasets.labels import (
     OFF_THE_LIST,
     LabelScheme,
     OfficialList,
-    load_scheme,
 )
+from htnet.data.datasets.schemes import load_scheme
 from htnet.data.entries import Entry, GivenLandmarks, LeftOut
 from htnet.data.extraction import EXTRACTION_VERSION, recipe_of
 from htnet.data.faces.landmarks import LandmarkTable, read_landmarks

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from htnet.config import SourceConfig
-from htnet.data.datasets.base import Adapter
+from htnet.data.datasets.base import Adapter, WorkbookDataset
 from htnet.data.datasets.casme import Casme
 from htnet.data.datasets.casme2 import Casme2
 from htnet.data.datasets.casme3 import Casme3A, Casme3C
@@ -19,20 +19,14 @@ from htnet.data.datasets.samm import Samm
 from htnet.data.datasets.smic import Smic
 from htnet.errors import InputError
 
-__all__ = ["ADAPTERS", "DATASETS", "build_adapter"]
+__all__ = ["ADAPTERS", "DATASETS", "WORKBOOKS", "build_adapter"]
 
-ADAPTERS: dict[str, Any] = {
-    kind.adapter: kind for kind in (Casme2, Samm, Smic, Casme, Casme3A, Casme3C, Mmew, FourDME, GenericCsv)
-} | {"htnet_release": HTNetRelease}
+_KINDS: tuple[type[WorkbookDataset], ...] = (Casme2, Samm, Smic, Casme, Casme3A, Casme3C, Mmew, FourDME, GenericCsv)
+WORKBOOKS = {kind.adapter: kind for kind in _KINDS}
+"""Adapters of datasets with an annotation table, by name."""
+ADAPTERS: dict[str, Any] = {**WORKBOOKS, HTNetRelease.adapter: HTNetRelease}
 """Adapters by the name that ``prepare.sources.N.adapter`` takes."""
-
-_OTHER_NAMES = {
-    "htnet_release": ("casme2", "samm", "smic"),
-    "casme3_a": ("casme3",),
-    "casme3_c": ("casme3c",),
-    "csv": ("*",),
-}
-DATASETS: dict[str, tuple[str, ...]] = {name: _OTHER_NAMES.get(name, (name,)) for name in ADAPTERS}
+DATASETS = {name: (kind.dataset,) for name, kind in WORKBOOKS.items()} | {HTNetRelease.adapter: HTNetRelease.datasets}
 """Datasets of an adapter, as its samples name them; the list of one's own (csv) names them in its rows."""
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
-from htnet.data.datasets.labels import LabelScheme, OutOfScheme
+from htnet.data.datasets.labels import DatasetSchemes, LabelScheme, OutOfScheme
 from htnet.data.datasets.tables import Row, first_name, read_rows
 from htnet.data.entries import Clip, Entry, LeftOut
 from htnet.data.folders import is_empty, same_name, spelled
@@ -144,6 +144,9 @@ class WorkbookDataset:
     annotations: Path | None = None
 
     adapter: ClassVar[str]
+    dataset: ClassVar[str]
+    """Name of the dataset in its samples; ``*``: each row names its own."""
+    schemes: ClassVar[DatasetSchemes]
     workbooks: ClassVar[tuple[str, ...]]
     """Names under which the owners ship the table, the preferred one first."""
     columns: ClassVar[Columns]

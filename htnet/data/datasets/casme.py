@@ -8,9 +8,11 @@ counts. The subjects of section B go on counting.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from htnet.data.datasets.base import Columns, Interval, WorkbookDataset
 from htnet.data.datasets.casme2 import subject_of
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, DatasetSchemes, by_rule
 from htnet.data.datasets.tables import Row
 from htnet.data.samples import SampleId
 
@@ -23,6 +25,9 @@ class Casme(WorkbookDataset):
     """Adapter of a CASME folder."""
 
     adapter = "casme"
+    dataset = "casme"
+    words = ("tense", "disgust", "repression", "surprise", "happiness", "sadness", "contempt", "fear")
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*words)}
     workbooks = ("CASME.xlsx", "CASME.xls", "CASME_annotation.xlsx", "CASME_annotation.xls")
     columns = Columns(
         subject="Subject|subject", clip="Filename|FileName|filename",
@@ -35,7 +40,7 @@ class Casme(WorkbookDataset):
 
     def sample_of(self, row: Row) -> SampleId:
         """``casme/sub01/EP01_12``."""
-        return SampleId(dataset="casme", subject=subject_of(row), clip=row.name("Filename"))
+        return SampleId(dataset=self.dataset, subject=subject_of(row), clip=row.name("Filename"))
 
     def interval_of(self, row: Row) -> Interval | str:
         """Onset, first apex, offset; a second apex is not used, and said to be not."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 from htnet.data.datasets.base import Columns, WorkbookDataset
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, DatasetSchemes, by_rule, own_classes
 from htnet.data.datasets.tables import Row
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
@@ -20,6 +22,13 @@ class Casme2(WorkbookDataset):
     """Adapter of a CASME II folder."""
 
     adapter = "casme2"
+    dataset = "casme2"
+    words = ("happiness", "disgust", "repression", "surprise", "sadness", "fear", "others")
+    schemes: ClassVar[DatasetSchemes] = {
+        COMPOSITE_SCHEME: by_rule(*words, out=("sadness", "fear")),
+        "5class": own_classes(*words, out=("sadness", "fear")),
+        "7class": own_classes(*words),
+    }
     workbooks = (
         "CASME2-coding-20140508.xlsx",
         "CASME2-coding-20190701.xlsx",
@@ -36,7 +45,7 @@ class Casme2(WorkbookDataset):
 
     def sample_of(self, row: Row) -> SampleId:
         """``casme2/sub01/EP02_01f``; the workbook may have lost the zero or the word."""
-        return SampleId(dataset="casme2", subject=subject_of(row), clip=row.name("Filename"))
+        return SampleId(dataset=self.dataset, subject=subject_of(row), clip=row.name("Filename"))
 
 
 def subject_of(row: Row) -> str:

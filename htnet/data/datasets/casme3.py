@@ -15,8 +15,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from htnet.data.datasets.base import MACRO, Columns, WorkbookDataset
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, THREE_CLASSES, DatasetSchemes, by_rule, own_classes
 from htnet.data.datasets.tables import Row
 from htnet.data.entries import Clip, LeftOut
 from htnet.data.frames import inside
@@ -29,6 +31,9 @@ class Casme3A(WorkbookDataset):
     """Adapter of part A, with any of its three annotation files."""
 
     adapter = "casme3_a"
+    dataset = "casme3"
+    words = ("disgust", "surprise", "others", "fear", "anger", "sad", "happy")
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*words), "7class": own_classes(*words)}
     workbooks = (
         "cas(me)3_part_A_ME_label_JpgIndex_v2.xlsx",
         "cas(me)3_part_A_ME_label_JpgIndex_v1.xls",
@@ -60,7 +65,7 @@ class Casme3A(WorkbookDataset):
         if match is None:
             raise InputError(f"{row.place('Subject')}: must be such as spNO.1, got {text!r}")
         clip = f"{row.name('Filename').lower()}_{row.integer('Onset')}"
-        return SampleId(dataset="casme3", subject=f"spno.{int(match[1])}", clip=clip)
+        return SampleId(dataset=self.dataset, subject=f"spno.{int(match[1])}", clip=clip)
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
         """The recording, else the clip as pictures or as a video."""
@@ -82,6 +87,8 @@ class Casme3C(WorkbookDataset):
     """Adapter of part C."""
 
     adapter = "casme3_c"
+    dataset = "casme3c"
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*THREE_CLASSES, "others")}
     workbooks = ("CAS(ME)3_part_C_ME.xlsx",)
     columns = Columns(subject="sub", clip="count", onset="onset", offset="offset", emotion="emotion")
     folders = ("part_C", "Part_C_ME_clip/frame")
@@ -90,7 +97,7 @@ class Casme3C(WorkbookDataset):
     def sample_of(self, row: Row) -> SampleId:
         """``casme3c/sub01/1``: the count-th micro-expression of the subject."""
         subject = f"sub{row.integer('sub'):02d}"
-        return SampleId(dataset="casme3c", subject=subject, clip=str(row.integer("count")))
+        return SampleId(dataset=self.dataset, subject=subject, clip=str(row.integer("count")))
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
         """The recording, else the clip."""

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from htnet.data.datasets.base import Columns, WorkbookDataset
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, DatasetSchemes, by_rule, own_classes
 from htnet.data.datasets.tables import Row
 from htnet.data.entries import Clip, LeftOut
 from htnet.data.samples import SampleId
@@ -22,6 +24,9 @@ class FourDME(WorkbookDataset):
     """Adapter of a 4DME folder."""
 
     adapter = "4dme"
+    dataset = "4dme"
+    words = tuple(map(str.lower, CLASSES))
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*words), "5class": own_classes(*words)}
     workbooks = ("4DME_Labelling_Micro_release v1.xlsx",)
     columns = Columns(subject="sub_ID", clip="fold_name", onset="Onset", apex="Apex", offset="Offset")
     more_columns = CLASSES
@@ -40,7 +45,7 @@ class FourDME(WorkbookDataset):
 
     def sample_of(self, row: Row) -> SampleId:
         """``4dme/<sub_ID>/<fold_name>``."""
-        return SampleId(dataset="4dme", subject=row.name("sub_ID"), clip=row.name("fold_name"))
+        return SampleId(dataset=self.dataset, subject=row.name("sub_ID"), clip=row.name("fold_name"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
         """The class whose column is marked; several, or none, are no emotion that a scheme knows."""

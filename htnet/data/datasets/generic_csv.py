@@ -10,8 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from htnet.data.datasets.base import APEX_NOT_CODED, Columns, Interval, WorkbookDataset
+from htnet.data.datasets.casme import Casme
+from htnet.data.datasets.casme2 import Casme2
+from htnet.data.datasets.casme3 import Casme3A
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, THREE_CLASSES, DatasetSchemes, by_rule
+from htnet.data.datasets.samm import Samm
 from htnet.data.datasets.tables import Row, open_table, simplified
 from htnet.data.frames import inside
 from htnet.data.samples import SampleId, check_dataset_name
@@ -23,6 +29,9 @@ class GenericCsv(WorkbookDataset):
     """Adapter of a folder with a list; .csv, .xlsx and .xls are taken."""
 
     adapter = "csv"
+    dataset = "*"
+    words = tuple(dict.fromkeys((*Casme2.words, *Samm.words, *Casme.words, *Casme3A.words, *THREE_CLASSES)))
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*words)}
     workbooks = ("samples.csv", "samples.xlsx", "samples.xls")
     columns = Columns(
         subject="subject", clip="clip",

@@ -34,6 +34,8 @@ class HTNetRelease:
     scheme: LabelScheme
     annotations: Path | None = None
 
+    adapter: ClassVar[str] = "htnet_release"
+    datasets: ClassVar[tuple[str, ...]] = ("casme2", "samm", "smic")
     landmarks_file: ClassVar[str] = LANDMARKS
     flow_size: ClassVar[int] = UPSTREAM_SIZE
 
@@ -53,7 +55,7 @@ class HTNetRelease:
         for path in self._pictures().values():
             pictures.update(_read(path))
         return {
-            "adapter": "htnet_release",
+            "adapter": self.adapter,
             "annotation": self.labels.name,
             "annotation_sha256": hashlib.sha256(_read(self.labels)).hexdigest(),
             "pictures_sha256": pictures.hexdigest(),

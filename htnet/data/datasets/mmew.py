@@ -10,8 +10,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from htnet.data.datasets.base import Columns, WorkbookDataset
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, DatasetSchemes, by_rule, own_classes
 from htnet.data.datasets.tables import Row
 from htnet.data.frames import inside
 from htnet.data.samples import SampleId
@@ -23,6 +25,9 @@ class Mmew(WorkbookDataset):
     """Adapter of an MMEW folder."""
 
     adapter = "mmew"
+    dataset = "mmew"
+    words = ("happiness", "surprise", "anger", "disgust", "fear", "sadness", "others")
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*words), "7class": own_classes(*words)}
     workbooks = ("MMEW_Micro_Exp.xlsx",)
     columns = Columns(
         subject="Subject?", clip="Filename",
@@ -39,7 +44,7 @@ class Mmew(WorkbookDataset):
         match = re.fullmatch(r"S(\d{1,2})-\d+-\d+", name, re.IGNORECASE)
         if match is None:
             raise InputError(f"{row.place('Filename')}: must be such as S01-07-001, got {name!r}")
-        return SampleId(dataset="mmew", subject=f"S{int(match[1]):02d}", clip=name.upper())
+        return SampleId(dataset=self.dataset, subject=f"S{int(match[1]):02d}", clip=name.upper())
 
     def rows(self) -> tuple[Row, ...]:
         """The rows that are of a clip; a remark under the table has neither a name nor numbers."""

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from htnet.data.datasets.base import Columns, WorkbookDataset
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, DatasetSchemes, by_rule, own_classes
 from htnet.data.datasets.tables import Row
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
@@ -18,6 +20,12 @@ class Samm(WorkbookDataset):
     """Adapter of a SAMM folder."""
 
     adapter = "samm"
+    dataset = "samm"
+    words = ("anger", "contempt", "disgust", "fear", "sadness", "happiness", "surprise", "other")
+    schemes: ClassVar[DatasetSchemes] = {
+        COMPOSITE_SCHEME: by_rule(*words),
+        "5class": own_classes(*words, out=("disgust", "fear", "sadness")),
+    }
     workbooks = (
         "SAMM_Micro_FACS_Codes_v2.xlsx",
         "SAMM_20181215_Micro_FACS_Codes_v2.xlsx",
@@ -35,4 +43,4 @@ class Samm(WorkbookDataset):
         text = row.text("Subject")
         if not (text.isascii() and text.isdigit() and int(text) < 1000):
             raise InputError(f"{row.place('Subject')}: must be a number of up to three digits, got {text!r}")
-        return SampleId(dataset="samm", subject=f"{int(text):03d}", clip=row.name("Filename"))
+        return SampleId(dataset=self.dataset, subject=f"{int(text):03d}", clip=row.name("Filename"))

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from htnet.data.datasets.base import (
     APEX_NOT_CODED,
@@ -21,7 +22,7 @@ from htnet.data.datasets.base import (
     DuplicateGuard,
     WorkbookDataset,
 )
-from htnet.data.datasets.labels import OutOfScheme
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, THREE_CLASSES, DatasetSchemes, OutOfScheme, by_rule
 from htnet.data.datasets.tables import Row
 from htnet.data.entries import Clip, LeftOut
 from htnet.data.folders import entries_of, is_empty, same_name, spelled
@@ -42,6 +43,8 @@ class Smic(WorkbookDataset):
     """
 
     adapter = "smic"
+    dataset = "smic"
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*THREE_CLASSES)}
     workbooks = (
         "SMIC-HS-E_annotation.xlsx",
         "SMIC-HS-E_annotation_2019.xlsx",
@@ -151,4 +154,4 @@ def _of_folder(folder: Path, subject: int) -> SampleId:
 
 
 def _sample(subject: int, rest: str) -> SampleId:
-    return SampleId(dataset="smic", subject=f"s{subject:02d}", clip=f"s{subject:02d}_{rest.lower()}")
+    return SampleId(dataset=Smic.dataset, subject=f"s{subject:02d}", clip=f"s{subject:02d}_{rest.lower()}")

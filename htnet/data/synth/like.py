@@ -14,15 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from htnet.data.datasets import ADAPTERS, DATASETS
+from htnet.data.datasets import WORKBOOKS
 from htnet.data.datasets.base import Interval, WorkbookDataset
-from htnet.data.datasets.labels import load_scheme, read_clip_rows
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, read_clip_rows
+from htnet.data.datasets.schemes import load_scheme
 from htnet.data.datasets.tables import Row
 from htnet.data.samples import Emotion
 from htnet.data.synth.layouts import LAYOUTS
 from htnet.errors import InputError
 
-TABLES = ("casme2", "samm", "casme", "casme3_a", "casme3_c", "mmew", "4dme")
+TABLES = tuple(name for name in WORKBOOKS if name not in ("smic", "csv"))
 """Adapters whose annotation tables say where a clip's frames lie, and which they are (SMIC's does not)."""
 _T = TypeVar("_T")
 
@@ -68,17 +69,17 @@ def read_like(path: Path, datasets: Sequence[str] | None) -> ClipList:
         InputError: a file that cannot be read or is of no such dataset; names file, row, value and rule.
     """
     is_workbook = path.suffix.lower() in (".xlsx", ".xlsm", ".xls")
-    named = list(datasets or [name for name in TABLES if path.name in ADAPTERS[name].workbooks])
+    named = list(datasets or [name for name in TABLES if path.name in WORKBOOKS[name].workbooks])
     if len(named) != 1 or named[0] not in TABLES:
         if not is_workbook:
             return read_clip_list(path)
         raise InputError(
-            f"{path}: its dataset must follow from the name, as of {ADAPTERS[TABLES[0]].workbooks[0]}, or datasets "
+            f"{path}: its dataset must follow from the name, as of {WORKBOOKS[TABLES[0]].workbooks[0]}, or datasets "
             f"must be one of {', '.join(TABLES)}, got {', '.join(named) or 'none'}"
         )
     [name] = named
-    scheme = load_scheme("megc2019_3class", DATASETS[name])
-    adapter: WorkbookDataset = ADAPTERS[name](root=path.parent, annotations=Path(path.name), scheme=scheme)
+    scheme = load_scheme(COMPOSITE_SCHEME, [WORKBOOKS[name].dataset])
+    adapter = WORKBOOKS[name](root=path.parent, annotations=Path(path.name), scheme=scheme)
     try:
         rows = adapter.rows()
     except InputError as error:

@@ -118,7 +118,7 @@ class Layout:
 
     def dataset_name(self, subject: int) -> str:
         """The dataset that a subject belongs to."""
-        return self.name
+        raise NotImplementedError
 
     def subject_name(self, index: int) -> str:
         """Identity of a subject, ``index`` from 0."""

@@ -70,10 +70,6 @@ class Casme3ALayout(_RecordingLayout):
         Trap(kind=_MACRO, rule=MACRO, kept=False, change=trap.no_frames, old_workbook=True),
     )
 
-    def dataset_name(self, subject: int) -> str:
-        """Parts A and C are two datasets."""
-        return "casme3"
-
     def first_frame(self, rng: np.random.Generator, index: int) -> int:
         """The next slot of the recording."""
         return 40 + _SLOT * (index % _PER_RECORDING) + int(rng.integers(0, 3))
@@ -128,10 +124,6 @@ class Casme3CLayout(_RecordingLayout):
     sheets = ("mockCrimeME",)
     traps: ClassVar[tuple[Trap, ...]] = (trap.emotion("others"), trap.NEGATIVE)
     damaged: ClassVar[tuple[str, ...]] = ("onset",)
-
-    def dataset_name(self, subject: int) -> str:
-        """Parts A and C are two datasets."""
-        return "casme3c"
 
     def first_frame(self, rng: np.random.Generator, index: int) -> int:
         """The next slot of the recording."""

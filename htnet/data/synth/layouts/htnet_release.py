@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.datasets.htnet_release import COLUMNS, LABELS, LANDMARKS, PICTURES
+from htnet.data.datasets.htnet_release import COLUMNS, LABELS, LANDMARKS, PICTURES, HTNetRelease
 from htnet.data.faces.landmarks import UPSTREAM_COLUMNS, UPSTREAM_SIZE, face_crop
 from htnet.data.samples import Emotion, Landmarks
 from htnet.data.synth.layouts import trap
@@ -30,14 +30,14 @@ _PARTS: tuple[Layout, ...] = (Casme2Layout(), SammLayout(), SmicLayout())
 class HTNetReleaseLayout(Layout):
     """Subjects take turns in belonging to CASME II, SAMM and SMIC."""
 
-    name = "htnet_release"
+    name = HTNetRelease.adapter
     traps: ClassVar[tuple[Trap, ...]] = (Trap(kind=trap.ODD_NAMES),)
     # a composite with a damaged picture is refused as a whole
     damaged: ClassVar[tuple[str, ...]] = ()
 
     def dataset_name(self, subject: int) -> str:
         """casme2, samm or smic."""
-        return _PARTS[subject % len(_PARTS)].name
+        return HTNetRelease.datasets[subject % len(_PARTS)]
 
     def subject_name(self, index: int) -> str:
         """As the subject's dataset has it."""

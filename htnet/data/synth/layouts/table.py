@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from htnet.data.datasets.base import WorkbookDataset
-from htnet.data.datasets.labels import COMPOSITE_SCHEME, SCHEMES
+from htnet.data.datasets.labels import COMPOSITE_SCHEME
 from htnet.data.synth.layouts.base import ClipFiles, Form, Layout
 from htnet.data.synth.layouts.files import write_frames, write_landmarks, write_table
 from htnet.data.synth.layouts.trap import LOOSE_TYPES
@@ -40,9 +40,13 @@ class TableLayout(Layout):
         """The adapter's."""
         return self.adapter.adapter
 
+    def dataset_name(self, subject: int) -> str:
+        """The adapter's."""
+        return self.adapter.dataset
+
     def words(self, label: int) -> tuple[str, ...]:
         """Words of the class in the composite's scheme, in the adapter's order."""
-        classes, words = SCHEMES[COMPOSITE_SCHEME][self.dataset_name(0)]
+        classes, words = self.adapter.schemes[COMPOSITE_SCHEME]
         return tuple(word for word, name in words.items() if name == classes[label])
 
     def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
