@@ -20,7 +20,8 @@ from htnet.data.datasets import ADAPTERS, DATASETS, build_adapter
 from htnet.data.datasets.schemes import load_scheme
 from htnet.data.entries import Clip, Entry, LeftOut
 from htnet.data.faces.landmarks import LandmarkTable
-from htnet.data.synth.generate import generate, plan_clips
+from htnet.data.synth.clips import plan_clips
+from htnet.data.synth.generate import generate
 from htnet.data.synth.layouts import LAYOUTS
 from htnet.errors import InputError
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from htnet.config import PrepareConfig, SourceConfig
-from htnet.data.datasets import DATASETS, build_adapter
-from htnet.data.datasets.base import Adapter
+from htnet.data.datasets import DATASETS, Adapter, build_adapter
 from htnet.data.datasets.labels import (
     COMPOSITE_SCHEME,
     COMPOSITE_SIZES,

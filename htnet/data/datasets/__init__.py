@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from htnet.config import SourceConfig
-from htnet.data.datasets.base import Adapter, WorkbookDataset
+from htnet.data.datasets.base import WorkbookDataset
 from htnet.data.datasets.casme import Casme
 from htnet.data.datasets.casme2 import Casme2
 from htnet.data.datasets.casme3 import Casme3A, Casme3C
@@ -19,12 +18,12 @@ from htnet.data.datasets.samm import Samm
 from htnet.data.datasets.smic import Smic
 from htnet.errors import InputError
 
-__all__ = ["ADAPTERS", "DATASETS", "WORKBOOKS", "build_adapter"]
-
+Adapter = WorkbookDataset | HTNetRelease
+"""A dataset as its owners ship it."""
 _KINDS: tuple[type[WorkbookDataset], ...] = (Casme2, Samm, Smic, Casme, Casme3A, Casme3C, Mmew, FourDME, GenericCsv)
 WORKBOOKS = {kind.adapter: kind for kind in _KINDS}
 """Adapters of datasets with an annotation table, by name."""
-ADAPTERS: dict[str, Any] = {**WORKBOOKS, HTNetRelease.adapter: HTNetRelease}
+ADAPTERS: dict[str, type[Adapter]] = {**WORKBOOKS, HTNetRelease.adapter: HTNetRelease}
 """Adapters by the name that ``prepare.sources.N.adapter`` takes."""
 DATASETS = {name: (kind.dataset,) for name, kind in WORKBOOKS.items()} | {HTNetRelease.adapter: HTNetRelease.datasets}
 """Datasets of an adapter, as its samples name them; the list of one's own (csv) names them in its rows."""
@@ -36,5 +35,4 @@ def build_adapter(source: SourceConfig, scheme: LabelScheme) -> Adapter:
     if not root.is_dir():
         raise InputError(f"prepare.sources: {root}: no such folder (adapter {source.adapter})")
     annotations = None if source.annotations is None else Path(source.annotations)
-    adapter: Adapter = ADAPTERS[source.adapter](root=root, annotations=annotations, scheme=scheme)
-    return adapter
+    return ADAPTERS[source.adapter](root=root, annotations=annotations, scheme=scheme)

@@ -6,11 +6,10 @@ sample are made of it there (:mod:`htnet.data.extraction`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 from htnet.data.datasets.labels import DatasetSchemes, LabelScheme, OutOfScheme
 from htnet.data.datasets.tables import Row, first_name, read_rows
@@ -19,6 +18,7 @@ from htnet.data.folders import is_empty, same_name, spelled
 from htnet.data.frames import VIDEO_SUFFIXES, inside
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
+from htnet.files import checksum
 
 LANDMARKS_FILE = "landmarks.csv"
 """Landmark table of a dataset folder."""
@@ -41,40 +41,6 @@ MISSING_FRAMES = "missing_frames"
 """The folder or video of the clip is not there, or empty; a failure."""
 MACRO = "macro_expression"
 """The row is no micro-expression."""
-
-
-class Adapter(Protocol):
-    """A dataset as its owners ship it. Built from ``root``, ``annotations`` (None: by the usual names), ``scheme``."""
-
-    @property
-    def root(self) -> Path: ...
-
-    @property
-    def landmarks_file(self) -> str:
-        """Name of the landmark table in the root, where none is chosen."""
-        ...
-
-    @property
-    def flow_size(self) -> int | None:
-        """Side of the flow pictures that the dataset comes with; None: it has frames."""
-        ...
-
-    @property
-    def other_workbooks(self) -> list[str]:
-        """Further annotation tables in the root, which are not read where none is chosen."""
-        ...
-
-    def describe(self) -> dict[str, object]:
-        """Name what identifies the input, for ``store.json``: adapter, annotation file and its checksum."""
-        ...
-
-    def entries(self) -> Iterator[Entry | LeftOut]:
-        """Every annotated clip once, in a fixed order.
-
-        Raises:
-            htnet.errors.InputError: an annotation that cannot be read; names file, sheet, row, column, value, rule.
-        """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +103,10 @@ class DuplicateGuard:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkbookDataset:
-    """A dataset with one annotation table, a row per clip. A subclass names its parts and what else a row means."""
+    """A dataset with one annotation table, a row per clip. A subclass names its parts and what else a row means.
+
+    ``annotations``: the table, relative to ``root``; None: by its usual names.
+    """
 
     root: Path
     scheme: LabelScheme
@@ -154,7 +123,9 @@ class WorkbookDataset:
     folders: ClassVar[tuple[str, ...]] = ()
     """Folders below the root that hold ``<subject>/<clip>``, the preferred one first; "" is the root itself."""
     landmarks_file: ClassVar[str] = LANDMARKS_FILE
+    """Name of the landmark table in the root, where none is chosen."""
     flow_size: ClassVar[None] = None
+    """Side of the flow pictures that a dataset comes with: none, it has frames."""
     fps: ClassVar[float | None] = None
 
     @property
@@ -169,13 +140,16 @@ class WorkbookDataset:
         return _find_annotation(self.root, self.workbooks, self.annotations)
 
     def describe(self) -> dict[str, object]:
-        """Name what identifies the input."""
+        """Name what identifies the input, for ``store.json``."""
         path = self.workbook
-        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-        return {"adapter": self.adapter, "annotation": path.name, "annotation_sha256": checksum}
+        return {"adapter": self.adapter, "annotation": path.name, "annotation_sha256": checksum(path)}
 
     def entries(self) -> Iterator[Entry | LeftOut]:
-        """Every row in the table's order; :class:`InputError` on a table that cannot be read."""
+        """Yield every annotated clip once, in the table's order.
+
+        Raises:
+            InputError: an annotation that cannot be read; names file, sheet, row, column, value, rule.
+        """
         guard = DuplicateGuard()
         for row in self.rows():
             sample = self.sample_of(row)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -57,11 +55,3 @@ def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Landmarks | No
         return None
     points = max(faces, key=preference).points
     return tuple((round(float(x), _DECIMALS), round(float(y), _DECIMALS)) for x, y in points)
-
-
-def checksum(files: Sequence[Path]) -> str:
-    """SHA-256 of the files' bytes, one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

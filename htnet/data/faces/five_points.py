@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from htnet.data.datasets.tables import Row, Table
-from htnet.data.faces.table import KEY, LandmarkTable, by_clip, checksum
+from htnet.data.faces.table import KEY, LandmarkTable, by_clip
 from htnet.data.samples import LANDMARK_NAMES, Landmarks
+from htnet.files import checksum
 
 SOURCE_COLUMNS = tuple(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy")
 """Coordinate columns of ``landmarks.csv``, in the order of the landmarks."""

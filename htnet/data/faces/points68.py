@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from htnet.data.datasets.tables import Row, Table
-from htnet.data.faces.table import KEY, LandmarkTable, by_clip, checksum
+from htnet.data.faces.table import KEY, LandmarkTable, by_clip
 from htnet.data.samples import Landmarks
 from htnet.errors import InputError
+from htnet.files import checksum
 
 COLUMNS68 = tuple(f"{axis}_{point}" for point in range(68) for axis in "xy")
 """Coordinate columns; points count from 0."""

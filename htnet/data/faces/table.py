@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,8 +51,3 @@ def by_clip(rows: Iterable[tuple[Row, Landmarks]]) -> dict[SampleId, Landmarks]:
         seen[sample] = row.number
         points[sample] = landmarks
     return points
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.faces.detector import CHOICE, Detector, Face, checksum, choose_face
+from htnet.data.faces.detector import CHOICE, Detector, Face, choose_face
 from htnet.data.samples import Landmarks
 from htnet.errors import InputError
+from htnet.files import checksum
 
 SCORE, OVERLAP, CANDIDATES = 0.7, 0.3, 5000
 SIDES = (640, 320)
@@ -31,7 +32,7 @@ class YuNet:
             self._faces(np.zeros((64, 64, 3), np.uint8))
         except cv2.error as error:
             raise InputError(f"prepare.detector_model: {model}: not a YuNet model: {error.err}") from None
-        self._sha256 = checksum([model])
+        self._sha256 = checksum(model)
 
     def describe(self) -> dict[str, object]:
         """Return what decides its answers."""

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from htnet.data.samples import Emotion, Landmarks
 from htnet.data.synth.faces import Look, draw_face, draw_look, look_landmarks
-from htnet.data.synth.layouts import DAMAGES, LAYOUTS, Damage, Layout, Trap
+from htnet.data.synth.layouts import LAYOUTS
+from htnet.data.synth.layouts.base import Damage, Layout, Trap
+from htnet.data.synth.layouts.files import DAMAGES
 from htnet.data.synth.like import ListedClip, ListedFrames
 from htnet.data.synth.motion import (
     Field,

@@ -16,26 +16,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from htnet.data.synth.clips import DEFAULTS, Difficulty, SynthClip, plan_clips, render_frame, true_flow
-from htnet.data.synth.layouts import LAYOUTS, ClipFiles, Form, Layout, Marks
+from htnet.data.synth.layouts import LAYOUTS
+from htnet.data.synth.layouts.base import ClipFiles, Form, Layout, Marks
 from htnet.data.synth.layouts.files import write_frames, write_landmarks
 from htnet.data.synth.like import ClipList, read_like
 from htnet.errors import InputError
 from htnet.files import whole_folder
-
-__all__ = [
-    "COMPOSITE",
-    "DATASETS",
-    "DEFAULTS",
-    "UNREADABLE",
-    "Difficulty",
-    "SynthClip",
-    "SynthSummary",
-    "generate",
-    "plan_clips",
-    "planted",
-    "render_frame",
-    "true_flow",
-]
 
 DATASETS = tuple(LAYOUTS)
 """Names of the layouts that can be written, in their order; those of the adapters."""

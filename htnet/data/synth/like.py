@@ -6,7 +6,6 @@ looks for them. What is wrong with a row is for the adapter to say when it reads
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from htnet.data.datasets.tables import Row
 from htnet.data.samples import Emotion
 from htnet.data.synth.layouts import LAYOUTS
 from htnet.errors import InputError
+from htnet.files import checksum
 
 TABLES = tuple(name for name in WORKBOOKS if name not in ("smic", "csv"))
 """Adapters whose annotation tables say where a clip's frames lie, and which they are (SMIC's does not)."""
@@ -137,7 +137,7 @@ def _if_readable(read: Callable[[], _T]) -> _T | None:
 def _whole(path: Path, clips: Mapping[str, Sequence[ListedClip]], table: Path | None = None) -> ClipList:
     if not any(clips.values()):
         raise InputError(f"{path}: must hold at least one clip, got none")
-    return ClipList(clips=clips, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), table=table)
+    return ClipList(clips=clips, sha256=checksum(path), table=table)
 
 
 def read_clip_list(path: Path) -> ClipList:

@@ -40,11 +40,11 @@ class CasmeLayout(TableLayout):
         return f"EP{index // 4 + 1:02d}_{index % 4 * 3 + 2:02d}"
 
     def folder(self, clip: ClipFiles) -> Path:
-        """In the section of the subject's camera."""
+        """Take the section of the subject's camera."""
         return Path(Casme.folders[1 - clip.number % 2], clip.subject, clip.clip)
 
     def row(self, clip: ClipFiles) -> Cells:
-        """With a second apex."""
+        """Add the second apex."""
         cells = super().row(clip) | {_SECOND: clip.apex + 1 if clip.trap == _TWO_APEXES else None}
         if clip.trap == trap.LOOSE_TYPES:
             cells["emotion"] = clip.marks.emotion.title()

@@ -43,7 +43,7 @@ class Casme2Layout(TableLayout):
         return subject, clip
 
     def row(self, clip: ClipFiles) -> Cells:
-        """Also with blanks."""
+        """Pad loose cells with blanks."""
         cells = super().row(clip)
         if clip.trap == trap.LOOSE_TYPES:
             cells |= padded(cells, " {}") | {"emotion": f"{clip.marks.emotion.title()} "}

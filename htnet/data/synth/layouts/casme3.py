@@ -79,7 +79,7 @@ class Casme3ALayout(_RecordingLayout):
         return f"{chr(ord('a') + index // _PER_RECORDING)}_{onset}"
 
     def folder(self, clip: ClipFiles) -> Path:
-        """Folder of the recording."""
+        """Return the folder of the recording."""
         return Path(Casme3A.folders[0], clip.subject.replace("spno", "spNO"), _letter(clip), "color")
 
     def write_clips(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
@@ -94,11 +94,11 @@ class Casme3ALayout(_RecordingLayout):
             write_video(root / Casme3A.videos / name, replace(clip, numbers=numbers), 30)
 
     def header_of(self, form: Form) -> Sequence[str]:
-        """The older table has the kind of expression as well."""
+        """Add the kind of expression, which the older table has."""
         return (*self.header, _KIND) if form.xls else self.header
 
     def row(self, clip: ClipFiles) -> Cells:
-        """Every cell as text."""
+        """Write every cell as text."""
         odd, letter, cells = clip.trap == trap.ODD_NAMES, _letter(clip), super().row(clip)
         return {
             **cells,
@@ -111,7 +111,7 @@ class Casme3ALayout(_RecordingLayout):
 
 
 def _letter(clip: ClipFiles) -> str:
-    """Letter of the clip's recording."""
+    """Return the letter of the clip's recording."""
     return clip.clip.partition("_")[0]
 
 
@@ -134,9 +134,9 @@ class Casme3CLayout(_RecordingLayout):
         return str(index + 1)
 
     def folder(self, clip: ClipFiles) -> Path:
-        """Folder of the subject's recording."""
+        """Return the folder of the subject's recording."""
         return Path(Casme3C.folders[0], str(clip.number), "color")
 
     def row(self, clip: ClipFiles) -> Cells:
-        """The count as a number."""
+        """Write the count as a number."""
         return super().row(clip) | {"clip": int(clip.clip)}

@@ -32,7 +32,7 @@ class FourDMELayout(TableLayout):
         return f"{self.subject_name(subject)}_{index + 1:02d}"
 
     def row(self, clip: ClipFiles) -> Cells:
-        """The classes as words and as marks."""
+        """Add the classes as words and as marks."""
         cells = super().row(clip)
         marked = {clip.marks.emotion.title()} if clip.trap != _NONE else set()
         if clip.trap == _TWO:

@@ -45,7 +45,7 @@ class CsvLayout(TableLayout):
         return "own"
 
     def words(self, label: int) -> tuple[str, ...]:
-        """Some of those that any dataset may have."""
+        """Return some of those that any dataset may have."""
         return (("disgust", "anger", "fear"), ("happiness",), ("surprise",))[label]
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
@@ -53,7 +53,7 @@ class CsvLayout(TableLayout):
         return f"take{index + 1:02d}"
 
     def folder(self, clip: ClipFiles) -> Path:
-        """Among the clips."""
+        """Take a folder for all clips."""
         return Path("clips", clip.subject, clip.clip)
 
     def write_clips(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
@@ -65,12 +65,12 @@ class CsvLayout(TableLayout):
                 write_frames(root / self.folder(clip), clip, self.frame)
 
     def rows(self, clips: Sequence[ClipFiles], form: Form) -> Iterator[Cells]:
-        """The list names each clip's frames."""
+        """Name each clip's frames in the list."""
         suffix = ".avi" if form.video else ""
         return (self.row(clip) | {"frames": f"{self.folder(clip).as_posix()}{suffix}"} for clip in clips)
 
     def row(self, clip: ClipFiles) -> Cells:
-        """The emotion as a word, or as the number of its class."""
+        """Write the emotion as a word, or as the number of its class."""
         word = clip.marks.emotion
         label = clip.label if clip.trap == _LABEL_NUMBER else word
         cells = super().row(clip) | {"dataset": clip.dataset, "label": label, "fps": _FPS}

@@ -44,7 +44,7 @@ class HTNetReleaseLayout(Layout):
         return _PARTS[index % len(_PARTS)].subject_name(index // len(_PARTS))
 
     def words(self, label: int) -> tuple[str, ...]:
-        """The name of the class."""
+        """Return the name of the class."""
         return (Emotion(label).name.lower(),)
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:

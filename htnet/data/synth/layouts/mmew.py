@@ -34,7 +34,7 @@ class MmewLayout(TableLayout):
     )
 
     def words(self, label: int) -> tuple[str, ...]:
-        """In an order of their own: a seed draws a word by its place."""
+        """Keep the order by which a seed has always drawn a word."""
         return ("disgust", "fear", "anger", "sadness") if label == Emotion.NEGATIVE else super().words(label)
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
@@ -42,11 +42,11 @@ class MmewLayout(TableLayout):
         return f"{self.subject_name(subject)}-{index // 3 + 1:02d}-{index % 3 + 1:03d}"
 
     def folder(self, clip: ClipFiles) -> Path:
-        """In the folder of the emotion."""
+        """Take the folder of the emotion."""
         return Path(Mmew.folders[0], clip.marks.emotion, clip.clip)
 
     def row(self, clip: ClipFiles) -> Cells:
-        """Also with blanks; the subject is always a number, or left out."""
+        """Write the subject as a number, or leave it out; pad loose cells with blanks."""
         cells = super().row(clip) | {"subject": None if clip.trap == _NO_SUBJECT else clip.number}
         if clip.trap == trap.LOOSE_TYPES:
             cells |= padded(cells, "{} ") | {"emotion": f" {clip.marks.emotion.title()}"}

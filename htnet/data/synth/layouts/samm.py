@@ -55,13 +55,13 @@ class SammLayout(TableLayout):
         return f"{int(subject):03d}", clip
 
     def write_clips(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
-        """Frame numbers may have lost their zeros."""
+        """Write frames, whose numbers have lost their zeros under odd names."""
         for clip in clips:
             name = self.frame.replace(":05d", "") if clip.trap == trap.ODD_NAMES else self.frame
             write_frames(root / self.folder(clip), clip, name, grey=self.grey)
 
     def row(self, clip: ClipFiles) -> Cells:
-        """Words with a capital, and what nobody reads."""
+        """Add the columns that no adapter reads; words have a capital."""
         cells, word = super().row(clip), clip.marks.emotion
         cells["emotion"] = word.upper() if clip.trap == trap.LOOSE_TYPES else word.title()
         if clip.trap == _UNSURE:

@@ -54,11 +54,11 @@ class SmicLayout(TableLayout):
         return f"s{int(person[1]):02d}", f"s{int(person[1]):02d}{name[2]}"
 
     def folder(self, clip: ClipFiles) -> Path:
-        """In the folders of subject and emotion."""
+        """Take the folders of subject and emotion."""
         return Path(Smic.folders[0], clip.subject, "micro", clip.marks.emotion, _name(clip))
 
     def rows(self, clips: Sequence[ClipFiles], form: Form) -> Iterator[Cells]:
-        """A further expression stands in the row of the recording before."""
+        """Put a further expression into the row of the recording before."""
         rows: list[Cells] = []
         for clip in clips:
             if clip.trap == _FURTHER:
@@ -68,7 +68,7 @@ class SmicLayout(TableLayout):
         return iter(rows)
 
     def row(self, clip: ClipFiles) -> Cells:
-        """The recording that the clip was cut from."""
+        """Describe the recording that the clip was cut from."""
         name = clip.clip if clip.trap == trap.LOOSE_TYPES else _name(clip)
         end = clip.offset + 2 * _LEAD
         return {**super().row(clip), "clip": name, **_interval(clip, 0), "FirstF": 1, "LastF": end, "TotalVL": end}
@@ -79,6 +79,6 @@ def _name(clip: ClipFiles) -> str:
 
 
 def _interval(clip: ClipFiles, which: int, later: int = 0) -> Cells:
-    """Cells of a recording's expression, ``later`` frames after the clip's own."""
+    """Return the cells of a recording's expression, ``later`` frames after the clip's own."""
     numbers = (clip.onset + _LEAD + later, clip.offset + _LEAD + later, clip.offset - clip.onset + 1)
     return dict(zip(_INTERVALS[which], numbers, strict=True))

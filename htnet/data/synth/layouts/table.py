@@ -41,11 +41,11 @@ class TableLayout(Layout):
         return self.adapter.adapter
 
     def dataset_name(self, subject: int) -> str:
-        """The adapter's."""
+        """Return the adapter's."""
         return self.adapter.dataset
 
     def words(self, label: int) -> tuple[str, ...]:
-        """Words of the class in the composite's scheme, in the adapter's order."""
+        """Return the words of the class in the composite's scheme, in the adapter's order."""
         classes, words = self.adapter.schemes[COMPOSITE_SCHEME]
         return tuple(word for word, name in words.items() if name == classes[label])
 
@@ -67,24 +67,24 @@ class TableLayout(Layout):
             write_frames(root / self.folder(clip), clip, self.frame, grey=self.grey)
 
     def folder(self, clip: ClipFiles) -> Path:
-        """Folder of a clip's frames below the dataset's."""
+        """Return the folder of a clip's frames below the dataset's."""
         return Path(self.adapter.folders[0], clip.subject, clip.clip)
 
     def header_of(self, form: Form) -> Sequence[str]:
-        """The table's columns in this form."""
+        """Return the table's columns in this form."""
         return self.header
 
     def rows(self, clips: Sequence[ClipFiles], form: Form) -> Iterator[Cells]:
-        """The rows of the table."""
+        """Yield the rows of the table."""
         return map(self.row, clips)
 
     def row(self, clip: ClipFiles) -> Cells:
-        """The row of a clip; a layout changes what its dataset writes otherwise."""
+        """Return the row of a clip; a layout changes what its dataset writes otherwise."""
         as_text = clip.trap == LOOSE_TYPES or not self.numbered
         units = dict.fromkeys(("Action Units", "AUs", "AU", "au"), _UNITS[clip.label])
         return {"subject": clip.subject if as_text else clip.number, "clip": clip.clip, **vars(clip.marks), **units}
 
 
 def padded(cells: Cells, form: str) -> Cells:
-    """The interval as text with blanks; ``form`` such as ``"{} "``."""
+    """Return the interval as text with blanks; ``form`` is such as ``"{} "``."""
     return {name: form.format(cells[name]) for name in ("onset", "apex", "offset")}
