@@ -30,7 +30,7 @@ DATASETS = {name: (kind.dataset,) for name, kind in WORKBOOKS.items()} | {HTNetR
 
 
 def build_adapter(source: SourceConfig, scheme: LabelScheme) -> Adapter:
-    """The adapter that a source names; :class:`InputError` where its folder is missing."""
+    """Return the adapter that a source names; :class:`InputError` where its folder is missing."""
     root = Path(source.root)
     if not root.is_dir():
         raise InputError(f"prepare.sources: {root}: no such folder (adapter {source.adapter})")

@@ -157,7 +157,7 @@ class WorkbookDataset:
             yield self.entry(row, sample)
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows of the annotation table."""
+        """Read the rows of the annotation table."""
         return read_rows(self.workbook, self.wanted_columns)
 
     @property
@@ -185,16 +185,16 @@ class WorkbookDataset:
         )  # fmt: skip
 
     def sample_of(self, row: Row) -> SampleId:
-        """Identity of the row's clip."""
+        """Return the identity of the row's clip."""
         raise NotImplementedError
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
-        """The row's emotion, and where it stands."""
+        """Return the row's emotion, and where it stands."""
         column = self.columns.names.emotion
         return row.text(column), row.place(column)
 
     def interval_of(self, row: Row) -> Interval | str:
-        """The row's interval, or why it has none."""
+        """Return the row's interval, or why it has none."""
         _, _, onset, apex, offset, _ = self.columns.names
         first, last = row.integer(onset), row.integer(offset)
         peak = row.whole(apex) if apex else None
@@ -211,7 +211,7 @@ class WorkbookDataset:
         return Interval(onset=first, offset=last, notes=(rule,), remarks=(remark,) if text else ())
 
     def fps_of(self, row: Row) -> float | None:
-        """Frames a second, of the dataset or of the row."""
+        """Return the frames a second, of the dataset or of the row."""
         return self.fps
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:

@@ -39,11 +39,11 @@ class Casme(WorkbookDataset):
     fps = 60.0
 
     def sample_of(self, row: Row) -> SampleId:
-        """``casme/sub01/EP01_12``."""
+        """Return ``casme/sub01/EP01_12``."""
         return SampleId(dataset=self.dataset, subject=subject_of(row), clip=row.name("Filename"))
 
     def interval_of(self, row: Row) -> Interval | str:
-        """Onset, first apex, offset; a second apex is not used, and said to be not."""
+        """Read onset, first apex and offset; a second apex is not used, and said to be not."""
         interval = super().interval_of(row)
         second = row.optional("ApexF2")
         if isinstance(interval, str) or not second:

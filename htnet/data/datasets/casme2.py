@@ -44,12 +44,12 @@ class Casme2(WorkbookDataset):
     fps = 200.0
 
     def sample_of(self, row: Row) -> SampleId:
-        """``casme2/sub01/EP02_01f``; the workbook may have lost the zero or the word."""
+        """Return ``casme2/sub01/EP02_01f``; the workbook may have lost the zero or the word."""
         return SampleId(dataset=self.dataset, subject=subject_of(row), clip=row.name("Filename"))
 
 
 def subject_of(row: Row) -> str:
-    """``sub01`` of 1, 01 or sub01; :class:`InputError` for anything else."""
+    """Return ``sub01`` of 1, 01 or sub01; :class:`InputError` for anything else."""
     text = row.text("Subject")
     match = re.fullmatch(r"(?:sub)?0*([0-9]{1,2})", text, re.IGNORECASE)
     if match is None:

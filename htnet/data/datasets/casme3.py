@@ -59,7 +59,7 @@ class Casme3A(WorkbookDataset):
         return _counted_from_one(entry) if isinstance(entry, Clip) and entry.frames.is_file() else entry
 
     def sample_of(self, row: Row) -> SampleId:
-        """``casme3/spno.1/b_166``."""
+        """Return ``casme3/spno.1/b_166``."""
         text = row.text("Subject")
         match = re.fullmatch(r"spno\.?\s*(\d+)", text, re.IGNORECASE)
         if match is None:
@@ -68,7 +68,7 @@ class Casme3A(WorkbookDataset):
         return SampleId(dataset=self.dataset, subject=f"spno.{int(match[1])}", clip=clip)
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
-        """The recording, else the clip as pictures or as a video."""
+        """Yield the recording, else the clip as pictures or as a video."""
         recordings, clips = self.folders
         yield inside(self.root / recordings, sample.subject, row.name("Filename"), "color")
         yield inside(self.root / clips, f"{sample.subject}_{sample.clip}")
@@ -76,7 +76,7 @@ class Casme3A(WorkbookDataset):
 
 
 def _counted_from_one(clip: Clip) -> Clip:
-    """The annotation has the recording's frame numbers; a clip's video begins at its onset, and counts from 1."""
+    """Count from 1: the annotation has the recording's numbers, but a clip's video begins at its onset."""
     before = 0 if clip.onset is None else clip.onset - 1
     apex, offset = (None if number is None else number - before for number in (clip.apex, clip.offset))
     return replace(clip, onset=1, apex=apex, offset=offset)
@@ -95,12 +95,12 @@ class Casme3C(WorkbookDataset):
     fps = 30.0
 
     def sample_of(self, row: Row) -> SampleId:
-        """``casme3c/sub01/1``: the count-th micro-expression of the subject."""
+        """Return ``casme3c/sub01/1``: the count-th micro-expression of the subject."""
         subject = f"sub{row.integer('sub'):02d}"
         return SampleId(dataset=self.dataset, subject=subject, clip=str(row.integer("count")))
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
-        """The recording, else the clip."""
+        """Yield the recording, else the clip."""
         recordings, clips = self.folders
         number = str(row.integer("sub"))
         yield inside(self.root / recordings, number, "color")

@@ -33,7 +33,7 @@ class FourDME(WorkbookDataset):
     folders = ("gray_micro",)
 
     def entry(self, row: Row, sample: SampleId) -> Clip | LeftOut:
-        """A row with exactly one class; others are left out by :data:`SEVERAL_CLASSES`."""
+        """Turn a row with exactly one class into a clip; others are left out by :data:`SEVERAL_CLASSES`."""
         marked = self._marked(row)
         if len(marked) != 1:
             reason = f"belongs to {' and '.join(marked) or 'no class'}, one is needed"
@@ -44,9 +44,9 @@ class FourDME(WorkbookDataset):
         return [name for name in CLASSES if row.mark(name)]
 
     def sample_of(self, row: Row) -> SampleId:
-        """``4dme/<sub_ID>/<fold_name>``."""
+        """Return ``4dme/<sub_ID>/<fold_name>``."""
         return SampleId(dataset=self.dataset, subject=row.name("sub_ID"), clip=row.name("fold_name"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
-        """The class whose column is marked; several, or none, are no emotion that a scheme knows."""
+        """Return the class whose column is marked; several, or none, are no emotion that a scheme knows."""
         return " and ".join(self._marked(row)).lower(), row.place("fold_name")

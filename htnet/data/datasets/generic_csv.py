@@ -41,7 +41,7 @@ class GenericCsv(WorkbookDataset):
     more_columns = ("dataset", "frames", "fps?")
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows of the list; :class:`InputError` where numbers stand in a column that is called otherwise."""
+        """Read the list; :class:`InputError` where numbers stand in a column that is called otherwise."""
         table = open_table(self.workbook, self.wanted_columns)
         rows = table.rows(self.wanted_columns)
         for name in ("onset", "apex", "offset"):
@@ -51,13 +51,13 @@ class GenericCsv(WorkbookDataset):
         return rows
 
     def sample_of(self, row: Row) -> SampleId:
-        """As the list names it."""
+        """Take the names of the list."""
         dataset = row.text("dataset")
         check_dataset_name(dataset, row.place("dataset"))
         return SampleId(dataset=dataset, subject=row.text("subject"), clip=row.text("clip"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
-        """The word; a number stands for the scheme's class of that number."""
+        """Return the word; a number stands for the scheme's class of that number."""
         text, place = row.text("emotion"), row.place("emotion")
         if not (text.isascii() and text.isdecimal()):
             return text, place
@@ -67,7 +67,7 @@ class GenericCsv(WorkbookDataset):
         return self.scheme.classes[number], place
 
     def interval_of(self, row: Row) -> Interval | str:
-        """The numbers that there are, in rising order."""
+        """Read the numbers that there are, in rising order."""
         given = {name: row.optional_integer(name) for name in ("onset", "apex", "offset")}
         numbers = [value for value in given.values() if value is not None]
         if numbers != sorted(set(numbers)):
@@ -78,7 +78,7 @@ class GenericCsv(WorkbookDataset):
         return Interval(onset=given["onset"], apex=given["apex"], offset=given["offset"], notes=notes)
 
     def fps_of(self, row: Row) -> float | None:
-        """The number that there is, above 0."""
+        """Read the number that there is, above 0."""
         if not row.optional("fps"):
             return None
         fps = row.decimal("fps")
@@ -87,5 +87,5 @@ class GenericCsv(WorkbookDataset):
         return fps
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
-        """The path in the list, which must stay in the list's folder."""
+        """Yield the path in the list, which must stay in the list's folder."""
         yield inside(self.root, *row.parts("frames"))

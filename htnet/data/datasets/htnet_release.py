@@ -63,7 +63,7 @@ class HTNetRelease:
         }
 
     def entries(self) -> Iterator[FlowPicture | LeftOut]:
-        """Every row of the label list, in its order; InputError names file and row of what cannot be used."""
+        """Yield every row of the label list, in its order; InputError names file and row of what cannot be used."""
         names = tuple(emotion.name.lower() for emotion in Emotion)
         if self.scheme.classes != names:
             raise InputError(
@@ -83,7 +83,7 @@ class HTNetRelease:
             )  # fmt: skip
 
     def _pictures(self) -> dict[SampleId, Path]:
-        """Path of every sample's picture; each has its own."""
+        """Return the path of every sample's picture; each has its own."""
         owners: dict[Path, SampleId] = {}
         for number, sample_id, _ in _read_labels(self.labels):
             path = self._picture(sample_id, number)
@@ -106,7 +106,7 @@ class HTNetRelease:
 
 
 def _read_labels(path: Path) -> Iterator[tuple[int, SampleId, int]]:
-    """Row number, identity and label of every row, each clip once."""
+    """Yield row number, identity and label of every row, each clip once."""
     _read(path)  # of a folder that is no release it says what one holds
     seen: dict[SampleId, int] = {}
     for row in read_rows(path, COLUMNS):

@@ -39,7 +39,7 @@ class Mmew(WorkbookDataset):
     fps = 90.0
 
     def sample_of(self, row: Row) -> SampleId:
-        """``mmew/S01/S01-07-001``."""
+        """Return ``mmew/S01/S01-07-001``."""
         name = row.name("Filename")
         match = re.fullmatch(r"S(\d{1,2})-\d+-\d+", name, re.IGNORECASE)
         if match is None:
@@ -47,10 +47,10 @@ class Mmew(WorkbookDataset):
         return SampleId(dataset=self.dataset, subject=f"S{int(match[1]):02d}", clip=name.upper())
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows that are of a clip; a remark under the table has neither a name nor numbers."""
+        """Return the rows that are of a clip; a remark under the table has neither a name nor numbers."""
         stated = ("Filename", "OnsetFrame", "ApexFrame", "OffsetFrame")
         return tuple(row for row in super().rows() if any(map(row.optional, stated)))
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
-        """The clip's folder in that of its emotion."""
+        """Yield the clip's folder in that of its emotion."""
         yield inside(self.root / self.folders[0], row.text("Estimated Emotion").lower(), sample.clip)

@@ -39,7 +39,7 @@ class Samm(WorkbookDataset):
     fps = 200.0
 
     def sample_of(self, row: Row) -> SampleId:
-        """``samm/006/006_1_2``; a spreadsheet that takes 006 for a number shows 6, the folders have three digits."""
+        """Return ``samm/006/006_1_2``; a spreadsheet that takes 006 for a number shows 6, folders have three digits."""
         text = row.text("Subject")
         if not (text.isascii() and text.isdigit() and int(text) < 1000):
             raise InputError(f"{row.place('Subject')}: must be a number of up to three digits, got {text!r}")

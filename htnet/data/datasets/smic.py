@@ -61,11 +61,11 @@ class Smic(WorkbookDataset):
         return {**super().describe(), **({"double_folders": len(doubles)} if doubles else {})}
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows that are of a recording; a remark under the table has one cell, whatever its column."""
+        """Return the rows that are of a recording; a remark under the table has one cell, whatever its column."""
         return tuple(row for row in super().rows() if sum(bool(row.optional(name)) for name in row.cells) > 1)
 
     def entries(self) -> Iterator[Clip | LeftOut]:
-        """Every row in the table's order, then the folders that are further micro-expressions of a recording."""
+        """Yield every row in the table's order, then the folders that are further micro-expressions of a recording."""
         folders, doubles = self._folders()
         guard = DuplicateGuard()
         for row in self.rows():
@@ -104,7 +104,7 @@ class Smic(WorkbookDataset):
         raise InputError(f"{self.root / preferred}: no such folder of frames (nor {other})")
 
     def sample_of(self, row: Row) -> SampleId:
-        """``smic/s01/s01_ne_01``."""
+        """Return ``smic/s01/s01_ne_01``."""
         name, text = row.name("Filename"), row.text("Subject")
         subject, clip = _SUBJECT.fullmatch(text), _CLIP.fullmatch(name)
         if subject is None:
@@ -116,7 +116,7 @@ class Smic(WorkbookDataset):
         return _sample(int(subject[1]), clip[2])
 
     def _folders(self) -> tuple[dict[SampleId, Path], list[LeftOut]]:
-        """Every clip folder by the clip's name, by subject, then emotion, then name; and folders of a clip had before.
+        """Find the clips' folders, by subject, then emotion, then name; and folders of a clip had before.
 
         A folder may be there twice but for a blank or a zero (``s1_ne_01`` and ``s1_ne_01 ``); the first is taken.
         """
@@ -142,7 +142,7 @@ class Smic(WorkbookDataset):
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """Folders in a folder, sorted by name."""
+    """List the folders in a folder, sorted by name."""
     return sorted(path for path in entries_of(folder) if path.is_dir())
 
 

@@ -73,7 +73,7 @@ class Row:
         return text
 
     def text(self, column: str, expected: str = "a text") -> str:
-        """As :meth:`optional`; :class:`InputError` if empty."""
+        """Read a cell as :meth:`optional` does; :class:`InputError` if empty."""
         text = self.optional(column, expected)
         if not text:
             raise InputError(f"{self.place(column)}: must not be empty")
@@ -111,12 +111,12 @@ class Row:
         return number
 
     def whole(self, column: str) -> int | None:
-        """As :meth:`integer`, None where the cell holds anything else, such as "/" for what was not coded."""
+        """Read as :meth:`integer`; None where the cell holds anything else, such as "/" for what was not coded."""
         number = whole_of(self.optional(column), decimal_comma=self.decimal_comma)
         return None if number is None else self.integer(column)
 
     def optional_integer(self, column: str) -> int | None:
-        """As :meth:`integer`, None where the cell is blank or says NaN."""
+        """Read as :meth:`integer`; None where the cell is blank or says NaN."""
         return None if self.optional(column).casefold() in NOT_A_NUMBER else self.integer(column)
 
     def decimal(self, column: str) -> float:

@@ -24,7 +24,7 @@ class Detector(Protocol):
         ...
 
     def __call__(self, picture: NDArray[np.uint8]) -> Landmarks | None:
-        """Five landmarks in pixels of the picture, None where there is no face.
+        """Return five landmarks in pixels of the picture, None where there is no face.
 
         Args:
             picture: (H, W, 3) uint8, blue-green-red, at source resolution.
@@ -41,7 +41,7 @@ class Face:
 
 
 def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Landmarks | None:
-    """Landmarks of the face that :data:`CHOICE` prefers, None of none; the first of equals.
+    """Return landmarks of the face that :data:`CHOICE` prefers, None of none; the first of equals.
 
     Rounded to 1/100 pixel, so that the last bits of a network's arithmetic decide nothing.
     """

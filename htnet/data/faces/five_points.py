@@ -19,7 +19,7 @@ UPSTREAM_SIZE = 28
 
 
 def read_five_points(table: Table) -> LandmarkTable:
-    """The table of :data:`SOURCE_COLUMNS`, in pixels of the onset frame, or of :data:`UPSTREAM_COLUMNS`.
+    """Read a table of :data:`SOURCE_COLUMNS`, in pixels of the onset frame, or of :data:`UPSTREAM_COLUMNS`.
 
     Raises:
         InputError: a column is missing, an empty key, a clip twice, a coordinate that is no finite number.

@@ -32,7 +32,7 @@ PLACES = "<dataset>/<subject>/<clip>.csv or <subject>_<clip>.csv"
 
 
 def read_openface(folder: Path, entries: Sequence[Entry]) -> LandmarkTable:
-    """Landmarks of the clips' onset frames; a clip without a file has none.
+    """Read the landmarks of the clips' onset frames; a clip without a file has none.
 
     Where a frame has several faces, the largest that was found is taken.
 
@@ -67,7 +67,7 @@ def _file_of(folder: Path, sample: SampleId) -> Path | None:
 
 
 def _onset_points(path: Path, table: Table, clip: Clip) -> Landmarks | str:
-    """Landmarks of the onset frame, or why there are none."""
+    """Return landmarks of the onset frame, or why there are none."""
     check_scheme(path, table.header)
     rows = table.rows((FRAME, SUCCESS, *COLUMNS68))
     if not rows:

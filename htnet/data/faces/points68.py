@@ -41,7 +41,7 @@ def check_scheme(path: Path, header: Sequence[str]) -> None:
 
 
 def five_of_68(row: Row) -> Landmarks:
-    """The five landmarks in a row of :data:`COLUMNS68`: an eye is the mean of the six points of its contour.
+    """Return the five landmarks in a row of :data:`COLUMNS68`: an eye is the mean of its contour's six points.
 
     Raises:
         InputError: a coordinate that is no finite number, also of a point that is not used.
@@ -53,7 +53,7 @@ def five_of_68(row: Row) -> Landmarks:
 
 
 def read_points68(table: Table) -> LandmarkTable:
-    """A table of ``dataset, subject, clip`` and :data:`COLUMNS68`, in pixels of the onset frame.
+    """Read a table of ``dataset, subject, clip`` and :data:`COLUMNS68`, in pixels of the onset frame.
 
     Raises:
         InputError: points of another scheme, a column is missing, an empty key, a clip twice, a coordinate that is no

@@ -36,12 +36,12 @@ class LandmarkTable:
 
 
 def sample_of(row: Row) -> SampleId:
-    """The clip that :data:`KEY` names; :class:`InputError` if a part of it is empty."""
+    """Return the clip that :data:`KEY` names; :class:`InputError` if a part of it is empty."""
     return SampleId(**{name: row.text(name) for name in KEY})
 
 
 def by_clip(rows: Iterable[tuple[Row, Landmarks]]) -> dict[SampleId, Landmarks]:
-    """Landmarks by the clip that their row names; :class:`InputError` if a clip has two rows."""
+    """Return landmarks by the clip that their row names; :class:`InputError` if a clip has two rows."""
     points: dict[SampleId, Landmarks] = {}
     seen: dict[SampleId, int] = {}
     for row, landmarks in rows:

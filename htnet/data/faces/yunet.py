@@ -24,7 +24,7 @@ class YuNet:
     """``cv2.FaceDetectorYN``; finds a face and its landmarks in one pass."""
 
     def __init__(self, model: Path) -> None:
-        """Raises :class:`InputError` where the file is missing or no YuNet model."""
+        """Load the model; :class:`InputError` where the file is missing or no YuNet model."""
         if not model.is_file():
             raise InputError(f"prepare.detector_model: {model}: no such file; YuNet needs its model file (.onnx)")
         try:
@@ -40,7 +40,7 @@ class YuNet:
         return {"name": "yunet", "weights_sha256": self._sha256, "choice": CHOICE, **settings}
 
     def __call__(self, picture: NDArray[np.uint8]) -> Landmarks | None:
-        """Five landmarks, None where there is no face."""
+        """Return five landmarks, None where there is no face."""
         whole = picture.shape[1::-1]
         for scale in dict.fromkeys(min(1.0, side / max(whole)) for side in SIDES):
             size = [max(1, round(length * scale)) for length in whole]
@@ -53,7 +53,7 @@ class YuNet:
         return None
 
     def _faces(self, picture: NDArray[np.uint8]) -> list[Face]:
-        """Every face, in pixels of the picture."""
+        """Return every face, in pixels of the picture."""
         self._net.setInputSize((picture.shape[1], picture.shape[0]))
         rows = self._net.detect(picture)[1]
         found = [] if rows is None else [[float(value) for value in row] for row in rows]
@@ -62,7 +62,7 @@ class YuNet:
 
 
 def load_yunet(model: Path | None) -> Detector:
-    """The detector of a model file."""
+    """Return the detector of a model file."""
     if model is None:
         raise InputError("prepare.detector=yunet: prepare.detector_model must name the model file (.onnx)")
     return YuNet(model)

@@ -153,7 +153,7 @@ def plan_clips(
 
 
 def _slots(subjects: int, clips: int, traps: list[Trap]) -> list[list[_Slot]]:
-    """Labels rotate and traps go round the subjects."""
+    """Lay out the subjects' clips: labels rotate and traps go round the subjects."""
     return [
         [
             _Slot(label=(subject + index) % len(Emotion), trap=trap)
@@ -164,7 +164,7 @@ def _slots(subjects: int, clips: int, traps: list[Trap]) -> list[list[_Slot]]:
 
 
 def _listed_slots(like: Sequence[ListedClip]) -> list[list[_Slot]]:
-    """The list's clips by subject."""
+    """Return the list's clips by subject."""
     subjects: dict[str, list[_Slot]] = {}
     for clip in like:
         slot = _Slot(label=clip.label, name=(clip.subject, clip.clip), frames=clip.frames)
@@ -173,7 +173,7 @@ def _listed_slots(like: Sequence[ListedClip]) -> list[list[_Slot]]:
 
 
 def true_flow(clip: SynthClip, frame: int) -> Field:
-    """True optical flow from the onset frame to ``frame``.
+    """Return the true optical flow from the onset frame to ``frame``.
 
     Args:
         clip: a clip of :func:`plan_clips`.
@@ -203,7 +203,7 @@ def _plan_clip(
     look: Look,
     place: _Place,
 ) -> SynthClip:
-    """A clip, lengths in pixels of a 160-pixel frame."""
+    """Plan a clip, lengths in pixels of a 160-pixel frame."""
     subject, index, label = place.subject, place.index, place.label
     low, high = layout.length
     rise, fall = (int(rng.integers(low, high + 1)) for _ in range(2))

@@ -127,7 +127,7 @@ def generate(
 
 
 def _or_defaults(counts: Mapping[str, int | None]) -> dict[str, int]:
-    """Counts, with the defaults where there are none."""
+    """Return counts, with the defaults where there are none."""
     return {name: DEFAULTS[name] if value is None else value for name, value in counts.items()}
 
 
@@ -157,7 +157,7 @@ def planted(clips: Sequence[SynthClip]) -> list[dict[str, object]]:
 def _read_like(
     path: Path, datasets: Sequence[str] | None, counts: Mapping[str, int | None], options: Mapping[str, Any]
 ) -> ClipList:
-    """The list or annotation, after a look at what it decides alone."""
+    """Read the list or annotation, after a look at what it decides alone."""
     for name, value in counts.items():
         if value is not None:
             raise InputError(f"{name} must not be given with like, whose list decides it, got {value}")
@@ -173,7 +173,7 @@ def _read_like(
 def _check(
     datasets: Sequence[str] | None, sizes: dict[str, int], difficulty: str, damaged: float, listed: ClipList | None
 ) -> tuple[str, ...]:
-    """The datasets to write, in their order."""
+    """Return the datasets to write, in their order."""
     known = DATASETS if listed is None else tuple(listed.clips)
     if datasets is None:
         datasets = COMPOSITE if listed is None else known

@@ -106,7 +106,7 @@ def _annotated(adapter: WorkbookDataset, index: int, row: Row) -> ListedClip:
 
 
 def _annotated_frames(adapter: WorkbookDataset, row: Row, folder: Path) -> ListedFrames:
-    """Every number that stands there, and a few in between: enough for a flow, and to find an apex by."""
+    """Choose every number that stands there, and a few in between: enough for a flow, and to find an apex by."""
     columns = [name for name in row.cells if name.lower().startswith(("onset", "apex", "offset"))]
     cells = [_if_readable(partial(row.whole, name)) for name in columns]
     stated = [number for number in cells if number is not None]

@@ -117,27 +117,27 @@ class Layout:
         raise NotImplementedError
 
     def dataset_name(self, subject: int) -> str:
-        """The dataset that a subject belongs to."""
+        """Return the dataset that a subject belongs to."""
         raise NotImplementedError
 
     def subject_name(self, index: int) -> str:
-        """Identity of a subject, ``index`` from 0."""
+        """Return the identity of a subject, ``index`` from 0."""
         return self.subject.format(index + 1)
 
     def words(self, label: int) -> tuple[str, ...]:
-        """The dataset's words for a class, by the index of which one is drawn."""
+        """Return the dataset's words for a class, by the index of which one is drawn."""
         raise NotImplementedError
 
     def first_frame(self, rng: np.random.Generator, index: int) -> int:
-        """Number of the first frame of a subject's clip ``index``; 1, or somewhere in the recording."""
+        """Return the number of the first frame of a subject's clip ``index``; 1, or somewhere in the recording."""
         return 1 if self.starts is None else int(rng.integers(*self.starts))
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """Identity of a subject's clip ``index``, which is its ``number``-th (from 1) of the label."""
+        """Return the identity of a subject's clip ``index``, which is its ``number``-th (from 1) of the label."""
         raise NotImplementedError
 
     def listed_name(self, subject: str, clip: str) -> tuple[str, str]:
-        """Identity of a clip by its names in such a list; ValueError for names that are not the dataset's."""
+        """Return the identity of a clip by its names in a list; ValueError for names that are not the dataset's."""
         raise NotImplementedError
 
     def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:

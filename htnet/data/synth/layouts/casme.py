@@ -36,7 +36,7 @@ class CasmeLayout(TableLayout):
     )
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``EP01_12``."""
+        """Return ``EP01_12``."""
         return f"EP{index // 4 + 1:02d}_{index % 4 * 3 + 2:02d}"
 
     def folder(self, clip: ClipFiles) -> Path:

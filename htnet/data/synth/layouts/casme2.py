@@ -33,11 +33,11 @@ class Casme2Layout(TableLayout):
     )
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``EP02_01f``."""
+        """Return ``EP02_01f``."""
         return f"EP{index + 1:02d}_{subject % 9 + 1:02d}f"
 
     def listed_name(self, subject: str, clip: str) -> tuple[str, str]:
-        """As the list has them."""
+        """Return the names of the list."""
         if not (re.fullmatch(r"sub\d\d", subject) and re.fullmatch(r"EP\d\d\w*", clip)):
             raise ValueError(f"must be such as sub01, EP02_01f, got {subject!r}, {clip!r}")
         return subject, clip

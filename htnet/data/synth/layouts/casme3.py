@@ -71,11 +71,11 @@ class Casme3ALayout(_RecordingLayout):
     )
 
     def first_frame(self, rng: np.random.Generator, index: int) -> int:
-        """The next slot of the recording."""
+        """Return the start of the recording's next slot."""
         return 40 + _SLOT * (index % _PER_RECORDING) + int(rng.integers(0, 3))
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``b_166``."""
+        """Return ``b_166``."""
         return f"{chr(ord('a') + index // _PER_RECORDING)}_{onset}"
 
     def folder(self, clip: ClipFiles) -> Path:
@@ -126,11 +126,11 @@ class Casme3CLayout(_RecordingLayout):
     damaged: ClassVar[tuple[str, ...]] = ("onset",)
 
     def first_frame(self, rng: np.random.Generator, index: int) -> int:
-        """The next slot of the recording."""
+        """Return the start of the recording's next slot."""
         return 350 + _SLOT * index + int(rng.integers(0, 3))
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """The subject's expressions are counted."""
+        """Count the subject's expressions."""
         return str(index + 1)
 
     def folder(self, clip: ClipFiles) -> Path:

@@ -50,7 +50,7 @@ def write_frame(path: Path, clip: ClipFiles, number: int, *, grey: bool = False)
 
 
 def encode(picture: NDArray[np.uint8], suffix: str) -> bytes:
-    """A picture's file by its suffix; JPEG at quality 95."""
+    """Return a picture's file by its suffix; JPEG at quality 95."""
     options = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix == ".jpg" else []
     encoded, data = cv2.imencode(suffix, picture, options)
     assert encoded, suffix  # encoding to memory has no input that could be wrong
@@ -129,7 +129,7 @@ def _write_xls(path: Path, rows: Rows, sheet: str, more_sheets: Sequence[str]) -
 
 
 def write_landmarks(root: Path, clips: Sequence[ClipFiles]) -> None:
-    """``landmarks.csv``: five points of every onset frame there is, in its pixels."""
+    """Write ``landmarks.csv``: five points of every onset frame there is, in its pixels."""
     rows: list[list[object]] = [["dataset", "subject", "clip", *SOURCE_COLUMNS]]
     for clip in clips:
         if clip.numbers:

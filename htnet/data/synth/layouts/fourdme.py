@@ -28,7 +28,7 @@ class FourDMELayout(TableLayout):
     )
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``sub01_01``."""
+        """Return ``sub01_01``."""
         return f"{self.subject_name(subject)}_{index + 1:02d}"
 
     def row(self, clip: ClipFiles) -> Cells:

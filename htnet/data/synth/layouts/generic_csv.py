@@ -41,7 +41,7 @@ class CsvLayout(TableLayout):
     )
 
     def dataset_name(self, subject: int) -> str:
-        """One dataset of one's own."""
+        """Name one dataset of one's own."""
         return "own"
 
     def words(self, label: int) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ class CsvLayout(TableLayout):
         return (("disgust", "anger", "fear"), ("happiness",), ("surprise",))[label]
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``take01``."""
+        """Return ``take01``."""
         return f"take{index + 1:02d}"
 
     def folder(self, clip: ClipFiles) -> Path:

@@ -36,11 +36,11 @@ class HTNetReleaseLayout(Layout):
     damaged: ClassVar[tuple[str, ...]] = ()
 
     def dataset_name(self, subject: int) -> str:
-        """casme2, samm or smic."""
+        """Return casme2, samm or smic."""
         return HTNetRelease.datasets[subject % len(_PARTS)]
 
     def subject_name(self, index: int) -> str:
-        """As the subject's dataset has it."""
+        """Return a name as the subject's dataset has it."""
         return _PARTS[index % len(_PARTS)].subject_name(index // len(_PARTS))
 
     def words(self, label: int) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class HTNetReleaseLayout(Layout):
         return (Emotion(label).name.lower(),)
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """As the subject's dataset has it."""
+        """Return a name as the subject's dataset has it."""
         return _PARTS[subject % len(_PARTS)].clip_name(subject // len(_PARTS), index, label, number, onset)
 
     def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
@@ -70,7 +70,7 @@ class HTNetReleaseLayout(Layout):
 
 
 def _flow_picture(clip: ClipFiles) -> tuple[NDArray[np.uint8], Landmarks]:
-    """(28, 28, 3) uint8 in OpenCV's order, and the landmarks in its pixels."""
+    """Return a (28, 28, 3) uint8 picture in OpenCV's order, and the landmarks in its pixels."""
     import torch  # here, so that writing the other layouts loads none
 
     from htnet.data.flow.strain import optical_strain

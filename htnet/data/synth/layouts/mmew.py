@@ -38,7 +38,7 @@ class MmewLayout(TableLayout):
         return ("disgust", "fear", "anger", "sadness") if label == Emotion.NEGATIVE else super().words(label)
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``S01-07-001``: subject, stimulus, number."""
+        """Return ``S01-07-001``: subject, stimulus, number."""
         return f"{self.subject_name(subject)}-{index // 3 + 1:02d}-{index % 3 + 1:03d}"
 
     def folder(self, clip: ClipFiles) -> Path:

@@ -41,15 +41,15 @@ class SammLayout(TableLayout):
     )
 
     def subject_name(self, index: int) -> str:
-        """``006`` is the first."""
+        """Return ``006`` for the first."""
         return f"{index + 6:03d}"
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``006_1_2``."""
+        """Return ``006_1_2``."""
         return f"{self.subject_name(subject)}_{index // 3 + 1}_{index % 3 + 1}"
 
     def listed_name(self, subject: str, clip: str) -> tuple[str, str]:
-        """The subject with its zeros."""
+        """Give the subject its zeros."""
         if not (re.fullmatch(r"\d{1,3}", subject) and re.fullmatch(r"\d{3}_\d+_\d+", clip)):
             raise ValueError(f"must be such as 6, 006_1_2, got {subject!r}, {clip!r}")
         return f"{int(subject):03d}", clip

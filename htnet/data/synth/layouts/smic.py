@@ -43,11 +43,11 @@ class SmicLayout(TableLayout):
     damaged: ClassVar[tuple[str, ...]] = ("onset",)
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``s01_ne_01``, as the MEGC2019 list writes it; ``s1_ne_01`` on disk and in the workbook."""
+        """Return ``s01_ne_01``, as the MEGC2019 list writes it; ``s1_ne_01`` on disk and in the workbook."""
         return f"{self.subject_name(subject)}_{('ne', 'po', 'sur')[label]}_{number:02d}"
 
     def listed_name(self, subject: str, clip: str) -> tuple[str, str]:
-        """As the list has them, in two digits."""
+        """Return the names of the list, in two digits."""
         person, name = re.fullmatch(r"s(\d{1,2})", subject), re.fullmatch(r"s0*(\d{1,2})(_(?:ne|po|sur)_\d+)", clip)
         if person is None or name is None or int(person[1]) != int(name[1]):
             raise ValueError(f"must be such as s01, s01_ne_01, got {subject!r}, {clip!r}")

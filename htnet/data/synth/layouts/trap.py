@@ -26,17 +26,17 @@ def _marks(clip: ClipFiles, **changes: object) -> ClipFiles:
 
 
 def no_frames(clip: ClipFiles) -> ClipFiles:
-    """The clip is decided before its frames matter, or they are not there."""
+    """Take the frames away: the clip is decided before they matter, or they are not there."""
     return replace(clip, numbers=())
 
 
 def apex_not_coded(cell: object) -> Trap:
-    """The apex's cell holds no number."""
+    """Make a trap of an apex cell without a number."""
     return Trap(kind="apex_not_coded", rule=APEX_NOT_CODED, change=lambda clip: _marks(clip, apex=cell))
 
 
 def emotion(word: str) -> Trap:
-    """An emotion without a class; its frames are not needed."""
+    """Make a trap of an emotion without a class; its frames are not needed."""
     kind = f"emotion_{word}"
     return Trap(kind=kind, rule=OUTSIDE_SCHEME, kept=False, change=lambda clip: no_frames(_marks(clip, emotion=word)))
 
