@@ -15,10 +15,10 @@ _SALT = 0x6D6978
 
 
 def mix_batch(batch: Batch, config: MixConfig, *, num_classes: int, seed: int, step: int, rank: int = 0) -> Batch:
-    """Mix each sample with a partner of the same batch; what is drawn depends on seed, step and rank alone.
+    """Mix each sample with a partner of the same batch; the draws depend on seed, step and rank alone.
 
     ``mixup``: ``share * a + (1 - share) * b``, share from Beta(alpha, alpha). ``cutmix``: each region is b's with
-    probability ``1 - share``; the labels are mixed by the number of regions, so a face is never cut through a region.
+    probability ``1 - share``. Its labels are mixed by the number of regions, so no cut goes through a region.
 
     Returns:
         The batch with labels (B, num_classes) float32; unchanged where ``config.kind`` is none.
@@ -44,6 +44,6 @@ def mix_batch(batch: Batch, config: MixConfig, *, num_classes: int, seed: int, s
 
 
 def _region_weights(kept: NDArray[np.bool_], side: int) -> NDArray[np.float64]:
-    """(B, 4) by region -> (B, 1, S, S): 1 where the first sample's region stays."""
+    """Spread (B, 4) by region over pixels, (B, 1, S, S): 1 where the first sample's region stays."""
     quarters = kept.reshape(-1, 2, 2).astype(np.float64)
     return quarters.repeat(side // 2, axis=1).repeat(side // 2, axis=2)[:, None]
