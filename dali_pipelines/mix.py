@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from htnet.config import MixConfig
-from htnet.training.batch import Batch, sent
+from htnet.training.batch import Batch, send
 
 _SALT = 0x6D6978
 
@@ -28,7 +28,7 @@ def mix_batch(batch: Batch, config: MixConfig, *, num_classes: int, seed: int, s
     rng = np.random.default_rng([seed, step, rank, _SALT])
     count = len(batch.images)
     device = batch.images.device
-    partner = sent(rng.permutation(count), device)
+    partner = send(rng.permutation(count), device)
     share = rng.beta(config.alpha, config.alpha, count)
     if config.kind == "cutmix":
         kept = rng.random((count, 4)) < share[:, None]
@@ -36,10 +36,10 @@ def mix_batch(batch: Batch, config: MixConfig, *, num_classes: int, seed: int, s
         weights = _region_weights(kept, batch.images.shape[-1])
     else:
         weights = share[:, None, None, None]
-    first = sent(weights.astype(np.float32), device)
+    first = send(weights.astype(np.float32), device)
     images = first * batch.images + (1 - first) * batch.images[partner]
     target = torch.nn.functional.one_hot(batch.labels, num_classes).float()
-    of_first = sent(share.astype(np.float32), device)[:, None]
+    of_first = send(share.astype(np.float32), device)[:, None]
     return replace(batch, images=images, labels=of_first * target + (1 - of_first) * target[partner])
 
 

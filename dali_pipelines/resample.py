@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dali_pipelines.augment import Changes
 from htnet.data.transform import FlowTransform, normalise
-from htnet.training.batch import sent
+from htnet.training.batch import send
 
 
 def changed_mosaics(images: Tensor, changes: Changes, transform: FlowTransform) -> Tensor:
@@ -32,11 +32,11 @@ def changed_mosaics(images: Tensor, changes: Changes, transform: FlowTransform) 
         (B, 3, S, S) float32 on the device of ``images``.
     """
     device, size, half = images.device, images.shape[-1], transform.mosaic_size // 2
-    vectors = _mapped(images.float(), sent(changes.matrix, device))
+    vectors = _mapped(images.float(), send(changes.matrix, device))
     if transform.minmax:
         _stretch(vectors)
     points = size // 4 * 2
-    grid = _grid(sent(changes.windows(points), device), points, size)
+    grid = _grid(send(changes.windows(points), device), points, size)
     # the grid runs through the four regions in the mosaic's order: sampled, it is the mosaic
     mosaics = F.grid_sample(vectors, grid, mode="bilinear", padding_mode="border", align_corners=True)
     if points != half:
@@ -46,7 +46,7 @@ def changed_mosaics(images: Tensor, changes: Changes, transform: FlowTransform) 
     normalise(mosaics, transform)
     if not changes.kept.all():
         # a dropped region becomes the training mean, which standardising makes 0
-        kept = sent(changes.kept, device).view(-1, 1, 2, 2)
+        kept = send(changes.kept, device).view(-1, 1, 2, 2)
         mosaics *= kept.repeat_interleave(half, 2).repeat_interleave(half, 3)
     return mosaics
 

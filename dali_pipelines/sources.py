@@ -17,7 +17,7 @@ from dali_pipelines.graph import decode, image_to_mosaic, to_device
 from dali_pipelines.sampler import EpochSampler
 from htnet.data.regions import CropRule
 from htnet.data.store.reader import Store
-from htnet.training.batch import sent
+from htnet.training.batch import send
 
 AHEAD = 2
 """Batches that DALI makes ready ahead of their use."""
@@ -51,7 +51,7 @@ class ResidentSource:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return any step's batch as :meth:`Source.batch` does."""
         rows = rows_of(self._sampler, step)
-        return self._images[self._place[sent(rows, self._images.device)]], rows
+        return self._images[self._place[send(rows, self._images.device)]], rows
 
 
 class StreamedSource:

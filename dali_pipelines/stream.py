@@ -25,7 +25,7 @@ from htnet.config import AugmentConfig, MixConfig
 from htnet.data.store.reader import Store
 from htnet.data.transform import FlowTransform, normalise
 from htnet.errors import InputError
-from htnet.training.batch import Batch, sent
+from htnet.training.batch import Batch, send
 
 _PLAIN = AugmentConfig()
 
@@ -91,7 +91,7 @@ class FlowStream:
         else:
             images = normalise(images, self._transform)
         self._step += 1
-        batch = Batch(images=images, labels=self._resident.labels[sent(rows, device)], rows=rows)
+        batch = Batch(images=images, labels=self._resident.labels[send(rows, device)], rows=rows)
         if self._num_classes is None:
             return batch
         options = {"num_classes": self._num_classes, "seed": sampler.seed, "step": step, "rank": sampler.rank}

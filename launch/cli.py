@@ -37,7 +37,7 @@ class Command:
 
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
-_MACHINE_REFUSES = {
+_MENDABLE = {
     getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ENOTDIR", "EISDIR", "EEXIST")
 } | _DISK_IS_FULL
 """Errors that a user can mend: rights, space, names. Any other OSError is a defect of htnet and keeps its traceback."""
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_PARTIAL
     except OSError as error:
         # an error of open() names its file; one of write() does not, and counts only if it says that the disk is full
-        if error.errno not in (_MACHINE_REFUSES if error.filename is not None else _DISK_IS_FULL):
+        if error.errno not in (_MENDABLE if error.filename is not None else _DISK_IS_FULL):
             raise
         place = "a file could not be written to its end" if error.filename is None else error.filename
         print(f"htnet {options.name}: {place}: {error.strerror}", file=sys.stderr)

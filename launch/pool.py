@@ -59,7 +59,7 @@ class Flight(Generic[SpecT]):
     """A task between its first submission and its end."""
 
     spec: SpecT
-    moved: float = 0.0
+    last_progress: float = 0.0
     """Time of submission or of the last progress, in seconds of ``time.monotonic``."""
     not_before: float = 0.0
     epoch: int = -1
@@ -148,7 +148,7 @@ class Pool(Generic[SpecT, OutcomeT]):
             options: dict[str, Any] = {"num_cpus": flight.spec.cpus, "num_gpus": flight.spec.gpus}
             if avoided:
                 options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoided)})"}
-            flight.moved = time.monotonic()
+            flight.last_progress = time.monotonic()
             self._flights[remote.options(**options).remote(flight.spec)] = flight
 
     def _collect(self) -> None:
@@ -193,15 +193,15 @@ class Pool(Generic[SpecT, OutcomeT]):
         now = time.monotonic()
         for ref, flight in list(self._flights.items()):
             if flight.spec.progress_path not in seen:
-                flight.moved = now  # queued: Ray has not started it yet
+                flight.last_progress = now  # queued: Ray has not started it yet
                 if not self._may_run(flight):  # and never will start it: the last fit node has died
                     self._cancel(ref)
                     self._waiting.appendleft(flight)
                 continue
             progress = seen[flight.spec.progress_path]
             if progress is not None and progress.epoch != flight.epoch:
-                flight.epoch, flight.start, flight.moved = progress.epoch, progress.start, now
-            elif self.stall_minutes and now - flight.moved > 60 * self.stall_minutes:
+                flight.epoch, flight.start, flight.last_progress = progress.epoch, progress.start, now
+            elif self.stall_minutes and now - flight.last_progress > 60 * self.stall_minutes:
                 self._cancel(ref)
                 self._failed(flight, Failure.STALLED, f"no epoch finished for {self.stall_minutes:g} minutes")
 

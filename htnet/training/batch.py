@@ -21,7 +21,7 @@ class Batch:
     """(B,) int64 on the CPU: the manifest's row of each sample (of the first of a mixed pair)."""
 
 
-def sent(values: NDArray[np.generic] | torch.Tensor, device: torch.device) -> torch.Tensor:
+def send(values: NDArray[np.generic] | torch.Tensor, device: torch.device) -> torch.Tensor:
     """Send an array from the CPU to the device, without waiting for the device's work."""
     tensor = torch.as_tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.local_attention import kernels
 
 __all__ = [
-    "NARROW_SPAN",
+    "MAX_SPAN_32_BIT",
     "Launch",
     "Tiling",
     "attend",
@@ -26,7 +26,7 @@ __all__ = [
     "tiling",
 ]
 
-NARROW_SPAN: Final = 2**31 - 1
+MAX_SPAN_32_BIT: Final = 2**31 - 1
 """Largest span of a tensor, in elements, whose offsets are computed in 32 bits."""
 
 _LOG2_E: Final = math.log2(math.e)
@@ -177,7 +177,7 @@ def forward_launch(
     cut, programs, constants = _plan(qkv, num_heads, blocks_per_side, capability, backward=False)
     vec = constants["VEC"] = _vector(qkv)
     dense = qkv.is_contiguous()
-    constants |= {"WIDE": int(_span(qkv) > NARROW_SPAN), "DENSE": int(dense)}
+    constants |= {"WIDE": int(_span(qkv) > MAX_SPAN_32_BIT), "DENSE": int(dense)}
     strides = _strides("stride", qkv, vec, dense=dense)
     arguments: dict[str, Tensor | int | float] = {"qkv": qkv, "out": out}
     if cut.packed:
@@ -203,7 +203,7 @@ def backward_launch(
     """Prepare the backward pass into ``grad_qkv``."""
     cut, programs, constants = _plan(qkv, num_heads, blocks_per_side, capability, backward=True)
     vec = constants["VEC"] = min(_vector(qkv), _vector(grad_out))
-    constants["WIDE"] = int(max(_span(qkv), _span(grad_out), _span(grad_qkv)) > NARROW_SPAN)
+    constants["WIDE"] = int(max(_span(qkv), _span(grad_out), _span(grad_qkv)) > MAX_SPAN_32_BIT)
     # a late backward has no registers to spare: addresses computed from strides take fewer, else Triton 3.9 spills
     dense, grad_dense = qkv.is_contiguous() and not cut.late, grad_out.is_contiguous()
     constants |= {"DENSE": int(dense), "GRAD_DENSE": int(grad_dense)}
