@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import os
 import subprocess
 import sys
 import time
@@ -539,6 +540,22 @@ def test_the_input_is_left_out_where_dali_is_absent(tmp_path, monkeypatch):
     [tests] = [step for step in steps if step.name == "tests"]
     assert not any("dali" in argument for argument in tests.arguments)  # pytest would stop at their imports
     assert "tests/test_kernels_triton.py" in tests.arguments
+
+
+def test_gpu_tests_that_failed_last_come_first(tmp_path):
+    """Their messages were lost at a time limit; now a failure is in a file as soon as it happened."""
+    [tests] = [step for step in gpu_check.make_steps(tmp_path, quick=False) if step.name == "tests"]
+    files = [argument.removeprefix("tests/") for argument in tests.arguments if argument.startswith("tests/")]
+    assert set(files[:3]) == set(gpu_check.FAILED_LAST)
+    assert tests.seconds == 240
+    test = tmp_path / "test_it.py"
+    test.write_text("import os\ndef test_wrong():\n    assert 1 == 2\ndef test_killed():\n    os._exit(9)\n")
+    failures = tmp_path / "failed.txt"
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "conftest", f"--failures={failures}", str(test)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert "test_wrong" in failures.read_text()
+    assert "assert 1 == 2" in failures.read_text()
 
 
 def test_the_check_runs_the_steps_that_are_named(tmp_path, monkeypatch):

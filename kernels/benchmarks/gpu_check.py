@@ -26,9 +26,11 @@ __all__ = ["Step", "main", "run_steps"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TOTAL_SECONDS: Final = 530.0
-FOLD_NEEDS: Final = ("pydantic", "ray", "nvidia.dali", "cv2", "numba", "openpyxl", "xlrd", "yaml", "pyarrow", "jinja2")
-TRAINING_NEEDS: Final = ("pydantic",)
+PROFILE_NEEDS: Final = ("einops", "rich")
 INPUT_NEEDS: Final = ("pydantic", "nvidia.dali", "cv2", "openpyxl", "xlrd", "pyarrow", "matplotlib")
+FOLD_NEEDS: Final = (*INPUT_NEEDS[:-1], "av", "einops", "jinja2", "numba", "ray", "rich", "yaml")
+FAILED_LAST: Final = ("test_kernels_model.py", "test_kernels_block.py", "test_dali_pipelines_frame_flow.py")
+"""Tests that come first: they failed on the last GPU, or it never came to them."""
 FACTS: Final = """
 import platform, shutil, subprocess, sys, torch
 print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda, platform.platform())
@@ -127,7 +129,7 @@ def make_steps(out: Path, *, quick: bool) -> list[Step]:
     def measuring(name: str, benchmark: str, limit: int, *arguments: str, needs: Sequence[str] = ()) -> Step:
         # what has begun at the limit may still be compiled and timed
         command = (*profile, benchmark, "--out", str(out), "--time-limit", str(limit), *arguments)
-        return Step(name=name, arguments=command, seconds=limit + 25, left_out=_missing(needs))
+        return Step(name=name, arguments=command, seconds=limit + 25, left_out=_missing((*PROFILE_NEEDS, *needs)))
 
     if quick:
         tiny = ("--tokens", "4", "--head-dim", "5", "--heads", "2", "--blocks-per-side", "2", "--batch", "2")
@@ -136,7 +138,7 @@ def make_steps(out: Path, *, quick: bool) -> list[Step]:
             Step(name="machine", arguments=("-c", FACTS, "quick"), seconds=60),
             Step(name="tests", arguments=("-m", "pytest", "-o", "addopts=", "-q", *tests), seconds=120),
             measuring("kernels", "attention", 95, *tiny, "--rounds", "2", "--providers", "triton,reference,sdpa"),
-            measuring("training", "training", 95, "--tiny", "--rounds", "1", needs=TRAINING_NEEDS),
+            measuring("training", "training", 95, "--tiny", "--rounds", "1", needs=("pydantic",)),
             *_input(measuring, quick=True),
             *_fold(out, quick=True),
         ]
@@ -146,7 +148,7 @@ def make_steps(out: Path, *, quick: bool) -> list[Step]:
         Step(name="machine", arguments=("-c", FACTS), seconds=60),
         *_fold(out, quick=False),
         _gpu_tests(out),
-        measuring("training", "training", 40, needs=TRAINING_NEEDS),
+        measuring("training", "training", 40, needs=("pydantic",)),
         measuring("kernels-level-0", "attention", 80, "--cases", "fine/0,hd/0"),
         # the network pads its heads of 85 to 88 in 16 bits: these are the shapes that it pays for
         measuring("kernels-16x88", "attention", 15, "--tokens", "16", "--head-dim", "88", *ours),
@@ -180,20 +182,24 @@ def _input(measuring: Callable[..., Step], *, quick: bool) -> list[Step]:
 
 
 def _gpu_tests(out: Path) -> Step:
-    """``pytest -m gpu`` on the files that know the marker: others may need packages that are not here."""
-    pattern = re.compile(r"mark\.gpu\b|triton_device")
-    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if pattern.search(path.read_text("utf-8"))]
+    """``pytest -m gpu`` on the files that know the marker: others may need packages that are not here.
+
+    A failure is in tests-failed.txt as soon as it happened: pytest itself prints the messages at its end.
+    """
+    marker = re.compile(r"mark\.gpu\b|triton_device")
+    files = [path for path in (ROOT / "tests").glob("test_*.py") if marker.search(path.read_text("utf-8"))]
     # some compare with the CPU's flow, which needs Numba; the steps of the input say what is missing
-    if not all(_installed(name) for name in (*INPUT_NEEDS, "numba")):
+    if _missing((*INPUT_NEEDS, "numba")):
         files = [path for path in files if not path.name.startswith("test_dali_pipelines")]
+    files.sort(key=lambda path: (path.name not in FAILED_LAST, path.name))
     # the project's own options hold --strict-config, which refuses a machine without pytest-timeout
-    arguments = ["-m", "pytest", "-o", "addopts=", "-v", "-m", "gpu", "--continue-on-collection-errors"]
-    arguments += [f"--junitxml={out / 'tests.xml'}", "--durations=5", *(str(path.relative_to(ROOT)) for path in files)]
+    arguments = ["-m", "pytest", "-o", "addopts=", "-v", "-m", "gpu", "--continue-on-collection-errors", "--tb=short"]
+    arguments += [f"--failures={out / 'tests-failed.txt'}", *(str(path.relative_to(ROOT)) for path in files)]
     if _installed("xdist"):
         # most of the time goes into compiling kernels; a file stays together, and with it the module's fixtures
-        arguments += ["-n", str(max(2, min(8, (os.cpu_count() or 2) // 2))), "--dist", "loadfile"]
-    left_out = "" if _installed("pytest") else "pytest is not installed"
-    return Step(name="tests", arguments=arguments, seconds=130, left_out=left_out)
+        workers = str(max(2, min(8, (os.cpu_count() or 2) // 2)))
+        arguments += ["-n", workers, "--dist", "loadfile", "--no-loadscope-reorder"]
+    return Step(name="tests", arguments=arguments, seconds=240, left_out=_missing(["pytest"]))
 
 
 def _fold(out: Path, *, quick: bool) -> list[Step]:
