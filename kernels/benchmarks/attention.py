@@ -57,8 +57,6 @@ class Plan:
     device: torch.device
     rounds: int
     """Samples per timing."""
-    graphs: bool = True
-    """Also inside a CUDA graph, where there is a GPU."""
     clock: Clock = field(default_factory=Clock)
     """When it is over nothing new is begun; what is left gets a record that says so."""
 
@@ -142,7 +140,7 @@ class _Bench:
             yield self._record(provider.name, **found)
             return
         for direction in self.plan.directions:
-            for graph in (False, True) if self.plan.graphs and self.device.type == "cuda" else (False,):
+            for graph in (False, True) if self.device.type == "cuda" else (False,):
                 timed = self._not_begun()
                 if not timed:
                     try:

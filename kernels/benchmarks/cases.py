@@ -116,7 +116,7 @@ class Case:
         return max(traffic, arithmetic), "traffic" if traffic >= arithmetic else "arithmetic"
 
     def floor_on(self, card: Card, operation: Operation, direction: Direction) -> tuple[float, str]:
-        """The same by a card's data sheet."""
+        """Return the same by a card's data sheet."""
         return self.floor(operation, direction, bandwidth=card.bandwidth, rate=card.rate(self.dtype))
 
 

@@ -324,20 +324,15 @@ def check_equal(case: str, name: str, found: Sequence[Batch], expected: Sequence
     for (images, labels), (our_images, our_labels) in zip(found, expected, strict=True):
         if images.shape != our_images.shape or not torch.equal(labels, our_labels):
             raise RuntimeError(f"{case}, {name}: {DIFFERENCE} in shape or labels")
-        size = _largest if CASES[case].same_solver else _root_mean_square
-        difference = (size(images - our_images) / size(our_images)).item()
+        difference = (_size(images - our_images, case) / _size(our_images, case)).item()
         if not difference <= CASES[case].tolerance:  # NaN is no small difference
             raise RuntimeError(f"{case}, {name}: {DIFFERENCE} by {difference:.2e} of ours")
         worst = max(worst, difference)
     return worst
 
 
-def _largest(values: Tensor) -> Tensor:
-    return values.abs().max()
-
-
-def _root_mean_square(values: Tensor) -> Tensor:
-    return values.square().mean().sqrt()
+def _size(values: Tensor, case: str) -> Tensor:
+    return values.abs().max() if CASES[case].same_solver else values.square().mean().sqrt()
 
 
 def _rate(way: Next, feed: Feed) -> float:
