@@ -60,12 +60,12 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     add("--modes", metavar="A,B", help="forward, backward, both (default: all)")
     add("--rounds", type=int, help="samples per timing (default: 50 on a GPU, 5 on a CPU)")
     add("--card", default="h200", help="whose floors are shown: a100, h100, h200, b200 (default h200)")
-    add("--batch", metavar="N", help="samples (default: 256 on a GPU, 2 on a CPU)")
+    add("--batch", type=int, metavar="N", help="samples (default: 256 on a GPU, 2 on a CPU)")
     add("--dtype", help="bf16, fp16 or fp32 (default: bf16 on a GPU, fp32 on a CPU)")
     shape = parser.add_argument_group("a shape of its own, in place of cases")
     shape.add_argument("--tokens", metavar="N", help="of a block: 16, or 2x8 for one that is not square")
     for name in ("heads", "head-dim", "blocks-per-side", "dim"):
-        shape.add_argument(f"--{name}", metavar="N")
+        shape.add_argument(f"--{name}", type=int, metavar="N")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import platform
 import traceback
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ def _check_node(task: SubjectTask) -> None:
     from htnet.data.extraction import check_machine
 
     check_machine(task.prepare, task.device)
+    if any(entry.has_frames for entry in task.entries):
+        importlib.import_module("htnet.data.video")  # refuses where PyAV is missing
     if not task.folder.is_dir():
         raise InputError(f"{task.folder}: not there; the store {SHARED}")
     for entry in task.entries:
