@@ -131,7 +131,7 @@ class Configuration:
     levels: int = 3
 
     def case(self, name: str, level: int, *, batch: int, dtype: str) -> Case:
-        """The attention of one level: width and heads double from level to level, the side of the map halves."""
+        """Return the attention of one level: width and heads double from level to level, the side of the map halves."""
         side = self.image_size // self.patch_size // 2**level
         dim, heads = self.dim * 2**level, self.heads * 2**level
         return Case(
@@ -155,7 +155,7 @@ CONFIGURATIONS: Final = {
 """The paper's network, and the same on finer maps, where a block holds 16 and 64 tokens instead of one."""
 
 SHAPE: Final = ("tokens", "heads", "head_dim", "blocks_per_side", "dim")
-"""What describes a case of its own."""
+"""Names of what describes a case of its own."""
 
 
 def select_cases(names: Sequence[str] | None, shape: Mapping[str, Any], *, batch: int, dtype: str) -> list[Case]:

@@ -160,7 +160,7 @@ def _profile(out: Path, name: str, limit: int, command: str, *needs: str) -> Ste
 
 
 def _gpu_tests(out: Path) -> Step:
-    """``pytest -m gpu`` on the files that know the marker: others may need packages that are not here.
+    """Run ``pytest -m gpu`` on the files that know the marker: others may need packages that are not here.
 
     A failure is in tests-failed.txt as soon as it happened: pytest itself prints the messages at its end.
     """
@@ -225,7 +225,7 @@ def _installed(name: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when every step that ran ended well, 1 otherwise, 2 where there is no GPU to check."""
+    """Return 0 when every step that ran ended well, 1 otherwise, 2 where there is no GPU to check."""
     parser = argparse.ArgumentParser(description="Everything that needs a GPU, in one run of under nine minutes.")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu-check", help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="the same steps small and on the CPU")

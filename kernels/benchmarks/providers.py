@@ -46,7 +46,7 @@ class Provider:
     ours: bool = False
 
     def limit(self, case: Case, device: torch.device) -> str | None:
-        """The first reason why this provider does not run for a case on a device; None if it does."""
+        """Return the first reason why this provider does not run for a case on a device; None if it does."""
         return next((reason for check in self.limits if (reason := check(case, device)) is not None), None)
 
 
@@ -54,7 +54,7 @@ class Provider:
 
 
 def split_blocks(qkv: Tensor, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, H, W, 3*A*D) to queries, keys and values, each (B * blocks, A, N, D)."""
+    """Split (B, H, W, 3*A*D) into queries, keys and values, each (B * blocks, A, N, D)."""
     side = case.blocks_per_side
     pattern = "b (gh h) (gw w) (qkv a d) -> qkv (b gh gw) a (h w) d"
     query, key, value = rearrange(qkv, pattern, qkv=3, a=case.heads, gh=side, gw=side)
@@ -62,7 +62,7 @@ def split_blocks(qkv: Tensor, case: Case) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def join_blocks(out: Tensor, case: Case) -> Tensor:
-    """(B * blocks, A, N, D) to (B, H, W, A*D)."""
+    """Join (B * blocks, A, N, D) to (B, H, W, A*D)."""
     side = case.blocks_per_side
     joined: Tensor = rearrange(
         out, "(b gh gw) a (h w) d -> b (gh h) (gw w) (a d)", gh=side, gw=side, h=case.height // side
@@ -74,7 +74,7 @@ def join_blocks(out: Tensor, case: Case) -> Tensor:
 
 
 def _by(compute: Callable[..., Tensor], **settings: Any) -> Callable[[Case], Forward]:
-    """A function of this package, with the case's numbers."""
+    """Bind a function of this package to the case's numbers."""
     return lambda case: partial(compute, num_heads=case.heads, blocks_per_side=case.blocks_per_side, **settings)
 
 
@@ -124,7 +124,7 @@ def _compiled(build: Callable[[Case], Forward]) -> Callable[[Case], Forward]:
 
 
 def _flex(case: Case) -> Forward:
-    """One sequence per sample, its tokens in the order of blocks, under a block-diagonal mask."""
+    """Attend by one sequence per sample, its tokens in the order of blocks, under a block-diagonal mask."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     tokens, count = case.tokens_per_block, case.blocks_per_side**2

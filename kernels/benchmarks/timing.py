@@ -24,7 +24,7 @@ _COPY_BYTES: Final = {"cuda": 1 << 30, "cpu": 1 << 27}
 _MATRIX_SIDE: Final = {"cuda": 8192, "cpu": 1024}
 _CPU_CACHE: Final = 32 << 20
 _GPU_CACHE: Final = 64 << 20
-"""Where torch does not tell."""
+"""Size of the L2 cache where torch does not tell."""
 _LONGEST_CHAIN: Final = {"cuda": 32, "cpu": 8}
 
 
@@ -81,7 +81,7 @@ def _mark(on_gpu: bool) -> Any:
 
 
 def capture(chain: Sequence[Run]) -> list[Run]:
-    """The chain as one CUDA graph, captured on the current stream; a chain of one replay that does all its runs."""
+    """Capture the chain as one CUDA graph on the current stream; return a chain of one replay that does all its runs."""
     for run in chain:
         run()
     torch.cuda.synchronize()

@@ -120,7 +120,7 @@ class PlainBatches(Rival):
         return torch.from_numpy(np.stack([self._mosaic(row, changes, index) for index, row in enumerate(rows)]))
 
     def _mosaic(self, row: int, changes: Changes | None, index: int = 0) -> NDArray[np.float32]:
-        """(3, S, S) float32; ``index`` is the sample's in the changes."""
+        """Return a mosaic, (3, S, S) float32; ``index`` is the place of the sample in the changes."""
         image = (self.decoded[row] if self.decoded else self._store.read_flow(row)).astype(np.float32)
         if changes is None:
             sample = self._store.samples[row]
@@ -182,7 +182,7 @@ class PlainFrames(Rival):
         return self._batches.images(step, rows)
 
     def _flow_images(self, onsets: Tensor, apexes: Tensor) -> Tensor:
-        """(B, F, F, 3) of (B, S, S) grey pictures."""
+        """Return flow images (B, F, F, 3) of grey pictures (B, S, S)."""
         solver = cv2.optflow.DualTVL1OpticalFlow_create()  # type: ignore[attr-defined] # not in OpenCV's type stubs
         pairs = zip(*(part.round().byte().numpy() for part in (onsets, apexes)), strict=True)
         fields = np.stack([solver.calc(first, second, None) for first, second in pairs])
@@ -197,7 +197,7 @@ class PlainFramesOurFlow(PlainFrames):
 
 
 def changed_image(image: NDArray[np.float32], changes: Changes, index: int) -> NDArray[np.float32]:
-    """An (F, F, 3) flow image turned, mirrored and magnified by OpenCV and numpy."""
+    """Turn, mirror and magnify an (F, F, 3) flow image by OpenCV and numpy."""
     centre = (image.shape[0] - 1) / 2
     turn = cv2.getRotationMatrix2D((centre, centre), float(changes.angle[index]), 1.0)
     out = cv2.warpAffine(image, turn, image.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
