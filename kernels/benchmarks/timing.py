@@ -81,7 +81,7 @@ def _mark(on_gpu: bool) -> Any:
 
 
 def capture(chain: Sequence[Run]) -> list[Run]:
-    """Capture the chain as one CUDA graph on the current stream; return a chain of one replay that does all its runs."""
+    """Capture the chain as one CUDA graph on the current stream; return a chain of one replay of all its runs."""
     for run in chain:
         run()
     torch.cuda.synchronize()
