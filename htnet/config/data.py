@@ -30,7 +30,7 @@ class DataConfig:
     validation_subjects: Count = 0
     """Training subjects of each fold set aside to choose the epoch (selection ``validated``); 0: not asked for."""
     crop: Literal["upstream", "anatomical"] = "anatomical"
-    """Where the regions are cut: anatomical at the landmarks; upstream swaps x and y as the public code does."""
+    """Rule by which regions are cut: anatomical at the landmarks; upstream swaps x and y as the public code does."""
     scaling: Literal["stored", "minmax"] = "minmax"
     """minmax stretches each channel of each flow image to 0..255, as the paper's data has it; stored leaves it."""
     standardise: bool = True

@@ -36,7 +36,7 @@ class HTNetConfig:
     position: Literal["scalar", "channel"] = "scalar"
     """Position table: scalar is upstream's, one number for all channels of a token; channel has a number for each."""
     attention_backend: Literal["auto", "reference", "sdpa", "triton"] = "auto"
-    """How local attention is computed; the environment variable HTNET_ATTENTION overrides it."""
+    """Way in which local attention is computed; the environment variable HTNET_ATTENTION overrides it."""
 
     def __post_init__(self) -> None:
         if len(self.depths) != self.levels:

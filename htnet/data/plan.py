@@ -255,7 +255,7 @@ def _size(file: Path) -> int:
 def _landmarks(
     prepare: PrepareConfig, source: SourceConfig, adapter: Adapter, taken: Sequence[Entry], *, only_list: bool
 ) -> LandmarkTable:
-    """The source's table; an empty one where there is none and a detector finds the faces, or nobody looks for them."""
+    """Read the source's table; empty where there is none and a detector finds the faces, or nobody looks for them."""
     path = Path(source.root) / adapter.landmarks_file
     if source.landmarks is not None:
         path = Path(source.landmarks)

@@ -95,7 +95,7 @@ def sweep(config: Config, out: Path, address: str | None, console: Console) -> i
 
 
 def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
-    """The run's folds; refuses what would fail in every one of them, before any is started."""
+    """Return the run's folds; refuse what would fail in every one of them, before any is started."""
     folds = loso_folds(store, datasets=config.data.datasets, subjects=config.data.subjects)
     for fold in folds:
         validation_subjects(store, fold, config.data.validation_subjects, config.seed)

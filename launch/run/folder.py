@@ -145,7 +145,7 @@ class OpenRun(RunFolder):
     store: Store
     config_hash: str
     unlocked: str | None = None
-    """Why nothing keeps a second driver out; None where this process holds the lock."""
+    """Reason for which nothing keeps a second driver out; None where this process holds the lock."""
     damage: list[str] = field(default_factory=list)
     """A line for everything that was damaged and is set aside now."""
 

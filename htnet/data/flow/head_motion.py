@@ -58,13 +58,13 @@ def _middle(values: Tensor) -> Tensor:
 
 
 def _disc(side: int, device: torch.device) -> Tensor:
-    """(side, side) bool."""
+    """Return a disc, (side, side) bool."""
     offset = torch.arange(side, dtype=torch.float64, device=device) - (side - 1) / 2
     return offset[:, None] ** 2 + offset**2 <= (side / 2) ** 2
 
 
 def _similarity(flow: Tensor, landmarks: Tensor) -> Tensor:
-    """The field of the similarity that is fitted to the flow at the stable places; landmarks are float64."""
+    """Fit a similarity to the flow at the stable places and return its field; landmarks are float64."""
     side = flow.shape[-1]
     reach = max(1, round(side * _PATCH))
     left, right = landmarks[:, 0], landmarks[:, 1]
@@ -84,7 +84,7 @@ def _similarity(flow: Tensor, landmarks: Tensor) -> Tensor:
 
 
 def _patch(flow: Tensor, place: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """The pixel nearest to a place and the flow around it, each component's middle value; both (B, 2) float64."""
+    """Return the pixel nearest to a place, and the median of the flow around it; both (B, 2) float64."""
     pixel = place.round().clamp(reach, flow.shape[-1] - 1 - reach).long()
     offset = torch.arange(-reach, reach + 1, device=flow.device)
     columns, rows = (pixel[:, k, None] + offset for k in (0, 1))

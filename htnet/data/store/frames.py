@@ -50,7 +50,7 @@ def neighbours(numbers: Sequence[int], onset: int, apex: int, reach: int) -> Ite
 
 
 def nearest_member(members: Container[str], part: Part, offset: int) -> str:
-    """The member at ``offset`` from onset or apex; where it was not kept, the farthest on the way there."""
+    """Return the member at ``offset`` from onset or apex; where it was not kept, the farthest on the way there."""
     step = 1 if offset > 0 else -1
     while offset and frame_member(part, offset) not in members:
         offset -= step
@@ -72,7 +72,7 @@ class FramesRecipe:
 
     @classmethod
     def of(cls, store: Store) -> FramesRecipe:
-        """:class:`InputError` where the store does not say."""
+        """Read it of a store; :class:`InputError` where the store does not say."""
         settings = store.recipe.get("flow")
         if not isinstance(settings, dict) or not {"size", "working_size", "strain"} <= settings.keys():
             raise InputError(f"{store.path}: data.input=frames needs a store whose flow htnet prepare made")

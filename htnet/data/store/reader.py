@@ -74,7 +74,7 @@ class Store:
 
 
 def decode_flow(data: bytes) -> NDArray[np.float16]:
-    """The array in a ``flow.npy`` member; pickled arrays are refused."""
+    """Decode the array in a ``flow.npy`` member; pickled arrays are refused."""
     image: NDArray[np.float16] = np.load(io.BytesIO(data), allow_pickle=False)
     return image
 

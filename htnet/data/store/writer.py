@@ -76,13 +76,13 @@ class Staging:
     """
 
     path: Path
-    """Where the store will be."""
+    """Place of the finished store."""
     folder: Path
     recipe: Mapping[str, Any]
     cleared: bool = False
-    """Whether something else was in the making there before, which is gone now."""
+    """True if an unfinished store of another kind was removed."""
     unlocked: str | None = None
-    """Why nothing keeps a second writer out; None where the lock is held."""
+    """Reason for which nothing keeps a second writer out; None where the lock is held."""
 
     def done(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Part records by (dataset, subject), sorted: rows, left_out, seconds, notes.
@@ -132,7 +132,7 @@ def _cell(value: object) -> str:
 
 @contextmanager
 def staging(path: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any] | None = None) -> Iterator[Staging]:
-    """The store in the making at ``path``; what an interrupted run of the same kind wrote is kept, all else removed.
+    """Open the unfinished store at ``path``; parts that an interrupted run of the same kind wrote are kept.
 
     Args:
         recipe: what decides the content; goes into the store.
