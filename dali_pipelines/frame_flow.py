@@ -32,8 +32,8 @@ from dali_pipelines.sampler import EpochSampler, in_order
 from dali_pipelines.sources import rows_of
 from htnet.config import AugmentConfig
 from htnet.data.flow.image import flow_tensor, landmark_tensor
-from htnet.data.store.frames import check_frames
 from htnet.data.store.reader import Store
+from htnet.rules import check_frames
 
 _BATCH = 32
 

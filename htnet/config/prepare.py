@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from htnet.config.section import NotNegative, Positive, section
+from htnet.config.section import Device, NotNegative, Positive, section
 
 FlowMethod = Literal["tvl1", "dis"]
 
@@ -55,7 +55,7 @@ class PrepareConfig:
     """Whether onset and apex pictures go into the store as well; data.input frames needs them."""
     keep_neighbours: Annotated[int, Field(ge=0, le=100)] = 0
     """Frames on each side of onset and apex that are kept, too, where there are any; augment.time_jitter needs them."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where flow is computed; auto takes the GPU that a task was given, else the CPU; cuda needs gpus_per_task."""
     threads: Positive = 1
     """CPU threads of a task."""

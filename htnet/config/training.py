@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from htnet.config.section import Above0, NotNegative, Positive, section
+from htnet.config.section import Above0, Device, NotNegative, Positive, section
 
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
@@ -53,7 +53,7 @@ class EngineConfig:
     """deepspeed, or the plain PyTorch engine behind the same interface."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 keeps fp32 master weights; fp16 needs a GPU."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """auto takes the GPU that the fold was given, else the CPU."""
     threads: Positive = 1
     """CPU threads of a fold. Part of the numerics on a CPU, so part of a run's identity."""
