@@ -11,6 +11,7 @@ import csv
 import errno
 import fcntl
 import glob
+import hashlib
 import io
 import json
 import os
@@ -29,6 +30,14 @@ T = TypeVar("T")
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _TEMPORARY = f".{'[0-9a-f]' * 32}.tmp"
+
+
+def checksum(*paths: Path) -> str:
+    """Return the SHA-256 of the files' bytes, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def write_whole(path: Path, content: str | bytes, *, beside: Path | None = None) -> None:

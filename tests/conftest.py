@@ -21,6 +21,8 @@ from htnet.data.store.reader import Store
 from htnet.data.store.writer import PreparedSample, write_store
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 280.0
+"""Seconds for what takes a few on an idle machine: Ray starts slowly where both cores are busy."""
 LONG_FILES = ("test_kernels_compile.py", "test_launch_prepare.py", "test_launch_sweep.py")
 
 

@@ -35,7 +35,7 @@ from dali_pipelines import (
 )
 from htnet.config import Config, DataConfig, EngineConfig, PrepareConfig, SourceConfig
 from htnet.data.datasets.htnet_release import HTNetRelease
-from htnet.data.datasets.labels import load_scheme
+from htnet.data.datasets.schemes import load_scheme
 from htnet.data.loso import loso_folds
 from htnet.data.regions import mosaic, scale_minmax
 from htnet.data.store.reader import Store, open_store

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import xlwt
@@ -16,10 +17,12 @@ from openpyxl import Workbook, load_workbook
 
 from htnet.config import SourceConfig
 from htnet.data.datasets import ADAPTERS, DATASETS, build_adapter
-from htnet.data.datasets.labels import load_scheme
+from htnet.data.datasets.schemes import load_scheme
 from htnet.data.entries import Clip, Entry, LeftOut
 from htnet.data.faces.landmarks import LandmarkTable
-from htnet.data.synth.generate import generate, plan_clips
+from htnet.data.synth.clips import plan_clips
+from htnet.data.synth.generate import generate
+from htnet.data.synth.layouts import LAYOUTS
 from htnet.errors import InputError
 
 BOOKS = {
@@ -478,9 +481,14 @@ def test_a_wrong_cell_is_named(copy, name: str, cell: tuple[int, int], value: ob
         read(root, name)
 
 
+def test_every_adapter_can_be_configured_and_synthesised() -> None:
+    """The configuration, which loads no adapter, spells their names once more."""
+    configured = get_args(get_type_hints(SourceConfig)["adapter"])
+    assert set(ADAPTERS) == set(configured) == set(DATASETS) == set(LAYOUTS)
+
+
 def test_adapters_identify_their_input_without_a_path(whole: Path) -> None:
     """Every adapter says what identifies its input, without a path."""
-    assert set(ADAPTERS) == set(DATASETS)
     for name, book in BOOKS.items():
         source = SourceConfig(adapter=name, root=str(whole / name))
         facts = build_adapter(source, load_scheme("megc2019_3class", [name])).describe()

@@ -9,7 +9,7 @@ import pytest
 
 from htnet.data.faces.landmarks import face_crop
 from htnet.data.flow.apex import find_apex
-from htnet.data.synth.generate import plan_clips, render_frame
+from htnet.data.synth.clips import plan_clips, render_frame
 from htnet.errors import InputError
 
 

@@ -10,7 +10,8 @@ import pytest
 from skimage import data
 
 from htnet.data.faces import mtcnn, yunet
-from htnet.data.faces.detectors import DETECTORS, Detector, Face, build_detector, choose_face
+from htnet.data.faces.detector import Detector, Face, choose_face
+from htnet.data.faces.detectors import DETECTORS, build_detector
 from htnet.data.faces.mtcnn import suppress
 from htnet.errors import InputError
 

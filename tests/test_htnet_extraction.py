@@ -17,7 +17,7 @@ from test_htnet_video import overwrite
 
 from htnet.config import PrepareConfig
 from htnet.data.datasets.htnet_release import LANDMARKS, HTNetRelease
-from htnet.data.datasets.labels import load_scheme
+from htnet.data.datasets.schemes import load_scheme
 from htnet.data.entries import Clip
 from htnet.data.extraction import extract, recipe_of
 from htnet.data.faces.landmarks import LandmarkTable, read_landmarks
@@ -26,7 +26,8 @@ from htnet.data.frames import list_frames
 from htnet.data.plan import check_landmarks
 from htnet.data.samples import Emotion
 from htnet.data.store.writer import write_store
-from htnet.data.synth.generate import generate, plan_clips, true_flow
+from htnet.data.synth.clips import plan_clips, true_flow
+from htnet.data.synth.generate import generate
 from htnet.errors import InputError
 
 PLAN = {"subjects": 2, "clips": 3, "seed": 4, "image_size": 160}

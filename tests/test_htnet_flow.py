@@ -14,7 +14,7 @@ from htnet.data.flow.image import area_averaged, flow_images
 from htnet.data.flow.methods import METHODS, flow_parameters
 from htnet.data.flow.opencv import dis_flow
 from htnet.data.flow.tvl1 import TVL1
-from htnet.data.synth.generate import plan_clips, render_frame, true_flow
+from htnet.data.synth.clips import plan_clips, render_frame, true_flow
 
 
 def texture(side: int, seed: int = 0, shift: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from htnet.data.datasets.labels import SCHEMES, Label, OfficialList, OutOfScheme, load_scheme
+from htnet.data.datasets.labels import Label, OfficialList, OutOfScheme
+from htnet.data.datasets.schemes import SCHEMES, load_scheme
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
 

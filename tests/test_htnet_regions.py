@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from htnet.data.datasets.htnet_release import LANDMARKS, HTNetRelease
-from htnet.data.datasets.labels import load_scheme
+from htnet.data.datasets.schemes import load_scheme
 from htnet.data.entries import read_flow_picture
 from htnet.data.faces.landmarks import read_landmarks
 from htnet.data.regions import MOSAIC_REGIONS, mosaic, region_starts, scale_minmax

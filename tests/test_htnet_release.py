@@ -15,7 +15,8 @@ from test_htnet_adapters import placed
 
 from htnet.config import PrepareConfig
 from htnet.data.datasets.htnet_release import LABELS, LANDMARKS, PICTURES, HTNetRelease
-from htnet.data.datasets.labels import OfficialList, load_scheme
+from htnet.data.datasets.labels import OfficialList
+from htnet.data.datasets.schemes import load_scheme
 from htnet.data.entries import read_flow_picture
 from htnet.data.extraction import extract
 from htnet.data.faces.landmarks import SOURCE_COLUMNS, UPSTREAM_COLUMNS, read_landmarks

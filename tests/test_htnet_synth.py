@@ -13,16 +13,8 @@ import pytest
 
 from htnet.data.faces.landmarks import face_crop
 from htnet.data.samples import Emotion
-from htnet.data.synth.generate import (
-    COMPOSITE,
-    DATASETS,
-    UNREADABLE,
-    generate,
-    plan_clips,
-    planted,
-    render_frame,
-    true_flow,
-)
+from htnet.data.synth.clips import plan_clips, render_frame, true_flow
+from htnet.data.synth.generate import COMPOSITE, DATASETS, UNREADABLE, generate, planted
 from htnet.data.synth.like import read_clip_list
 from htnet.data.synth.motion import backward_field, expression, forward_flow
 from htnet.errors import InputError

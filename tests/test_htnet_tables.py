@@ -37,14 +37,6 @@ def test_the_three_kinds_of_table_read_alike(tmp_path, book):
         second.text("Emotion")
 
 
-@pytest.mark.parametrize("book", ["t.xlsx", "t.xls"])
-def test_a_sheet_is_chosen_by_name(tmp_path, book):
-    path = make(tmp_path, book, ROWS, [], sheet="label") / book
-    assert len(read_rows(path, ("Subject",), sheet="Label")) == 2
-    with pytest.raises(InputError, match=rf"{book}: sheet 'other' is missing; there are 'label'"):
-        read_rows(path, ("Subject",), sheet="other")
-
-
 def test_a_merged_header_is_refused(tmp_path):
     book = Workbook()
     book.active.append(["Subject", "Onset", "Offset"])
@@ -314,7 +306,6 @@ def test_two_sheets_with_the_columns_are_refused_by_name(tmp_path):
     book.save(tmp_path / "t.xlsx")
     with pytest.raises(InputError, match=r"t\.xlsx: sheets 'Sheet' and 'part2' have the columns; one of them"):
         read_rows(tmp_path / "t.xlsx", ("Subject", "Onset"))
-    assert len(read_rows(tmp_path / "t.xlsx", ("Subject", "Onset"), sheet="part2")) == 1
     book["part2"].sheet_state = "hidden"
     book.save(tmp_path / "t.xlsx")
     assert len(read_rows(tmp_path / "t.xlsx", ("Subject", "Onset"))) == 1

@@ -160,6 +160,23 @@ def test_kernels_use_matrix_units_and_wide_loads():
 
 
 @pytest.mark.slow
+def test_no_access_is_wider_than_the_rows_alignment():
+    """One head in blocks of 1 x 2 was read and written two elements at once, from odd places: a GPU refuses that."""
+    from kernels.local_attention.compile import Case
+
+    sizes = {"bf16": 16, "fp32": 32}
+    blocks = ((1, 2), (2, 2), (4, 4), (2, 8))
+    cases = [
+        Case(block_h=height, block_w=width, head_dim=85, dtype=dtype, num_heads=1, blocks_per_side=2, batch=3)
+        for height, width in blocks
+        for dtype in sizes
+    ]
+    for row in compile_all([(case, "sm_90") for case in cases]):
+        widths = [int(part.partition("x")[2]) for part in (*row.loads.split(), *row.stores.split())]
+        assert set(widths) == {sizes[row.dtype]}, row
+
+
+@pytest.mark.slow
 def test_the_command_prints_the_table_of_a_shape():
     shape = ["--tokens", "16", "--head-dim", "85", "--arch", "sm_90"]
     lines = run_without_interpreter(["-m", "kernels.local_attention.compile", *shape]).splitlines()

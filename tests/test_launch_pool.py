@@ -14,14 +14,12 @@ from pathlib import Path
 
 import pytest
 import ray as installed_ray
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 from launch.pool import Flight, GivenUp, Pool
 from launch.run.progress import Progress, ProgressReader, ProgressWriter, read_progress
 
 PATHS = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-PATIENCE = 120.0
-"""Seconds for what takes one on an idle machine."""
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +252,7 @@ cluster.shutdown()
 """
 
 
-def run_program(text: str, *arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+def run_program(text: str, *arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     own = plain | {"PYTHONPATH": PATHS, "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-c", text, *arguments]

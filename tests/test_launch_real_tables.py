@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from htnet.data.datasets import ADAPTERS
-from htnet.data.datasets.labels import load_scheme
+from htnet.data.datasets.schemes import load_scheme
 from launch import cli
 
 OFFICIAL = "megc2019/combined_3class_gt.csv"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 import ray as installed_ray
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from rich.console import Console
 
 import launch.commands.sweep
@@ -436,7 +436,7 @@ class CommandLine:
 
     def wait_for_a_fold(self) -> None:
         """Until this driver, not one before it, has seen a fold end."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         before = len(self._events())
         while "fold_done" not in [event["event"] for event in self._events()[before:]]:
             assert self.process.poll() is None, self.process.communicate()[0]
@@ -447,7 +447,7 @@ class CommandLine:
         return events_of(self.out) if (self.out / "events.jsonl").exists() else []
 
     def end(self) -> Swept:
-        text, _ = self.process.communicate(timeout=240)
+        text, _ = self.process.communicate(timeout=PATIENCE)
         return Swept(self.process.returncode, text)
 
 
@@ -470,7 +470,7 @@ def start():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_killed_sweep_ends_like_an_undisturbed_one(reference, sweep_config, start, tmp_path):
     """A sweep that is killed and interrupted ends like one that was left alone."""
     run = tmp_path / "run"
@@ -516,7 +516,7 @@ def descendant(pid: int, name: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", ["raylet", "gcs_server"])
 def test_a_sweep_whose_ray_dies_is_scored_and_resumed(reference, sweep_config, start, tmp_path, part):
     """The death of a local raylet used up the attempts of 7 of 9 folds, that of the head ended the driver."""
@@ -561,7 +561,7 @@ class Head:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=240,
+            timeout=PATIENCE,
         )
         return Swept(done.returncode, done.stdout)
 
@@ -589,7 +589,7 @@ def ray_head(home: Path, **environment: str):
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=own | environment, stdout=file, stderr=file, start_new_session=True)
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + PATIENCE
         while "Ray runtime started" not in log.read_text() or not listens(head.client_port):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
@@ -622,7 +622,7 @@ def listens(port: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_sweep_over_a_cluster_predicts_the_same(reference, sweep_config, tmp_path):
     """A sweep over a running cluster predicts what one on this machine does."""
     config = write_config(changed(sweep_config, resources={"max_parallel_folds": 2}), tmp_path)
@@ -650,7 +650,7 @@ def test_a_sweep_over_a_cluster_predicts_the_same(reference, sweep_config, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_cluster_that_asks_for_a_token_gets_it(sweep_config, tmp_path):
     """A cluster that asks for a token gets it, and the lack of one is one line."""
     config = write_config(changed(sweep_config, data={"subjects": ("samm/sub01",)}), tmp_path)
@@ -744,14 +744,14 @@ def test_a_sweep_needs_no_home_and_names_a_tmpdir_too_long(reference, sweep_conf
     command = [sys.executable, "-m", "launch.cli", "sweep", str(config), "--out", str(out)]
     plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     impossible = {"TMPDIR": str(long), "HOME": "/dev/null/x", "XDG_CACHE_HOME": "/proc/x"}
-    done = subprocess.run(command, cwd=ROOT, env=plain | impossible, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=plain | impossible, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert f"TMPDIR={long}: a shorter path is needed" in done.stderr
     assert bytes_of(out) == bytes_of(reference)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_sweep_whose_client_loses_its_cluster_is_scored(sweep_config, start, tmp_path):
     """Over ``ray://`` this was a ConnectionError with a traceback."""
     run = tmp_path / "run"

@@ -20,7 +20,8 @@ from htnet.data.datasets.base import APEX_NOT_CODED, MISSING_FRAMES
 from htnet.data.extraction import Extraction, extract
 from htnet.data.plan import Plan, make_plan
 from htnet.data.store.reader import open_store
-from htnet.data.synth.generate import DATASETS, plan_clips, true_flow
+from htnet.data.synth.clips import plan_clips, true_flow
+from htnet.data.synth.generate import DATASETS
 from htnet.data.synth.layouts.files import write_table
 from htnet.data.synth.like import TABLES, read_like
 from launch import cli

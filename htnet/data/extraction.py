@@ -24,7 +24,8 @@ from htnet.config import PrepareConfig
 from htnet.data.datasets.base import APEX_AT_ONSET, APEX_EQUALS_ONSET
 from htnet.data.entries import Clip, Entry, FlowPicture, LeftOut
 from htnet.data.faces.crop import CROP_RATIO, FaceCrop, face_crop
-from htnet.data.faces.detectors import Detector, build_detector
+from htnet.data.faces.detector import Detector
+from htnet.data.faces.detectors import build_detector
 from htnet.data.faces.finder import FaceFinder, Located, NoFaceError
 from htnet.data.flow.apex import APEX_FOUND, find_apex, spotting_recipe
 from htnet.data.flow.image import flow_images

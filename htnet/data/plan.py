@@ -13,16 +13,15 @@ from typing import Any
 
 from htnet.config import PrepareConfig, SourceConfig
 from htnet.config.section import takes_gpu
-from htnet.data.datasets import DATASETS, build_adapter
-from htnet.data.datasets.base import Adapter
+from htnet.data.datasets import DATASETS, Adapter, build_adapter
 from htnet.data.datasets.labels import (
     COMPOSITE_SCHEME,
     COMPOSITE_SIZES,
     OFF_THE_LIST,
     LabelScheme,
     OfficialList,
-    load_scheme,
 )
+from htnet.data.datasets.schemes import load_scheme
 from htnet.data.entries import Entry, GivenLandmarks, LeftOut
 from htnet.data.extraction import EXTRACTION_VERSION, recipe_of
 from htnet.data.faces.landmarks import LandmarkTable, read_landmarks

@@ -129,11 +129,14 @@ def _locate(block, token, SIDE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl
 
 
 @triton.jit
-def _dense(
-    sample, row, column, CHANNELS: tl.constexpr, SIDE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr
-):
-    """Element offset of each token in a contiguous (B, H, W, CHANNELS) tensor."""
-    return ((sample * (SIDE * BLOCK_H) + row) * (SIDE * BLOCK_W) + column) * CHANNELS
+def _dense(sample, row, column, VEC: tl.constexpr, CHANNELS: tl.constexpr, SIDE: tl.constexpr, BLOCK_H: tl.constexpr,
+           BLOCK_W: tl.constexpr):  # fmt: skip
+    """Element offset of each token in a contiguous (B, H, W, CHANNELS) tensor, a multiple of VEC.
+
+    VEC is said, not left to the compiler: for one head and blocks of an even width it finds more than there is.
+    """
+    offset = ((sample * (SIDE * BLOCK_H) + row) * (SIDE * BLOCK_W) + column) * CHANNELS
+    return tl.multiple_of(offset, VEC)
 
 
 @triton.jit
@@ -144,9 +147,9 @@ def _rows(sample, row, column, stride_b, stride_h, stride_w, DENSE: tl.constexpr
     Where DENSE the tensor is contiguous. Offsets are then multiples of the token's number, one value to keep for all
     such tensors, which saves registers and arithmetic in the usual case.
     """
-    offset = _dense(sample, row, column, CHANNELS, SIDE, BLOCK_H, BLOCK_W)
+    offset = _dense(sample, row, column, VEC, CHANNELS, SIDE, BLOCK_H, BLOCK_W)
     if not DENSE:
-        offset = (sample * stride_b + row * stride_h + column * stride_w) * VEC
+        offset = tl.multiple_of((sample * stride_b + row * stride_h + column * stride_w) * VEC, VEC)
     return offset
 
 
@@ -214,7 +217,7 @@ def packed_forward(
     weights = _packed_weights(scores, BLOCK_H * BLOCK_W, TILE)  # [T, T]
     out0, out1 = _combine(_narrow(weights, v0.dtype), v0, v1, SECOND)  # [T, W0], [T, W1]
 
-    out_rows = _dense(sample, row, column, CHANNELS, SIDE, BLOCK_H, BLOCK_W)  # [T]
+    out_rows = _dense(sample, row, column, VEC, CHANNELS, SIDE, BLOCK_H, BLOCK_W)  # [T]
     _store(out + head * HEAD_DIM, out_rows, valid, out0, out1, FIRST, SECOND, HEAD_DIM)
 
 
@@ -277,7 +280,7 @@ def packed_backward(
     delta = tl.sum(weights * grad_weights, 1)  # [T]
     grad_scores = _narrow(weights * (grad_weights - delta[:, None]), q0.dtype)  # [T, T], without the factor scale
 
-    out_rows = _dense(sample, row, column, 3 * CHANNELS, SIDE, BLOCK_H, BLOCK_W)  # [T]
+    out_rows = _dense(sample, row, column, VEC, 3 * CHANNELS, SIDE, BLOCK_H, BLOCK_W)  # [T]
     out_base = grad_qkv + head * HEAD_DIM
     x0, x1 = _combine(tl.trans(_narrow(weights, g0.dtype)), g0, g1, SECOND)  # dV: [T, W0], [T, W1]
     _store(out_base + 2 * CHANNELS, out_rows, valid, x0, x1, FIRST, SECOND, HEAD_DIM)
@@ -352,7 +355,7 @@ def tiled_forward(
             out1 = _dot(_narrow(weights, v0.dtype), v1, out1 * decay[:, None])
         peak = new_peak
 
-    out_rows = _dense(sample, row, column, CHANNELS, SIDE, BLOCK_H, BLOCK_W)  # [T]
+    out_rows = _dense(sample, row, column, VEC, CHANNELS, SIDE, BLOCK_H, BLOCK_W)  # [T]
     share = (1.0 / total)[:, None]
     out_base = out + head * HEAD_DIM
     _store(out_base, out_rows, query < TOKENS, out0 * share, out1 * share, FIRST, SECOND, HEAD_DIM)
@@ -427,8 +430,8 @@ def tiled_backward(
         BLOCK_H,
         BLOCK_W,
     )
-    out_rows = _dense(sample, row, column, CHANNELS, SIDE, BLOCK_H, BLOCK_W)
-    store_rows = _dense(sample, row, column, 3 * CHANNELS, SIDE, BLOCK_H, BLOCK_W)
+    out_rows = _dense(sample, row, column, VEC, CHANNELS, SIDE, BLOCK_H, BLOCK_W)
+    store_rows = _dense(sample, row, column, VEC, 3 * CHANNELS, SIDE, BLOCK_H, BLOCK_W)
     q0, q1, g0, g1, sums, delta = _query_tile(
         own, base, grad_base, out_base, log_sums, own_rows, grad_rows, out_rows, FIRST, SECOND, HEAD_DIM, TOKENS
     )
@@ -479,7 +482,7 @@ def tiled_backward(
             BLOCK_H,
             BLOCK_W,
         )
-        out_rows = _dense(sample, row, column, CHANNELS, SIDE, BLOCK_H, BLOCK_W)
+        out_rows = _dense(sample, row, column, VEC, CHANNELS, SIDE, BLOCK_H, BLOCK_W)
         q0, q1, g0, g1, sums, delta = _query_tile(
             query, base, grad_base, out_base, log_sums, rows, grad_rows, out_rows, FIRST, SECOND, HEAD_DIM, TOKENS
         )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from htnet.config import SourceConfig
-from htnet.data.datasets.base import Adapter
+from htnet.data.datasets.base import WorkbookDataset
 from htnet.data.datasets.casme import Casme
 from htnet.data.datasets.casme2 import Casme2
 from htnet.data.datasets.casme3 import Casme3A, Casme3C
@@ -19,28 +18,21 @@ from htnet.data.datasets.samm import Samm
 from htnet.data.datasets.smic import Smic
 from htnet.errors import InputError
 
-__all__ = ["ADAPTERS", "DATASETS", "build_adapter"]
-
-ADAPTERS: dict[str, Any] = {
-    kind.adapter: kind for kind in (Casme2, Samm, Smic, Casme, Casme3A, Casme3C, Mmew, FourDME, GenericCsv)
-} | {"htnet_release": HTNetRelease}
+Adapter = WorkbookDataset | HTNetRelease
+"""A dataset as its owners ship it."""
+_KINDS: tuple[type[WorkbookDataset], ...] = (Casme2, Samm, Smic, Casme, Casme3A, Casme3C, Mmew, FourDME, GenericCsv)
+WORKBOOKS = {kind.adapter: kind for kind in _KINDS}
+"""Adapters of datasets with an annotation table, by name."""
+ADAPTERS: dict[str, type[Adapter]] = {**WORKBOOKS, HTNetRelease.adapter: HTNetRelease}
 """Adapters by the name that ``prepare.sources.N.adapter`` takes."""
-
-_OTHER_NAMES = {
-    "htnet_release": ("casme2", "samm", "smic"),
-    "casme3_a": ("casme3",),
-    "casme3_c": ("casme3c",),
-    "csv": ("*",),
-}
-DATASETS: dict[str, tuple[str, ...]] = {name: _OTHER_NAMES.get(name, (name,)) for name in ADAPTERS}
+DATASETS = {name: (kind.dataset,) for name, kind in WORKBOOKS.items()} | {HTNetRelease.adapter: HTNetRelease.datasets}
 """Datasets of an adapter, as its samples name them; the list of one's own (csv) names them in its rows."""
 
 
 def build_adapter(source: SourceConfig, scheme: LabelScheme) -> Adapter:
-    """The adapter that a source names; :class:`InputError` where its folder is missing."""
+    """Return the adapter that a source names; :class:`InputError` where its folder is missing."""
     root = Path(source.root)
     if not root.is_dir():
         raise InputError(f"prepare.sources: {root}: no such folder (adapter {source.adapter})")
     annotations = None if source.annotations is None else Path(source.annotations)
-    adapter: Adapter = ADAPTERS[source.adapter](root=root, annotations=annotations, scheme=scheme)
-    return adapter
+    return ADAPTERS[source.adapter](root=root, annotations=annotations, scheme=scheme)

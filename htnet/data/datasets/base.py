@@ -6,19 +6,19 @@ sample are made of it there (:mod:`htnet.data.extraction`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple
 
-from htnet.data.datasets.labels import LabelScheme, OutOfScheme
-from htnet.data.datasets.tables import Row, read_rows
+from htnet.data.datasets.labels import DatasetSchemes, LabelScheme, OutOfScheme
+from htnet.data.datasets.tables import Row, first_name, read_rows
 from htnet.data.entries import Clip, Entry, LeftOut
 from htnet.data.folders import is_empty, same_name, spelled
-from htnet.data.frames import VIDEO_SUFFIXES
+from htnet.data.frames import VIDEO_SUFFIXES, inside
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
+from htnet.files import checksum
 
 LANDMARKS_FILE = "landmarks.csv"
 """Landmark table of a dataset folder."""
@@ -43,40 +43,6 @@ MACRO = "macro_expression"
 """The row is no micro-expression."""
 
 
-class Adapter(Protocol):
-    """A dataset as its owners ship it. Built from ``root``, ``annotations`` (None: by the usual names), ``scheme``."""
-
-    @property
-    def root(self) -> Path: ...
-
-    @property
-    def landmarks_file(self) -> str:
-        """Name of the landmark table in the root, where none is chosen."""
-        ...
-
-    @property
-    def flow_size(self) -> int | None:
-        """Side of the flow pictures that the dataset comes with; None: it has frames."""
-        ...
-
-    @property
-    def other_workbooks(self) -> list[str]:
-        """Further annotation tables in the root, which are not read where none is chosen."""
-        ...
-
-    def describe(self) -> dict[str, object]:
-        """Name what identifies the input, for ``store.json``: adapter, annotation file and its checksum."""
-        ...
-
-    def entries(self) -> Iterator[Entry | LeftOut]:
-        """Every annotated clip once, in a fixed order.
-
-        Raises:
-            htnet.errors.InputError: an annotation that cannot be read; names file, sheet, row, column, value, rule.
-        """
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Interval:
     """Onset, apex and offset as far as they can be used, and what of the annotation cannot, by rule and in words."""
@@ -88,21 +54,23 @@ class Interval:
     remarks: tuple[str, ...] = ()
 
 
-def read_interval(row: Row, onset: str, apex: str | None, offset: str) -> Interval | str:
-    """Read the interval in the named columns of a row, or say why there is none."""
-    first, last = row.integer(onset), row.integer(offset)
-    peak = None if apex is None else row.whole(apex)
-    if last <= first:
-        if peak is None or peak <= first:
-            return f"neither apex nor offset is after the onset: onset {first}, apex {peak}, offset {last}"
-        remark = f"{OFFSET_UNUSABLE}: offset {last} is not after onset {first} ({row.place(offset)})"
-        return Interval(onset=first, apex=peak, notes=(OFFSET_UNUSABLE,), remarks=(remark,))
-    if peak is not None and first < peak <= last:
-        return Interval(onset=first, apex=peak, offset=last)
-    rule = APEX_NOT_CODED if peak is None else APEX_AT_ONSET if peak == first else APEX_OUTSIDE
-    text = "" if apex is None else row.optional(apex)
-    remark = f"{rule}: apex {text!r}, onset {first}, offset {last} ({row.place(apex or '')})"
-    return Interval(onset=first, offset=last, notes=(rule,), remarks=(remark,) if text else ())
+class Columns(NamedTuple):
+    """Columns of an annotation table by what they hold, as :func:`htnet.data.datasets.tables.read_rows` takes them.
+
+    An empty one is not in the table. The header is the row that has the subject's column.
+    """
+
+    subject: str
+    clip: str
+    onset: str = ""
+    apex: str = ""
+    offset: str = ""
+    emotion: str = ""
+
+    @property
+    def names(self) -> Columns:
+        """The columns by the names under which a row knows them."""
+        return Columns._make(map(first_name, self))
 
 
 def _find_annotation(root: Path, names: Sequence[str], chosen: Path | None) -> Path:
@@ -135,20 +103,29 @@ class DuplicateGuard:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkbookDataset:
-    """A dataset with one annotation table, a row per clip. A subclass says what a row means."""
+    """A dataset with one annotation table, a row per clip. A subclass names its parts and what else a row means.
+
+    ``annotations``: the table, relative to ``root``; None: by its usual names.
+    """
 
     root: Path
     scheme: LabelScheme
     annotations: Path | None = None
 
     adapter: ClassVar[str]
+    dataset: ClassVar[str]
+    """Name of the dataset in its samples; ``*``: each row names its own."""
+    schemes: ClassVar[DatasetSchemes]
     workbooks: ClassVar[tuple[str, ...]]
     """Names under which the owners ship the table, the preferred one first."""
-    columns: ClassVar[tuple[str, ...]]
-    """Columns to read, as :func:`htnet.data.datasets.tables.read_rows` takes them."""
-    sheet: ClassVar[str | None] = None
+    columns: ClassVar[Columns]
+    more_columns: ClassVar[tuple[str, ...]] = ()
+    folders: ClassVar[tuple[str, ...]] = ()
+    """Folders below the root that hold ``<subject>/<clip>``, the preferred one first; "" is the root itself."""
     landmarks_file: ClassVar[str] = LANDMARKS_FILE
+    """Name of the landmark table in the root, where none is chosen."""
     flow_size: ClassVar[None] = None
+    """Side of the flow pictures that a dataset comes with: none, it has frames."""
     fps: ClassVar[float | None] = None
 
     @property
@@ -163,32 +140,36 @@ class WorkbookDataset:
         return _find_annotation(self.root, self.workbooks, self.annotations)
 
     def describe(self) -> dict[str, object]:
-        """Name what identifies the input."""
+        """Name what identifies the input, for ``store.json``."""
         path = self.workbook
-        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-        return {"adapter": self.adapter, "annotation": path.name, "annotation_sha256": checksum}
+        return {"adapter": self.adapter, "annotation": path.name, "annotation_sha256": checksum(path)}
 
     def entries(self) -> Iterator[Entry | LeftOut]:
-        """Every row in the table's order; :class:`InputError` on a table that cannot be read."""
+        """Yield every annotated clip once, in the table's order.
+
+        Raises:
+            InputError: an annotation that cannot be read; names file, sheet, row, column, value, rule.
+        """
         guard = DuplicateGuard()
         for row in self.rows():
             sample = self.sample_of(row)
-            guard.add(sample, row.place(self._key))
+            guard.add(sample, row.place(self.columns.names.clip))
             yield self.entry(row, sample)
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows of the annotation table."""
-        return read_rows(self.workbook, self.columns, sheet=self.sheet)
+        """Read the rows of the annotation table."""
+        return read_rows(self.workbook, self.wanted_columns)
 
     @property
-    def _key(self) -> str:
-        return self.columns[1].split("|")[0]
+    def wanted_columns(self) -> tuple[str, ...]:
+        """The columns that a table must have, or may have."""
+        return (*filter(None, self.columns), *self.more_columns)
 
     def entry(self, row: Row, sample: SampleId) -> Clip | LeftOut:
         """Turn a row into a clip, or into the reason why there is none."""
         emotion, place = self.emotion_of(row)
         label = self.scheme.label(sample, emotion, place)
-        where = row.place(self._key)
+        where = row.place(self.columns.names.clip)
         if isinstance(label, OutOfScheme):
             return LeftOut(clip=str(sample), rule=label.rule, reason=label.reason, place=where)
         interval = self.interval_of(row)
@@ -204,24 +185,39 @@ class WorkbookDataset:
         )  # fmt: skip
 
     def sample_of(self, row: Row) -> SampleId:
-        """Identity of the row's clip."""
+        """Return the identity of the row's clip."""
         raise NotImplementedError
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
-        """The row's emotion, and where it stands."""
-        raise NotImplementedError
+        """Return the row's emotion, and where it stands."""
+        column = self.columns.names.emotion
+        return row.text(column), row.place(column)
 
     def interval_of(self, row: Row) -> Interval | str:
-        """The row's interval, or why it has none."""
-        raise NotImplementedError
+        """Return the row's interval, or why it has none."""
+        _, _, onset, apex, offset, _ = self.columns.names
+        first, last = row.integer(onset), row.integer(offset)
+        peak = row.whole(apex) if apex else None
+        if last <= first:
+            if peak is None or peak <= first:
+                return f"neither apex nor offset is after the onset: onset {first}, apex {peak}, offset {last}"
+            remark = f"{OFFSET_UNUSABLE}: offset {last} is not after onset {first} ({row.place(offset)})"
+            return Interval(onset=first, apex=peak, notes=(OFFSET_UNUSABLE,), remarks=(remark,))
+        if peak is not None and first < peak <= last:
+            return Interval(onset=first, apex=peak, offset=last)
+        rule = APEX_NOT_CODED if peak is None else APEX_AT_ONSET if peak == first else APEX_OUTSIDE
+        text = row.optional(apex) if apex else ""
+        remark = f"{rule}: apex {text!r}, onset {first}, offset {last} ({row.place(apex)})"
+        return Interval(onset=first, offset=last, notes=(rule,), remarks=(remark,) if text else ())
 
     def fps_of(self, row: Row) -> float | None:
-        """Frames a second, of the dataset or of the row."""
+        """Return the frames a second, of the dataset or of the row."""
         return self.fps
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
         """Name the places of the clip's frames, the preferred one first; folders or videos, in any case of letters."""
-        raise NotImplementedError
+        for folder in self.folders:
+            yield inside(self.root / folder, sample.subject, sample.clip)
 
 
 def first_there(candidates: Iterable[Path]) -> Path | str:

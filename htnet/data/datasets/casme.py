@@ -7,15 +7,13 @@ counts. The subjects of section B go on counting.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
-from htnet.data.datasets.base import Interval, WorkbookDataset, read_interval
+from htnet.data.datasets.base import Columns, Interval, WorkbookDataset
 from htnet.data.datasets.casme2 import subject_of
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, DatasetSchemes, by_rule
 from htnet.data.datasets.tables import Row
-from htnet.data.frames import inside
 from htnet.data.samples import SampleId
 
 SECOND_APEX = "second_apex"
@@ -26,32 +24,29 @@ SECOND_APEX = "second_apex"
 class Casme(WorkbookDataset):
     """Adapter of a CASME folder."""
 
-    adapter: ClassVar[str] = "casme"
-    workbooks: ClassVar[tuple[str, ...]] = ("CASME.xlsx", "CASME.xls", "CASME_annotation.xlsx", "CASME_annotation.xls")
-    columns: ClassVar[tuple[str, ...]] = (
-        *("Subject|subject", "Filename|FileName|filename", "OnsetF|Onset|OnsetFrame"),
-        *("ApexF1|ApexF|Apex|ApexFrame", "OffsetF|Offset|OffsetFrame", "Emotion|Estimated Emotion", "ApexF2?"),
-    )
-    fps: ClassVar[float | None] = 60.0
+    adapter = "casme"
+    dataset = "casme"
+    words = ("tense", "disgust", "repression", "surprise", "happiness", "sadness", "contempt", "fear")
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*words)}
+    workbooks = ("CASME.xlsx", "CASME.xls", "CASME_annotation.xlsx", "CASME_annotation.xls")
+    columns = Columns(
+        subject="Subject|subject", clip="Filename|FileName|filename",
+        onset="OnsetF|Onset|OnsetFrame", apex="ApexF1|ApexF|Apex|ApexFrame", offset="OffsetF|Offset|OffsetFrame",
+        emotion="Emotion|Estimated Emotion",
+    )  # fmt: skip
+    more_columns = ("ApexF2?",)
+    folders = ("Section A", "Section B", "CASME_raw_selected", "Cropped")
+    fps = 60.0
 
     def sample_of(self, row: Row) -> SampleId:
-        """``casme/sub01/EP01_12``."""
-        return SampleId(dataset="casme", subject=subject_of(row), clip=row.name("Filename"))
-
-    def emotion_of(self, row: Row) -> tuple[str, str]:
-        """The emotion's word, ``tense`` among them."""
-        return row.text("Emotion"), row.place("Emotion")
+        """Return ``casme/sub01/EP01_12``."""
+        return SampleId(dataset=self.dataset, subject=subject_of(row), clip=row.name("Filename"))
 
     def interval_of(self, row: Row) -> Interval | str:
-        """Onset, first apex, offset; a second apex is not used, and said to be not."""
-        interval = read_interval(row, "OnsetF", "ApexF1", "OffsetF")
+        """Read onset, first apex and offset; a second apex is not used, and said to be not."""
+        interval = super().interval_of(row)
         second = row.optional("ApexF2")
         if isinstance(interval, str) or not second:
             return interval
         remark = f"{SECOND_APEX}: {second}, the first is taken ({row.place('ApexF2')})"
         return replace(interval, notes=(*interval.notes, SECOND_APEX), remarks=(*interval.remarks, remark))
-
-    def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
-        """Raw frames of either section, else the crops."""
-        for folder in ("Section A", "Section B", "CASME_raw_selected", "Cropped"):
-            yield inside(self.root / folder, sample.subject, sample.clip)

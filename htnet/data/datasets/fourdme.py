@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-from htnet.data.datasets.base import Interval, WorkbookDataset, read_interval
+from htnet.data.datasets.base import Columns, WorkbookDataset
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, DatasetSchemes, by_rule, own_classes
 from htnet.data.datasets.tables import Row
 from htnet.data.entries import Clip, LeftOut
-from htnet.data.frames import inside
 from htnet.data.samples import SampleId
 
 CLASSES = ("Positive", "Negative", "Surprise", "Repression", "Others")
@@ -25,12 +23,17 @@ SEVERAL_CLASSES = "several_classes"
 class FourDME(WorkbookDataset):
     """Adapter of a 4DME folder."""
 
-    adapter: ClassVar[str] = "4dme"
-    workbooks: ClassVar[tuple[str, ...]] = ("4DME_Labelling_Micro_release v1.xlsx",)
-    columns: ClassVar[tuple[str, ...]] = ("sub_ID", "fold_name", "Onset", "Apex", "Offset", *CLASSES)
+    adapter = "4dme"
+    dataset = "4dme"
+    words = tuple(map(str.lower, CLASSES))
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*words), "5class": own_classes(*words)}
+    workbooks = ("4DME_Labelling_Micro_release v1.xlsx",)
+    columns = Columns(subject="sub_ID", clip="fold_name", onset="Onset", apex="Apex", offset="Offset")
+    more_columns = CLASSES
+    folders = ("gray_micro",)
 
     def entry(self, row: Row, sample: SampleId) -> Clip | LeftOut:
-        """A row with exactly one class; others are left out by :data:`SEVERAL_CLASSES`."""
+        """Turn a row with exactly one class into a clip; others are left out by :data:`SEVERAL_CLASSES`."""
         marked = self._marked(row)
         if len(marked) != 1:
             reason = f"belongs to {' and '.join(marked) or 'no class'}, one is needed"
@@ -41,17 +44,9 @@ class FourDME(WorkbookDataset):
         return [name for name in CLASSES if row.mark(name)]
 
     def sample_of(self, row: Row) -> SampleId:
-        """``4dme/<sub_ID>/<fold_name>``."""
-        return SampleId(dataset="4dme", subject=row.name("sub_ID"), clip=row.name("fold_name"))
+        """Return ``4dme/<sub_ID>/<fold_name>``."""
+        return SampleId(dataset=self.dataset, subject=row.name("sub_ID"), clip=row.name("fold_name"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
-        """The class whose column is marked; several, or none, are no emotion that a scheme knows."""
+        """Return the class whose column is marked; several, or none, are no emotion that a scheme knows."""
         return " and ".join(self._marked(row)).lower(), row.place("fold_name")
-
-    def interval_of(self, row: Row) -> Interval | str:
-        """Onset, apex, offset."""
-        return read_interval(row, "Onset", "Apex", "Offset")
-
-    def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
-        """The clip's folder."""
-        yield inside(self.root / "gray_micro", sample.subject, sample.clip)

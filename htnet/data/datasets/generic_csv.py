@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from htnet.data.datasets.base import APEX_NOT_CODED, Interval, WorkbookDataset
+from htnet.data.datasets.base import APEX_NOT_CODED, Columns, Interval, WorkbookDataset
+from htnet.data.datasets.casme import Casme
+from htnet.data.datasets.casme2 import Casme2
+from htnet.data.datasets.casme3 import Casme3A
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, THREE_CLASSES, DatasetSchemes, by_rule
+from htnet.data.datasets.samm import Samm
 from htnet.data.datasets.tables import Row, open_table, simplified
 from htnet.data.frames import inside
 from htnet.data.samples import SampleId, check_dataset_name
@@ -23,17 +28,22 @@ from htnet.errors import InputError
 class GenericCsv(WorkbookDataset):
     """Adapter of a folder with a list; .csv, .xlsx and .xls are taken."""
 
-    adapter: ClassVar[str] = "csv"
-    workbooks: ClassVar[tuple[str, ...]] = ("samples.csv", "samples.xlsx", "samples.xls")
-    columns: ClassVar[tuple[str, ...]] = (
-        *("dataset", "clip", "subject", "onset|onset_frame?", "apex|apex_frame?", "offset|offset_frame?"),
-        *("emotion|label", "frames", "fps?"),
-    )
+    adapter = "csv"
+    dataset = "*"
+    words = tuple(dict.fromkeys((*Casme2.words, *Samm.words, *Casme.words, *Casme3A.words, *THREE_CLASSES)))
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*words)}
+    workbooks = ("samples.csv", "samples.xlsx", "samples.xls")
+    columns = Columns(
+        subject="subject", clip="clip",
+        onset="onset|onset_frame?", apex="apex|apex_frame?", offset="offset|offset_frame?",
+        emotion="emotion|label",
+    )  # fmt: skip
+    more_columns = ("dataset", "frames", "fps?")
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows of the list; :class:`InputError` where numbers stand in a column that is called otherwise."""
-        table = open_table(self.workbook, self.columns)
-        rows = table.rows(self.columns)
+        """Read the list; :class:`InputError` where numbers stand in a column that is called otherwise."""
+        table = open_table(self.workbook, self.wanted_columns)
+        rows = table.rows(self.wanted_columns)
         for name in ("onset", "apex", "offset"):
             others = [column for column in table.header if name in column.casefold()]
             if others and not any(simplified(column) in (name, f"{name}frame") for column in others):
@@ -41,13 +51,13 @@ class GenericCsv(WorkbookDataset):
         return rows
 
     def sample_of(self, row: Row) -> SampleId:
-        """As the list names it."""
+        """Take the names of the list."""
         dataset = row.text("dataset")
         check_dataset_name(dataset, row.place("dataset"))
         return SampleId(dataset=dataset, subject=row.text("subject"), clip=row.text("clip"))
 
     def emotion_of(self, row: Row) -> tuple[str, str]:
-        """The word; a number stands for the scheme's class of that number."""
+        """Return the word; a number stands for the scheme's class of that number."""
         text, place = row.text("emotion"), row.place("emotion")
         if not (text.isascii() and text.isdecimal()):
             return text, place
@@ -57,7 +67,7 @@ class GenericCsv(WorkbookDataset):
         return self.scheme.classes[number], place
 
     def interval_of(self, row: Row) -> Interval | str:
-        """The numbers that there are, in rising order."""
+        """Read the numbers that there are, in rising order."""
         given = {name: row.optional_integer(name) for name in ("onset", "apex", "offset")}
         numbers = [value for value in given.values() if value is not None]
         if numbers != sorted(set(numbers)):
@@ -68,7 +78,7 @@ class GenericCsv(WorkbookDataset):
         return Interval(onset=given["onset"], apex=given["apex"], offset=given["offset"], notes=notes)
 
     def fps_of(self, row: Row) -> float | None:
-        """The number that there is, above 0."""
+        """Read the number that there is, above 0."""
         if not row.optional("fps"):
             return None
         fps = row.decimal("fps")
@@ -77,5 +87,5 @@ class GenericCsv(WorkbookDataset):
         return fps
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
-        """The path in the list, which must stay in the list's folder."""
+        """Yield the path in the list, which must stay in the list's folder."""
         yield inside(self.root, *row.parts("frames"))

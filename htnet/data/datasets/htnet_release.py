@@ -23,7 +23,7 @@ from htnet.errors import InputError
 LABELS = "combined_3_class2_for_optical_flow.csv"
 PICTURES = Path("datasets") / "STSNet_whole_norm_u_v_os"
 LANDMARKS = "landmarks_5pt.csv"
-_COLUMNS = ("dataset", "sub", "filename_o", "label")
+COLUMNS = ("dataset", "sub", "filename_o", "label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class HTNetRelease:
     scheme: LabelScheme
     annotations: Path | None = None
 
+    adapter: ClassVar[str] = "htnet_release"
+    datasets: ClassVar[tuple[str, ...]] = ("casme2", "samm", "smic")
     landmarks_file: ClassVar[str] = LANDMARKS
     flow_size: ClassVar[int] = UPSTREAM_SIZE
 
@@ -53,7 +55,7 @@ class HTNetRelease:
         for path in self._pictures().values():
             pictures.update(_read(path))
         return {
-            "adapter": "htnet_release",
+            "adapter": self.adapter,
             "annotation": self.labels.name,
             "annotation_sha256": hashlib.sha256(_read(self.labels)).hexdigest(),
             "pictures_sha256": pictures.hexdigest(),
@@ -61,7 +63,7 @@ class HTNetRelease:
         }
 
     def entries(self) -> Iterator[FlowPicture | LeftOut]:
-        """Every row of the label list, in its order; InputError names file and row of what cannot be used."""
+        """Yield every row of the label list, in its order; InputError names file and row of what cannot be used."""
         names = tuple(emotion.name.lower() for emotion in Emotion)
         if self.scheme.classes != names:
             raise InputError(
@@ -81,7 +83,7 @@ class HTNetRelease:
             )  # fmt: skip
 
     def _pictures(self) -> dict[SampleId, Path]:
-        """Path of every sample's picture; each has its own."""
+        """Return the path of every sample's picture; each has its own."""
         owners: dict[Path, SampleId] = {}
         for number, sample_id, _ in _read_labels(self.labels):
             path = self._picture(sample_id, number)
@@ -104,10 +106,10 @@ class HTNetRelease:
 
 
 def _read_labels(path: Path) -> Iterator[tuple[int, SampleId, int]]:
-    """Row number, identity and label of every row, each clip once."""
+    """Yield row number, identity and label of every row, each clip once."""
     _read(path)  # of a folder that is no release it says what one holds
     seen: dict[SampleId, int] = {}
-    for row in read_rows(path, _COLUMNS):
+    for row in read_rows(path, COLUMNS):
         for name in ("dataset", "sub", "filename_o"):
             row.text(name)
         check_dataset_name(row.text("dataset"), row.place("dataset"))

@@ -1,38 +1,19 @@
-"""Which emotion is which class: the label schemes of the field, and mappings of a user's own.
+"""What a label scheme is, and the official list that may have the last word.
 
 A scheme knows every word that a dataset's annotation uses. A word that it does not know is an error, not a guess: a
-misspelled class would otherwise vanish from the data.
-
-``megc2019_3class``
-    Negative, positive, surprise, as the Facial Micro-Expressions Grand Challenge 2019 has them (See et al., FG 2019):
-    442 clips of 68 subjects in CASME II, SAMM and SMIC. Which clips these are only the challenge's list says
-    (``prepare.official_list``): it leaves CASME II's sadness and fear out against its own rule, as the words here do,
-    and clips that no rule about words finds. Other datasets follow the rule.
-``5class``, ``7class``
-    The finer classes that papers on single datasets use. Datasets whose classes differ cannot be merged under them.
+misspelled class would otherwise vanish from the data. The words are each dataset's own (its file in this folder);
+:mod:`htnet.data.datasets.schemes` combines them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from htnet.config.load import parse_yaml
-from htnet.data.datasets.tables import open_table, read_plain
+from htnet.data.datasets.tables import first_name, open_table, read_plain
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
-
-__all__ = [
-    "COMPOSITE_SCHEME",
-    "COMPOSITE_SIZES",
-    "SCHEMES",
-    "Label",
-    "LabelScheme",
-    "OfficialList",
-    "OutOfScheme",
-    "load_scheme",
-]
 
 OUTSIDE_SCHEME = "label_scheme"
 """Rule: the label scheme has no class for the emotion."""
@@ -47,6 +28,11 @@ COMPOSITE_SIZES = {"casme2": 145, "samm": 133, "smic": 164}
 
 Words = Mapping[str, str | None]
 """Emotion word in small letters -> class name; None: the scheme leaves the word out."""
+DatasetScheme = tuple[tuple[str, ...], Words]
+"""Classes and words of one dataset under a scheme."""
+DatasetSchemes = Mapping[str, DatasetScheme]
+"""The label schemes that a dataset has, by name."""
+THREE_CLASSES = ("negative", "positive", "surprise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,140 +172,22 @@ class LabelScheme:
         return Label(number=self.classes.index(chosen))
 
 
-def _same(*words: str) -> dict[str, str | None]:
-    return {word: word for word in words}
-
-
-_THREE = ("negative", "positive", "surprise")
 _NEGATIVE = ("anger", "contempt", "disgust", "fear", "sadness", "sad", "repression")
 
 
-def _rule(*words: str, out: Sequence[str] = ()) -> dict[str, str | None]:
-    """MEGC2019's rule: six emotions are negative, happiness positive, surprise itself, the rest left out."""
-    known = {**dict.fromkeys(_NEGATIVE, "negative"), "happiness": "positive", "happy": "positive"}
-    known |= {name: name for name in _THREE}
-    return {word: None if word in out else known.get(word) for word in words}
+def by_rule(*words: str, out: Sequence[str] = ()) -> DatasetScheme:
+    """Sort a dataset's words by MEGC2019's rule; those of ``out``, and those that the rule does not know, are left out.
 
-
-_CASME2 = ("happiness", "disgust", "repression", "surprise", "sadness", "fear", "others")
-_SAMM = ("anger", "contempt", "disgust", "fear", "sadness", "happiness", "surprise", "other")
-_CASME = ("tense", "disgust", "repression", "surprise", "happiness", "fear", "sadness", "contempt")
-_CASME3 = ("disgust", "surprise", "others", "fear", "anger", "sad", "happy")
-_MMEW = ("happiness", "surprise", "anger", "disgust", "fear", "sadness", "others")
-_FOUR_D = ("positive", "negative", "surprise", "repression", "others")
-_FIVE_CASME2 = ("happiness", "disgust", "repression", "surprise", "others")
-_FIVE_SAMM = ("anger", "contempt", "happiness", "surprise", "other")
-
-SCHEMES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Words]]] = {
-    COMPOSITE_SCHEME: {
-        "casme2": (_THREE, _rule(*_CASME2, out=("sadness", "fear"))),
-        "samm": (_THREE, _rule(*_SAMM)),
-        "smic": (_THREE, _rule(*_THREE)),
-        "casme": (_THREE, _rule(*_CASME)),
-        "casme3": (_THREE, _rule(*_CASME3)),
-        "casme3c": (_THREE, _rule(*_THREE, "others")),
-        "mmew": (_THREE, _rule(*_MMEW)),
-        "4dme": (_THREE, _rule(*_FOUR_D)),
-        "*": (_THREE, _rule(*dict.fromkeys((*_CASME2, *_SAMM, *_CASME, *_CASME3, *_THREE)))),
-    },
-    "5class": {
-        "casme2": (_FIVE_CASME2, {**dict.fromkeys(_CASME2, None), **_same(*_FIVE_CASME2)}),
-        "samm": (_FIVE_SAMM, {**dict.fromkeys(_SAMM, None), **_same(*_FIVE_SAMM)}),
-        "4dme": (_FOUR_D, _same(*_FOUR_D)),
-    },
-    "7class": {
-        "casme2": (_CASME2, _same(*_CASME2)),
-        "casme3": (_CASME3, _same(*_CASME3)),
-        "mmew": (_MMEW, _same(*_MMEW)),
-    },
-}
-"""Built-in schemes: by name and dataset, the classes and the words; ``*`` stands for any other dataset."""
-
-
-def load_scheme(name: str, datasets: Iterable[str], official: Path | None = None) -> LabelScheme:
-    """Give a built-in scheme for these datasets, or a mapping from a YAML file, with the ``official`` list if named.
-
-    A file holds ``classes``, a list of names, and ``words``, a mapping from dataset (``*``: any other) to a mapping
-    from emotion word to class name or null.
-
-    Raises:
-        InputError: no such scheme or file, a dataset without this scheme, datasets whose classes differ, a file that is
-            not such a mapping; names the file and the key.
+    Six emotions are negative, happiness is positive, surprise itself.
     """
-    scheme = _built_in(name, datasets) if name in SCHEMES else _read_scheme(Path(name))
-    if official is None:
-        return scheme
-    listed = OfficialList.read(official)
-    for clip in listed.clips.values():
-        if clip.label >= len(scheme.classes):
-            raise InputError(
-                f"{official}, row {clip.row}: label must be in 0..{len(scheme.classes) - 1}, the classes of {name}, "
-                f"got {clip.label}"
-            )
-    return replace(scheme, official=listed)
+    known = {**dict.fromkeys(_NEGATIVE, "negative"), "happiness": "positive", "happy": "positive"}
+    known |= {name: name for name in THREE_CLASSES}
+    return THREE_CLASSES, {word: None if word in out else known.get(word) for word in words}
 
 
-def _built_in(name: str, datasets: Iterable[str]) -> LabelScheme:
-    known = SCHEMES[name]
-    chosen: dict[str, tuple[tuple[str, ...], Words]] = {}
-    for dataset in dict.fromkeys(datasets):
-        if dataset not in known and "*" not in known:
-            raise InputError(
-                f"prepare.label_scheme: {name} is not defined for {dataset}, only for {', '.join(known)}; "
-                "a YAML file may define it"
-            )
-        chosen[dataset] = known.get(dataset) or known["*"]
-    kinds = {classes for classes, _ in chosen.values()}
-    if len(kinds) > 1:
-        (first, (one, _)), (second, (other, _)) = next(
-            (a, b) for a in chosen.items() for b in chosen.items() if a[1][0] != b[1][0]
-        )
-        raise InputError(
-            f"prepare.label_scheme: under {name}, {first} has the classes {', '.join(one)} and {second} "
-            f"{', '.join(other)}: they cannot be merged"
-        )
-    return LabelScheme(
-        name=name,
-        classes=next(iter(kinds), _THREE),
-        words={dataset: words for dataset, (_, words) in chosen.items()},
-    )
-
-
-def _read_scheme(path: Path) -> LabelScheme:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(
-            f"prepare.label_scheme: must be one of {', '.join(SCHEMES)} or a YAML file, got {str(path)!r}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    plain = parse_yaml(text, str(path))
-    if set(plain) != {"classes", "words"}:
-        raise InputError(f"{path}: must be a mapping with the keys classes and words")
-    classes = plain["classes"]
-    if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(item, str) for item in classes):
-        raise InputError(f"{path}: classes must be a list of two or more names, got {classes!r}")
-    if len(set(classes)) != len(classes):
-        raise InputError(f"{path}: classes must differ, got {', '.join(classes)}")
-    if not isinstance(plain["words"], dict):
-        raise InputError(f"{path}: words must be a mapping from dataset to words")
-    words = {dataset: _read_words(path, dataset, given, classes) for dataset, given in plain["words"].items()}
-    return LabelScheme(name=path.name, classes=tuple(classes), words=words)
-
-
-def _read_words(path: Path, dataset: str, given: object, classes: Sequence[str]) -> Words:
-    if not isinstance(given, dict):
-        raise InputError(f"{path}: words.{dataset} must be a mapping from emotion to class")
-    for word, name in given.items():
-        if name is not None and name not in classes:
-            raise InputError(
-                f"{path}: words.{dataset}.{word} must be one of {', '.join(classes)} or null, got {name!r}"
-            )
-    words = {word.strip().lower(): name for word, name in given.items()}
-    if len(words) < len(given):
-        raise InputError(f"{path}: words.{dataset} has a word twice, in other capitals or blanks: {', '.join(given)}")
-    return words
+def own_classes(*words: str, out: Sequence[str] = ()) -> DatasetScheme:
+    """Make every word a class of its own, in their order, but for those of ``out``, which are left out."""
+    return tuple(word for word in words if word not in out), {word: None if word in out else word for word in words}
 
 
 def read_clip_rows(path: Path) -> list[tuple[int, SampleId, int]]:
@@ -333,7 +201,7 @@ def read_clip_rows(path: Path) -> list[tuple[int, SampleId, int]]:
     """
     table = open_table(path, _LIST_COLUMNS)
     headed = table.top is not None
-    names = [column.split("|")[0] for column in _LIST_COLUMNS]
+    names = [first_name(column) for column in _LIST_COLUMNS]
     rows = []
     for row in table.rows(_LIST_COLUMNS) if headed else read_plain(path, names):
         dataset, subject, clip = (row.text(name) for name in names[:3])

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from htnet.data.datasets.base import Interval, WorkbookDataset, read_interval
+from htnet.data.datasets.base import Columns, WorkbookDataset
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, DatasetSchemes, by_rule, own_classes
 from htnet.data.datasets.tables import Row
 from htnet.data.frames import inside
 from htnet.data.samples import SampleId
@@ -23,34 +24,33 @@ from htnet.errors import InputError
 class Mmew(WorkbookDataset):
     """Adapter of an MMEW folder."""
 
-    adapter: ClassVar[str] = "mmew"
-    workbooks: ClassVar[tuple[str, ...]] = ("MMEW_Micro_Exp.xlsx",)
-    columns: ClassVar[tuple[str, ...]] = (
-        *("Subject?", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Estimated Emotion"),
-    )
-    fps: ClassVar[float | None] = 90.0
+    adapter = "mmew"
+    dataset = "mmew"
+    words = ("happiness", "surprise", "anger", "disgust", "fear", "sadness", "others")
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*words), "7class": own_classes(*words)}
+    workbooks = ("MMEW_Micro_Exp.xlsx",)
+    columns = Columns(
+        subject="Subject?", clip="Filename",
+        onset="OnsetFrame", apex="ApexFrame", offset="OffsetFrame",
+        emotion="Estimated Emotion",
+    )  # fmt: skip
+    folders = ("Micro_Expression",)
+    """Here it holds ``<emotion>/<clip>``."""
+    fps = 90.0
 
     def sample_of(self, row: Row) -> SampleId:
-        """``mmew/S01/S01-07-001``."""
+        """Return ``mmew/S01/S01-07-001``."""
         name = row.name("Filename")
         match = re.fullmatch(r"S(\d{1,2})-\d+-\d+", name, re.IGNORECASE)
         if match is None:
             raise InputError(f"{row.place('Filename')}: must be such as S01-07-001, got {name!r}")
-        return SampleId(dataset="mmew", subject=f"S{int(match[1]):02d}", clip=name.upper())
+        return SampleId(dataset=self.dataset, subject=f"S{int(match[1]):02d}", clip=name.upper())
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows that are of a clip; a remark under the table has neither a name nor numbers."""
-        numbers = ("OnsetFrame", "ApexFrame", "OffsetFrame")
-        return tuple(row for row in super().rows() if row.optional("Filename") or any(map(row.optional, numbers)))
-
-    def emotion_of(self, row: Row) -> tuple[str, str]:
-        """The estimated emotion."""
-        return row.text("Estimated Emotion"), row.place("Estimated Emotion")
-
-    def interval_of(self, row: Row) -> Interval | str:
-        """Onset, apex, offset."""
-        return read_interval(row, "OnsetFrame", "ApexFrame", "OffsetFrame")
+        """Return the rows that are of a clip; a remark under the table has neither a name nor numbers."""
+        stated = ("Filename", "OnsetFrame", "ApexFrame", "OffsetFrame")
+        return tuple(row for row in super().rows() if any(map(row.optional, stated)))
 
     def frames_of(self, row: Row, sample: SampleId) -> Iterable[Path]:
-        """The clip's folder in that of its emotion."""
-        yield inside(self.root / "Micro_Expression", row.text("Estimated Emotion").lower(), sample.clip)
+        """Yield the clip's folder in that of its emotion."""
+        yield inside(self.root / self.folders[0], row.text("Estimated Emotion").lower(), sample.clip)

@@ -18,10 +18,11 @@ from typing import ClassVar
 from htnet.data.datasets.base import (
     APEX_NOT_CODED,
     MISSING_FRAMES,
+    Columns,
     DuplicateGuard,
     WorkbookDataset,
 )
-from htnet.data.datasets.labels import OutOfScheme
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, THREE_CLASSES, DatasetSchemes, OutOfScheme, by_rule
 from htnet.data.datasets.tables import Row
 from htnet.data.entries import Clip, LeftOut
 from htnet.data.folders import entries_of, is_empty, same_name, spelled
@@ -41,14 +42,18 @@ class Smic(WorkbookDataset):
     Subjects are ``s01``, clips ``s01_ne_01``, as in the MEGC2019 list, whether the disk says s1 or s01.
     """
 
-    adapter: ClassVar[str] = "smic"
-    workbooks: ClassVar[tuple[str, ...]] = (
+    adapter = "smic"
+    dataset = "smic"
+    schemes: ClassVar[DatasetSchemes] = {COMPOSITE_SCHEME: by_rule(*THREE_CLASSES)}
+    workbooks = (
         "SMIC-HS-E_annotation.xlsx",
         "SMIC-HS-E_annotation_2019.xlsx",
         "SMIC-HS-E_annotation_orig.xlsx",
     )
-    columns: ClassVar[tuple[str, ...]] = ("Subject", "Filename", "Emotion")
-    fps: ClassVar[float | None] = 100.0
+    columns = Columns(subject="Subject", clip="Filename", emotion="Emotion")
+    folders = ("HS", "SMIC_all_cropped/HS")
+    """Here they hold ``<subject>/micro/<emotion>/<clip>``."""
+    fps = 100.0
 
     def describe(self) -> dict[str, object]:
         """Name what identifies the input; folders of a clip had before count, where there are any."""
@@ -56,11 +61,11 @@ class Smic(WorkbookDataset):
         return {**super().describe(), **({"double_folders": len(doubles)} if doubles else {})}
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows that are of a recording; a remark under the table has one cell, whatever its column."""
-        return tuple(row for row in super().rows() if sum(bool(row.optional(name)) for name in self.columns) > 1)
+        """Return the rows that are of a recording; a remark under the table has one cell, whatever its column."""
+        return tuple(row for row in super().rows() if sum(bool(row.optional(name)) for name in row.cells) > 1)
 
     def entries(self) -> Iterator[Clip | LeftOut]:
-        """Every row in the table's order, then the folders that are further micro-expressions of a recording."""
+        """Yield every row in the table's order, then the folders that are further micro-expressions of a recording."""
         folders, doubles = self._folders()
         guard = DuplicateGuard()
         for row in self.rows():
@@ -92,13 +97,14 @@ class Smic(WorkbookDataset):
 
     @property
     def _root(self) -> Path:
-        for name in ("HS", "SMIC_all_cropped/HS"):
+        for name in self.folders:
             if (self.root / name).is_dir():
                 return self.root / name
-        raise InputError(f"{self.root / 'HS'}: no such folder of frames (nor SMIC_all_cropped/HS)")
+        preferred, other = self.folders
+        raise InputError(f"{self.root / preferred}: no such folder of frames (nor {other})")
 
     def sample_of(self, row: Row) -> SampleId:
-        """``smic/s01/s01_ne_01``."""
+        """Return ``smic/s01/s01_ne_01``."""
         name, text = row.name("Filename"), row.text("Subject")
         subject, clip = _SUBJECT.fullmatch(text), _CLIP.fullmatch(name)
         if subject is None:
@@ -110,7 +116,7 @@ class Smic(WorkbookDataset):
         return _sample(int(subject[1]), clip[2])
 
     def _folders(self) -> tuple[dict[SampleId, Path], list[LeftOut]]:
-        """Every clip folder by the clip's name, by subject, then emotion, then name; and folders of a clip had before.
+        """Find the clips' folders, by subject, then emotion, then name; and folders of a clip had before.
 
         A folder may be there twice but for a blank or a zero (``s1_ne_01`` and ``s1_ne_01 ``); the first is taken.
         """
@@ -136,7 +142,7 @@ class Smic(WorkbookDataset):
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """Folders in a folder, sorted by name."""
+    """List the folders in a folder, sorted by name."""
     return sorted(path for path in entries_of(folder) if path.is_dir())
 
 
@@ -148,4 +154,4 @@ def _of_folder(folder: Path, subject: int) -> SampleId:
 
 
 def _sample(subject: int, rest: str) -> SampleId:
-    return SampleId(dataset="smic", subject=f"s{subject:02d}", clip=f"s{subject:02d}_{rest.lower()}")
+    return SampleId(dataset=Smic.dataset, subject=f"s{subject:02d}", clip=f"s{subject:02d}_{rest.lower()}")

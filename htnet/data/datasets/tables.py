@@ -73,7 +73,7 @@ class Row:
         return text
 
     def text(self, column: str, expected: str = "a text") -> str:
-        """As :meth:`optional`; :class:`InputError` if empty."""
+        """Read a cell as :meth:`optional` does; :class:`InputError` if empty."""
         text = self.optional(column, expected)
         if not text:
             raise InputError(f"{self.place(column)}: must not be empty")
@@ -111,12 +111,12 @@ class Row:
         return number
 
     def whole(self, column: str) -> int | None:
-        """As :meth:`integer`, None where the cell holds anything else, such as "/" for what was not coded."""
+        """Read as :meth:`integer`; None where the cell holds anything else, such as "/" for what was not coded."""
         number = whole_of(self.optional(column), decimal_comma=self.decimal_comma)
         return None if number is None else self.integer(column)
 
     def optional_integer(self, column: str) -> int | None:
-        """As :meth:`integer`, None where the cell is blank or says NaN."""
+        """Read as :meth:`integer`; None where the cell is blank or says NaN."""
         return None if self.optional(column).casefold() in NOT_A_NUMBER else self.integer(column)
 
     def decimal(self, column: str) -> float:
@@ -227,22 +227,22 @@ class Table:
         return place
 
 
-def open_table(path: Path, columns: Sequence[str], *, sheet: str | None = None) -> Table:
+def open_table(path: Path, columns: Sequence[str]) -> Table:
     """Open a table whose header, one of the leading 50 rows, has the first of ``columns``.
 
-    Of several sheets, separators and rows the one with most of ``columns`` is taken, the first of equals.
+    Of several sheets, separators and rows the one with most of ``columns`` is taken, the first of equals; sheets that
+    are shown come before hidden ones.
 
     Args:
         path: the file; .xlsx and .xls are workbooks, all else is text.
         columns: as :func:`read_rows` takes them.
-        sheet: name of the sheet, any case; None: found by its header, sheets that are shown before hidden ones.
 
     Raises:
-        InputError: no such file, not a readable table, no such sheet, several sheets that would do.
+        InputError: no such file, not a readable table, several sheets that would do.
     """
     wanted = [_Column.of(column) for column in columns]
     found = []
-    for table in _tables(path, sheet):
+    for table in _tables(path):
         top, score = _find_header(table.lines[:_HEADER_SEARCH], wanted)
         found.append((score, replace(table, top=top)))
         if score == len(wanted) and table.separator:
@@ -251,7 +251,12 @@ def open_table(path: Path, columns: Sequence[str], *, sheet: str | None = None) 
     return _whole(_only([table for score, table in found if score == most], "the columns" if most else None))
 
 
-def read_rows(path: Path, columns: Sequence[str], *, sheet: str | None = None) -> tuple[Row, ...]:
+def first_name(column: str) -> str:
+    """Return the name under which a row knows a column that :func:`read_rows` was asked for."""
+    return column.removesuffix("?").split("|")[0]
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> tuple[Row, ...]:
     """Read the rows of a table by the names of its columns.
 
     A column may be named with alternatives, ``Onset|OnsetFrame``; the row then knows it by the first. A column that
@@ -261,7 +266,7 @@ def read_rows(path: Path, columns: Sequence[str], *, sheet: str | None = None) -
     Raises:
         InputError: as :func:`open_table` and :meth:`Table.rows`.
     """
-    return open_table(path, columns, sheet=sheet).rows(columns)
+    return open_table(path, columns).rows(columns)
 
 
 def read_plain(path: Path, columns: Sequence[str]) -> tuple[Row, ...]:
@@ -272,7 +277,7 @@ def read_plain(path: Path, columns: Sequence[str]) -> tuple[Row, ...]:
     Raises:
         InputError: as :func:`open_table`.
     """
-    tables = list(_tables(path, None))
+    tables = list(_tables(path))
     fitting = [table for table in tables if any(len(line) >= len(columns) for line in table.lines)]
     table = _whole(_only(fitting, "rows") if fitting else tables[0])
     return tuple(
@@ -370,13 +375,15 @@ def _find_header(lines: Sequence[Cells], wanted: Sequence[_Column]) -> tuple[int
     return top, score
 
 
-def _tables(path: Path, sheet: str | None) -> Iterable[Table]:
+def _tables(path: Path) -> Iterable[Table]:
     """Give what the file may mean: each sheet of a workbook, or a text by each separator."""
     kind = path.suffix.lower()
     if kind in _WORKBOOKS:
         with _reading(path, f"{kind} workbook"):
             pages = list(_WORKBOOKS[kind](path))
-        return _chosen(path, pages, sheet)
+        if not pages:
+            raise InputError(f"{path}: the workbook has no sheet")
+        return pages
     text, separators = _text_of_file(path)
     return (_text_table(path, text, separator) for separator in separators)
 
@@ -476,12 +483,3 @@ def _until_blank(rows: Iterable[Cells]) -> list[Cells]:
             break
         table.append(row)
     return table
-
-
-def _chosen(path: Path, pages: Sequence[Table], wanted: str | None) -> list[Table]:
-    if not pages:
-        raise InputError(f"{path}: the workbook has no sheet")
-    chosen = [page for page in pages if wanted is None or page.sheet.strip().lower() == wanted.lower()]
-    if not chosen:
-        raise InputError(f"{path}: sheet {wanted!r} is missing; there are {', '.join(repr(p.sheet) for p in pages)}")
-    return chosen

@@ -53,14 +53,14 @@ class FaceCrop:
         return picture[y : y + self.side, x : x + self.side]
 
     def to_flow(self, landmarks: Landmarks, flow_size: int) -> Landmarks:
-        """Source-pixel landmarks in pixels of the ``flow_size`` flow image of this crop."""
+        """Return source-pixel landmarks in pixels of the ``flow_size`` flow image of this crop."""
         scale = flow_size / self.side
         # centres of pixels: the crop's left edge is left - 0.5, the flow image's is -0.5
         return tuple(((x - self.left + 0.5) * scale - 0.5, (y - self.top + 0.5) * scale - 0.5) for x, y in landmarks)
 
 
 def face_crop(landmarks: Landmarks, image_shape: tuple[int, ...]) -> FaceCrop:
-    """The square around a face.
+    """Return the square around a face.
 
     Centred halfway between the eyes' and the mouth's middle; side :data:`CROP_RATIO` times the larger of the
     eye distance and the eye-mouth distance, so that a turned or a tilted head still fits.
@@ -93,7 +93,7 @@ def face_crop(landmarks: Landmarks, image_shape: tuple[int, ...]) -> FaceCrop:
 
 
 def check_inside(landmarks: Landmarks, image_shape: tuple[int, ...]) -> None:
-    """:class:`InputError` names a landmark outside a picture of (H, W) or (H, W, C)."""
+    """Refuse a landmark outside a picture of (H, W) or (H, W, C); :class:`InputError` names it."""
     height, width = image_shape[:2]
     for name, (x, y) in zip(LANDMARK_NAMES, landmarks, strict=True):
         if not (-0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5):

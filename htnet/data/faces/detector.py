@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +24,7 @@ class Detector(Protocol):
         ...
 
     def __call__(self, picture: NDArray[np.uint8]) -> Landmarks | None:
-        """Five landmarks in pixels of the picture, None where there is no face.
+        """Return five landmarks in pixels of the picture, None where there is no face.
 
         Args:
             picture: (H, W, 3) uint8, blue-green-red, at source resolution.
@@ -43,7 +41,7 @@ class Face:
 
 
 def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Landmarks | None:
-    """Landmarks of the face that :data:`CHOICE` prefers, None of none; the first of equals.
+    """Return landmarks of the face that :data:`CHOICE` prefers, None of none; the first of equals.
 
     Rounded to 1/100 pixel, so that the last bits of a network's arithmetic decide nothing.
     """
@@ -57,11 +55,3 @@ def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Landmarks | No
         return None
     points = max(faces, key=preference).points
     return tuple((round(float(x), _DECIMALS), round(float(y), _DECIMALS)) for x, y in points)
-
-
-def checksum(files: Sequence[Path]) -> str:
-    """SHA-256 of the files' bytes, one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

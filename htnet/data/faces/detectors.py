@@ -9,11 +9,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from htnet.data.faces.detector import Detector, Face, choose_face
+from htnet.data.faces.detector import Detector
 from htnet.data.faces.mtcnn import load_mtcnn
 from htnet.data.faces.yunet import load_yunet
-
-__all__ = ["DETECTORS", "Detector", "Face", "build_detector", "choose_face"]
 
 DETECTORS: dict[str, Callable[[Path | None], Detector]] = {"mtcnn": load_mtcnn, "yunet": load_yunet}
 """Loads a detector; the path is that of ``prepare.detector_model``."""
@@ -21,7 +19,7 @@ DETECTORS: dict[str, Callable[[Path | None], Detector]] = {"mtcnn": load_mtcnn, 
 
 @cache
 def build_detector(name: str, model: Path | None = None) -> Detector:
-    """The detector of a name; loaded once in a process, however many subjects it works on.
+    """Return the detector of a name; loaded once in a process, however many subjects it works on.
 
     Raises:
         InputError: its package or model file is missing, or is no such thing.

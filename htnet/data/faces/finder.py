@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htnet.data.entries import Entry, GivenLandmarks
-from htnet.data.faces.detectors import Detector
+from htnet.data.faces.detector import Detector
 from htnet.data.samples import Landmarks, SampleId
 from htnet.errors import InputError
 
@@ -42,12 +42,12 @@ class FaceFinder:
     """Finds the faces of one subject's clips; what it has found of a clip it knows afterwards."""
 
     def __init__(self, detector: tuple[str, Detector] | None, policy: LandmarkPolicy) -> None:
-        """``detector``: with its name, for clips whose landmarks no table gives; None: they have none."""
+        """Find by ``detector``, with its name, where no table gives landmarks; None: such clips have none."""
         self._detector, self._policy = detector, policy
         self._own: dict[SampleId, Located | str] = {}
 
     def find(self, entry: Entry, picture: NDArray[Any], siblings: Sequence[Entry]) -> Located:
-        """Landmarks in pixels of ``picture``, inside it: the onset frame, or the flow picture.
+        """Return landmarks in pixels of ``picture``, inside it: the onset frame, or the flow picture.
 
         Raises:
             NoFaceError: there are none, and the policy gives none.
@@ -68,7 +68,7 @@ class FaceFinder:
         raise NoFaceError(own)
 
     def _own_of(self, entry: Entry, picture: NDArray[Any] | None = None) -> Located | str:
-        """Landmarks of the clip itself, or why there are none; ``picture`` is read where it is not given."""
+        """Return landmarks of the clip itself, or why there are none; ``picture`` is read where it is not given."""
         if entry.id not in self._own:
             self._own[entry.id] = self._locate(entry, entry.open() if picture is None else picture)
         return self._own[entry.id]
@@ -89,7 +89,7 @@ class FaceFinder:
         return Located(points=points, method=method)
 
     def _detect(self, entry: Entry, picture: NDArray[Any]) -> Landmarks | str:
-        """Landmarks that the detector finds, or why there are none."""
+        """Return landmarks that the detector finds, or why there are none."""
         assert self._detector is not None
         name, detect = self._detector
         why = ""
@@ -100,7 +100,7 @@ class FaceFinder:
         return f"{entry.path}: {name} found no face in {entry.describe_picture()}{why}" if points is None else points
 
     def _quietly(self, entry: Entry) -> Landmarks | None:
-        """Landmarks of another clip, whose own failures are told when it is its turn."""
+        """Return landmarks of another clip, whose own failures are told when it is its turn."""
         with contextlib.suppress(InputError):
             own = self._own_of(entry)
             return own.points if isinstance(own, Located) else None

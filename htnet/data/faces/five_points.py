@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from htnet.data.datasets.tables import Row, Table
-from htnet.data.faces.table import KEY, LandmarkTable, by_clip, checksum
+from htnet.data.faces.table import KEY, LandmarkTable, by_clip
 from htnet.data.samples import LANDMARK_NAMES, Landmarks
+from htnet.files import checksum
 
 SOURCE_COLUMNS = tuple(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy")
 """Coordinate columns of ``landmarks.csv``, in the order of the landmarks."""
@@ -18,7 +19,7 @@ UPSTREAM_SIZE = 28
 
 
 def read_five_points(table: Table) -> LandmarkTable:
-    """The table of :data:`SOURCE_COLUMNS`, in pixels of the onset frame, or of :data:`UPSTREAM_COLUMNS`.
+    """Read a table of :data:`SOURCE_COLUMNS`, in pixels of the onset frame, or of :data:`UPSTREAM_COLUMNS`.
 
     Raises:
         InputError: a column is missing, an empty key, a clip twice, a coordinate that is no finite number.

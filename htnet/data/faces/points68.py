@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from htnet.data.datasets.tables import Row, Table
-from htnet.data.faces.table import KEY, LandmarkTable, by_clip, checksum
+from htnet.data.faces.table import KEY, LandmarkTable, by_clip
 from htnet.data.samples import Landmarks
 from htnet.errors import InputError
+from htnet.files import checksum
 
 COLUMNS68 = tuple(f"{axis}_{point}" for point in range(68) for axis in "xy")
 """Coordinate columns; points count from 0."""
@@ -40,7 +41,7 @@ def check_scheme(path: Path, header: Sequence[str]) -> None:
 
 
 def five_of_68(row: Row) -> Landmarks:
-    """The five landmarks in a row of :data:`COLUMNS68`: an eye is the mean of the six points of its contour.
+    """Return the five landmarks in a row of :data:`COLUMNS68`: an eye is the mean of its contour's six points.
 
     Raises:
         InputError: a coordinate that is no finite number, also of a point that is not used.
@@ -52,7 +53,7 @@ def five_of_68(row: Row) -> Landmarks:
 
 
 def read_points68(table: Table) -> LandmarkTable:
-    """A table of ``dataset, subject, clip`` and :data:`COLUMNS68`, in pixels of the onset frame.
+    """Read a table of ``dataset, subject, clip`` and :data:`COLUMNS68`, in pixels of the onset frame.
 
     Raises:
         InputError: points of another scheme, a column is missing, an empty key, a clip twice, a coordinate that is no

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,12 +36,12 @@ class LandmarkTable:
 
 
 def sample_of(row: Row) -> SampleId:
-    """The clip that :data:`KEY` names; :class:`InputError` if a part of it is empty."""
+    """Return the clip that :data:`KEY` names; :class:`InputError` if a part of it is empty."""
     return SampleId(**{name: row.text(name) for name in KEY})
 
 
 def by_clip(rows: Iterable[tuple[Row, Landmarks]]) -> dict[SampleId, Landmarks]:
-    """Landmarks by the clip that their row names; :class:`InputError` if a clip has two rows."""
+    """Return landmarks by the clip that their row names; :class:`InputError` if a clip has two rows."""
     points: dict[SampleId, Landmarks] = {}
     seen: dict[SampleId, int] = {}
     for row, landmarks in rows:
@@ -52,8 +51,3 @@ def by_clip(rows: Iterable[tuple[Row, Landmarks]]) -> dict[SampleId, Landmarks]:
         seen[sample] = row.number
         points[sample] = landmarks
     return points
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

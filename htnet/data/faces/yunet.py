@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.faces.detector import CHOICE, Detector, Face, checksum, choose_face
+from htnet.data.faces.detector import CHOICE, Detector, Face, choose_face
 from htnet.data.samples import Landmarks
 from htnet.errors import InputError
+from htnet.files import checksum
 
 SCORE, OVERLAP, CANDIDATES = 0.7, 0.3, 5000
 SIDES = (640, 320)
@@ -23,7 +24,7 @@ class YuNet:
     """``cv2.FaceDetectorYN``; finds a face and its landmarks in one pass."""
 
     def __init__(self, model: Path) -> None:
-        """Raises :class:`InputError` where the file is missing or no YuNet model."""
+        """Load the model; :class:`InputError` where the file is missing or no YuNet model."""
         if not model.is_file():
             raise InputError(f"prepare.detector_model: {model}: no such file; YuNet needs its model file (.onnx)")
         try:
@@ -31,7 +32,7 @@ class YuNet:
             self._faces(np.zeros((64, 64, 3), np.uint8))
         except cv2.error as error:
             raise InputError(f"prepare.detector_model: {model}: not a YuNet model: {error.err}") from None
-        self._sha256 = checksum([model])
+        self._sha256 = checksum(model)
 
     def describe(self) -> dict[str, object]:
         """Return what decides its answers."""
@@ -39,7 +40,7 @@ class YuNet:
         return {"name": "yunet", "weights_sha256": self._sha256, "choice": CHOICE, **settings}
 
     def __call__(self, picture: NDArray[np.uint8]) -> Landmarks | None:
-        """Five landmarks, None where there is no face."""
+        """Return five landmarks, None where there is no face."""
         whole = picture.shape[1::-1]
         for scale in dict.fromkeys(min(1.0, side / max(whole)) for side in SIDES):
             size = [max(1, round(length * scale)) for length in whole]
@@ -52,7 +53,7 @@ class YuNet:
         return None
 
     def _faces(self, picture: NDArray[np.uint8]) -> list[Face]:
-        """Every face, in pixels of the picture."""
+        """Return every face, in pixels of the picture."""
         self._net.setInputSize((picture.shape[1], picture.shape[0]))
         rows = self._net.detect(picture)[1]
         found = [] if rows is None else [[float(value) for value in row] for row in rows]
@@ -61,7 +62,7 @@ class YuNet:
 
 
 def load_yunet(model: Path | None) -> Detector:
-    """The detector of a model file."""
+    """Return the detector of a model file."""
     if model is None:
         raise InputError("prepare.detector=yunet: prepare.detector_model must name the model file (.onnx)")
     return YuNet(model)

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from htnet.data.samples import Emotion, Landmarks
 from htnet.data.synth.faces import Look, draw_face, draw_look, look_landmarks
-from htnet.data.synth.layouts import DAMAGES, LAYOUTS, Damage, Layout, Trap
+from htnet.data.synth.layouts import LAYOUTS
+from htnet.data.synth.layouts.base import Damage, Layout, Trap
+from htnet.data.synth.layouts.files import DAMAGES
 from htnet.data.synth.like import ListedClip, ListedFrames
 from htnet.data.synth.motion import (
     Field,
@@ -151,10 +153,10 @@ def plan_clips(
 
 
 def _slots(subjects: int, clips: int, traps: list[Trap]) -> list[list[_Slot]]:
-    """Labels rotate and traps go round the subjects."""
+    """Lay out the subjects' clips: labels rotate and traps go round the subjects."""
     return [
         [
-            _Slot(label=(subject + index) % len(Emotion), trap=trap, name=None if trap is None else trap.name)
+            _Slot(label=(subject + index) % len(Emotion), trap=trap)
             for index, trap in enumerate([*[None] * clips, *traps[subject::subjects]])
         ]
         for subject in range(subjects)
@@ -162,7 +164,7 @@ def _slots(subjects: int, clips: int, traps: list[Trap]) -> list[list[_Slot]]:
 
 
 def _listed_slots(like: Sequence[ListedClip]) -> list[list[_Slot]]:
-    """The list's clips by subject."""
+    """Return the list's clips by subject."""
     subjects: dict[str, list[_Slot]] = {}
     for clip in like:
         slot = _Slot(label=clip.label, name=(clip.subject, clip.clip), frames=clip.frames)
@@ -171,7 +173,7 @@ def _listed_slots(like: Sequence[ListedClip]) -> list[list[_Slot]]:
 
 
 def true_flow(clip: SynthClip, frame: int) -> Field:
-    """True optical flow from the onset frame to ``frame``.
+    """Return the true optical flow from the onset frame to ``frame``.
 
     Args:
         clip: a clip of :func:`plan_clips`.
@@ -201,13 +203,13 @@ def _plan_clip(
     look: Look,
     place: _Place,
 ) -> SynthClip:
-    """A clip, lengths in pixels of a 160-pixel frame."""
+    """Plan a clip, lengths in pixels of a 160-pixel frame."""
     subject, index, label = place.subject, place.index, place.label
     low, high = layout.length
     rise, fall = (int(rng.integers(low, high + 1)) for _ in range(2))
     first = layout.first_frame(rng, index)
     onset = first + layout.margin
-    emotions = layout.emotions[label]
+    emotions = layout.words(label)
     periods = rng.uniform(30.0, 60.0, 2)
     phases = rng.uniform(0.0, 2 * np.pi, 2)
     clip = SynthClip(

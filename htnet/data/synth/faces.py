@@ -103,7 +103,7 @@ def draw_look(rng: np.random.Generator) -> Look:
 
 
 def look_landmarks(look: Look, image_size: int) -> Landmarks:
-    """Five landmarks of the resting face in source pixels, order of :data:`htnet.data.samples.LANDMARK_NAMES`."""
+    """Return the resting face's landmarks in source pixels, ordered as :data:`htnet.data.samples.LANDMARK_NAMES`."""
     left, right = look.eyes_x
     points = (
         (left, look.eye_y),
@@ -295,7 +295,7 @@ def _draw_fringe(pen: _Pen, look: Look) -> None:
 
 
 def _texture(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
-    """(S, S) float32 of mean 0: skin at three grains, so that the flow has something to hold on to."""
+    """Draw (S, S) float32 of mean 0: skin at three grains, so that the flow has something to hold on to."""
     total = np.zeros((side, side), np.float32)
     for sigma, strength in ((1.6, 0.036), (3.5, 0.026), (8.0, 0.012)):
         noise = cv2.GaussianBlur(rng.standard_normal((side, side), dtype=np.float32), (0, 0), sigma)

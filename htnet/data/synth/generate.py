@@ -16,26 +16,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from htnet.data.synth.clips import DEFAULTS, Difficulty, SynthClip, plan_clips, render_frame, true_flow
-from htnet.data.synth.layouts import LAYOUTS, ClipFiles, Form, Layout, Marks
+from htnet.data.synth.layouts import LAYOUTS
+from htnet.data.synth.layouts.base import ClipFiles, Form, Layout, Marks
 from htnet.data.synth.layouts.files import write_frames, write_landmarks
 from htnet.data.synth.like import ClipList, read_like
 from htnet.errors import InputError
 from htnet.files import whole_folder
-
-__all__ = [
-    "COMPOSITE",
-    "DATASETS",
-    "DEFAULTS",
-    "UNREADABLE",
-    "Difficulty",
-    "SynthClip",
-    "SynthSummary",
-    "generate",
-    "plan_clips",
-    "planted",
-    "render_frame",
-    "true_flow",
-]
 
 DATASETS = tuple(LAYOUTS)
 """Names of the layouts that can be written, in their order; those of the adapters."""
@@ -141,7 +127,7 @@ def generate(
 
 
 def _or_defaults(counts: Mapping[str, int | None]) -> dict[str, int]:
-    """Counts, with the defaults where there are none."""
+    """Return counts, with the defaults where there are none."""
     return {name: DEFAULTS[name] if value is None else value for name, value in counts.items()}
 
 
@@ -171,7 +157,7 @@ def planted(clips: Sequence[SynthClip]) -> list[dict[str, object]]:
 def _read_like(
     path: Path, datasets: Sequence[str] | None, counts: Mapping[str, int | None], options: Mapping[str, Any]
 ) -> ClipList:
-    """The list or annotation, after a look at what it decides alone."""
+    """Read the list or annotation, after a look at what it decides alone."""
     for name, value in counts.items():
         if value is not None:
             raise InputError(f"{name} must not be given with like, whose list decides it, got {value}")
@@ -187,7 +173,7 @@ def _read_like(
 def _check(
     datasets: Sequence[str] | None, sizes: dict[str, int], difficulty: str, damaged: float, listed: ClipList | None
 ) -> tuple[str, ...]:
-    """The datasets to write, in their order."""
+    """Return the datasets to write, in their order."""
     known = DATASETS if listed is None else tuple(listed.clips)
     if datasets is None:
         datasets = COMPOSITE if listed is None else known

@@ -6,7 +6,6 @@ looks for them. What is wrong with a row is for the adapter to say when it reads
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from htnet.data.datasets import ADAPTERS, DATASETS
+from htnet.data.datasets import WORKBOOKS
 from htnet.data.datasets.base import Interval, WorkbookDataset
-from htnet.data.datasets.labels import load_scheme, read_clip_rows
+from htnet.data.datasets.labels import COMPOSITE_SCHEME, read_clip_rows
+from htnet.data.datasets.schemes import load_scheme
 from htnet.data.datasets.tables import Row
 from htnet.data.samples import Emotion
 from htnet.data.synth.layouts import LAYOUTS
 from htnet.errors import InputError
+from htnet.files import checksum
 
-TABLES = ("casme2", "samm", "casme", "casme3_a", "casme3_c", "mmew", "4dme")
+TABLES = tuple(name for name in WORKBOOKS if name not in ("smic", "csv"))
 """Adapters whose annotation tables say where a clip's frames lie, and which they are (SMIC's does not)."""
 _T = TypeVar("_T")
 
@@ -68,17 +69,17 @@ def read_like(path: Path, datasets: Sequence[str] | None) -> ClipList:
         InputError: a file that cannot be read or is of no such dataset; names file, row, value and rule.
     """
     is_workbook = path.suffix.lower() in (".xlsx", ".xlsm", ".xls")
-    named = list(datasets or [name for name in TABLES if path.name in ADAPTERS[name].workbooks])
+    named = list(datasets or [name for name in TABLES if path.name in WORKBOOKS[name].workbooks])
     if len(named) != 1 or named[0] not in TABLES:
         if not is_workbook:
             return read_clip_list(path)
         raise InputError(
-            f"{path}: its dataset must follow from the name, as of {ADAPTERS[TABLES[0]].workbooks[0]}, or datasets "
+            f"{path}: its dataset must follow from the name, as of {WORKBOOKS[TABLES[0]].workbooks[0]}, or datasets "
             f"must be one of {', '.join(TABLES)}, got {', '.join(named) or 'none'}"
         )
     [name] = named
-    scheme = load_scheme("megc2019_3class", DATASETS[name])
-    adapter: WorkbookDataset = ADAPTERS[name](root=path.parent, annotations=Path(path.name), scheme=scheme)
+    scheme = load_scheme(COMPOSITE_SCHEME, [WORKBOOKS[name].dataset])
+    adapter = WORKBOOKS[name](root=path.parent, annotations=Path(path.name), scheme=scheme)
     try:
         rows = adapter.rows()
     except InputError as error:
@@ -105,7 +106,7 @@ def _annotated(adapter: WorkbookDataset, index: int, row: Row) -> ListedClip:
 
 
 def _annotated_frames(adapter: WorkbookDataset, row: Row, folder: Path) -> ListedFrames:
-    """Every number that stands there, and a few in between: enough for a flow, and to find an apex by."""
+    """Choose every number that stands there, and a few in between: enough for a flow, and to find an apex by."""
     columns = [name for name in row.cells if name.lower().startswith(("onset", "apex", "offset"))]
     cells = [_if_readable(partial(row.whole, name)) for name in columns]
     stated = [number for number in cells if number is not None]
@@ -136,7 +137,7 @@ def _if_readable(read: Callable[[], _T]) -> _T | None:
 def _whole(path: Path, clips: Mapping[str, Sequence[ListedClip]], table: Path | None = None) -> ClipList:
     if not any(clips.values()):
         raise InputError(f"{path}: must hold at least one clip, got none")
-    return ClipList(clips=clips, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), table=table)
+    return ClipList(clips=clips, sha256=checksum(path), table=table)
 
 
 def read_clip_list(path: Path) -> ClipList:

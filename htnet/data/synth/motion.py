@@ -48,7 +48,7 @@ def draw_style(rng: np.random.Generator, low: float, high: float) -> Style:
 
 
 def expression(look: Look, label: int, style: Style) -> tuple[Bump, ...]:
-    """Bumps of a class: which parts move, and where to (x to the right, y down).
+    """Return bumps of a class: which parts move, and where to (x to the right, y down).
 
     Negative: inner brows down and together, lip corners down (action units 4 and 15). Positive: lip corners
     up and outwards, cheeks up (12, 6). Surprise: brows and upper lids up, lower lip down (1, 2, 5, 26).
@@ -77,7 +77,7 @@ def _bump(centre: tuple[float, float], sigma: tuple[float, float], push: tuple[f
 
 
 def course(frame: int, onset: int, apex: int, offset: int) -> float:
-    """Share of the full expression at a frame: 0 up to the onset, 1 at the apex, 0 from the offset, cosine ramps."""
+    """Return the share of the full expression at a frame: 0 up to the onset, 1 at the apex, then 0; cosine ramps."""
     if frame <= onset or frame >= offset:
         return 0.0
     phase = (frame - onset) / (apex - onset) if frame <= apex else (offset - frame) / (offset - apex)
@@ -85,7 +85,7 @@ def course(frame: int, onset: int, apex: int, offset: int) -> float:
 
 
 def backward_field(bumps: tuple[Bump, ...], image_size: int, amplitude: float, shift: tuple[float, float]) -> Field:
-    """Backward displacement.
+    """Draw the backward displacement of an expression.
 
     Args:
         bumps: the expression.
@@ -109,7 +109,7 @@ def backward_field(bumps: tuple[Bump, ...], image_size: int, amplitude: float, s
 
 
 def forward_flow(backward: Field) -> Field:
-    """True optical flow ``u`` of ``u(p) = b(p + u(p))`` for a backward displacement ``b``; both (S, S, 2) float32."""
+    """Solve ``u(p) = b(p + u(p))`` for the true flow ``u`` of a backward displacement ``b``; both (S, S, 2) float32."""
     height, width = backward.shape[:2]
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     flow = backward

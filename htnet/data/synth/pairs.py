@@ -17,7 +17,7 @@ Pictures = NDArray[np.uint8]
 
 
 def synth_pairs(count: int, side: int, seed: int = 0) -> tuple[Pictures, Pictures, Field]:
-    """Onset and apex crops of ``count`` clips with the flow between them.
+    """Draw onset and apex crops of ``count`` clips with the flow between them.
 
     Faces are drawn such that the face crop has about ``side`` pixels before it is resized to it, with sensor noise.
 

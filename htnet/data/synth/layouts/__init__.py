@@ -8,11 +8,10 @@ landmarks of the onset frames go into ``landmarks.csv``.
 
 from __future__ import annotations
 
-from htnet.data.synth.layouts.base import ClipFiles, Damage, Form, Layout, Marks, Trap
+from htnet.data.synth.layouts.base import Layout
 from htnet.data.synth.layouts.casme import CasmeLayout
 from htnet.data.synth.layouts.casme2 import Casme2Layout
 from htnet.data.synth.layouts.casme3 import Casme3ALayout, Casme3CLayout
-from htnet.data.synth.layouts.files import DAMAGES
 from htnet.data.synth.layouts.fourdme import FourDMELayout
 from htnet.data.synth.layouts.generic_csv import CsvLayout
 from htnet.data.synth.layouts.htnet_release import HTNetReleaseLayout
@@ -20,11 +19,9 @@ from htnet.data.synth.layouts.mmew import MmewLayout
 from htnet.data.synth.layouts.samm import SammLayout
 from htnet.data.synth.layouts.smic import SmicLayout
 
-__all__ = ["DAMAGES", "LAYOUTS", "ClipFiles", "Damage", "Form", "Layout", "Marks", "Trap"]
-
-_KINDS = (
-    *(Casme2Layout, SammLayout, SmicLayout, CasmeLayout, Casme3ALayout, Casme3CLayout, MmewLayout, FourDMELayout),
-    *(CsvLayout, HTNetReleaseLayout),
+_ALL: tuple[Layout, ...] = (
+    *(Casme2Layout(), SammLayout(), SmicLayout(), CasmeLayout(), Casme3ALayout(), Casme3CLayout(), MmewLayout()),
+    *(FourDMELayout(), CsvLayout(), HTNetReleaseLayout()),
 )
-LAYOUTS: dict[str, Layout] = {kind.name: kind() for kind in _KINDS}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
 """The layouts by the name of their adapter, those of the MEGC2019 composite first; the order takes part in the seed."""

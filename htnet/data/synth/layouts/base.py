@@ -1,31 +1,17 @@
-"""The common part of the layouts: a clip to write, the traps that an annotation may hold, and a layout's interface."""
+"""The common part of the layouts: a clip to write, a trap, and the interface of a layout."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.datasets.base import (
-    APEX_AT_ONSET,
-    APEX_NOT_CODED,
-    APEX_OUTSIDE,
-    MISSING_FRAMES,
-    NEGATIVE_DURATION,
-    OFFSET_UNUSABLE,
-)
-from htnet.data.datasets.labels import OUTSIDE_SCHEME
-from htnet.data.samples import Emotion, Landmarks
+from htnet.data.samples import Landmarks
 from htnet.data.synth.motion import Field
-
-LOOSE_TYPES = "loose_types"
-"""Kind of trap: numbers stand as text with blanks, text as numbers, words in another case of letters."""
-ODD_NAMES = "odd_names"
-"""Kind of trap: folders or files are spelled otherwise than the annotation says, or otherwise than their siblings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +56,11 @@ class ClipFiles:
     trap: str | None = None
     damage: Damage | None = None
 
+    @property
+    def number(self) -> int:
+        """Number of the subject."""
+        return int("".join(filter(str.isdigit, self.subject)))
+
 
 Change = Callable[[ClipFiles], ClipFiles]
 
@@ -79,8 +70,8 @@ class Trap:
     """One known trap of a dataset, planted as a clip of its own.
 
     ``rule``: the adapters' rule that must name it, None where a right reader has nothing to remark. ``kept``: whether
-    the clip stays. ``failed``: whether leaving it out means that the work is not complete. ``name``: subject and clip
-    where they are decisive. ``old_workbook``: only the dataset's .xls can hold it.
+    the clip stays. ``failed``: whether leaving it out means that the work is not complete. ``old_workbook``: only the
+    dataset's .xls can hold it.
     """
 
     kind: str
@@ -88,61 +79,7 @@ class Trap:
     kept: bool = True
     failed: bool = False
     change: Change = lambda clip: clip
-    name: tuple[str, str] | None = None
     old_workbook: bool = False
-
-
-def _marks(clip: ClipFiles, **changes: object) -> ClipFiles:
-    return replace(clip, marks=replace(clip.marks, **changes))  # type: ignore[arg-type] # names of its fields
-
-
-def no_frames(clip: ClipFiles) -> ClipFiles:
-    """The clip is decided before its frames matter, or they are not there."""
-    return replace(clip, numbers=())
-
-
-def apex_not_coded(cell: object) -> Trap:
-    """The apex's cell holds no number."""
-    return Trap(kind="apex_not_coded", rule=APEX_NOT_CODED, change=lambda clip: _marks(clip, apex=cell))
-
-
-def emotion(word: str) -> Trap:
-    """An emotion without a class; its frames are not needed."""
-    kind = f"emotion_{word}"
-    return Trap(kind=kind, rule=OUTSIDE_SCHEME, kept=False, change=lambda clip: no_frames(_marks(clip, emotion=word)))
-
-
-APEX_IS_ONSET = Trap(kind="apex_at_onset", rule=APEX_AT_ONSET, change=lambda clip: _marks(clip, apex=clip.marks.onset))
-APEX_AFTER_OFFSET = Trap(
-    kind="apex_after_offset", rule=APEX_OUTSIDE, change=lambda clip: _marks(clip, apex=clip.offset + 7)
-)
-APEX_BEFORE_ONSET = Trap(
-    kind="apex_before_onset", rule=APEX_OUTSIDE, change=lambda clip: _marks(clip, apex=max(1, clip.onset - 2))
-)
-OFFSET_TYPO = Trap(
-    kind="offset_before_onset", rule=OFFSET_UNUSABLE, change=lambda clip: _marks(clip, offset=max(1, clip.onset // 10))
-)
-NEGATIVE = Trap(
-    kind="negative_duration",
-    rule=NEGATIVE_DURATION,
-    kept=False,
-    change=lambda clip: no_frames(_marks(clip, apex=clip.onset // 3, offset=clip.onset // 2)),
-)
-NO_FOLDER = Trap(
-    kind="missing_folder",
-    rule=MISSING_FRAMES,
-    kept=False,
-    failed=True,
-    change=no_frames,
-)
-SHORT_FOLDER = Trap(
-    kind="frames_end_at_apex",
-    change=lambda clip: replace(clip, numbers=tuple(number for number in clip.numbers if number <= clip.apex)),
-)
-LOST_FRAMES = Trap(
-    kind="frames_lost_in_between",
-    change=lambda clip: replace(clip, numbers=tuple(sorted({*clip.numbers} - {clip.onset + 1, clip.offset - 1}))),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,45 +93,51 @@ class Form:
 class Layout:
     """One dataset's way of naming and writing things.
 
+    ``subject``: name of a subject by its number. ``starts``: range of a clip's first frame.
     ``length``: least and most frames from onset to apex, and from apex to offset. ``margin``: frames before the onset
-    and after the offset. ``emotions``: the dataset's words for each of the three classes. ``frame``: name of a frame's
-    file, of its number, the subject and the clip; "" where there are none. ``grey``: pictures have one channel.
-    ``traps``: in the order in which they are planted. ``damaged``: which frames may be damaged such that the clip alone
-    is lost. ``in_lists``: whether :meth:`listed_name` knows how a list of the MEGC2019 composite names its clips.
+    and after the offset. ``frame``: name of a frame's file, of its number, the subject and the clip; "" where there are
+    none. ``grey``: pictures have one channel. ``traps``: in the order in which they are planted. ``damaged``: which
+    frames may be damaged such that the clip alone is lost. ``in_lists``: whether :meth:`listed_name` knows how a list
+    of the MEGC2019 composite names its clips.
     """
 
-    name: ClassVar[str]
+    subject: ClassVar[str] = "sub{:02d}"
+    starts: ClassVar[tuple[int, int] | None] = None
     length: ClassVar[tuple[int, int]] = (5, 8)
     margin: ClassVar[int] = 2
     frame: ClassVar[str] = ""
     grey: ClassVar[bool] = False
-    emotions: ClassVar[dict[int, tuple[str, ...]]] = {
-        Emotion.NEGATIVE: ("disgust", "anger", "fear"),
-        Emotion.POSITIVE: ("happiness",),
-        Emotion.SURPRISE: ("surprise",),
-    }
     traps: ClassVar[tuple[Trap, ...]] = ()
     damaged: ClassVar[tuple[str, ...]] = ("onset", "apex")
     in_lists: ClassVar[bool] = False
 
+    @property
+    def name(self) -> str:
+        """The adapter's."""
+        raise NotImplementedError
+
     def dataset_name(self, subject: int) -> str:
-        """The dataset that a subject belongs to."""
-        return self.name
+        """Return the dataset that a subject belongs to."""
+        raise NotImplementedError
 
     def subject_name(self, index: int) -> str:
-        """Identity of a subject, ``index`` from 0."""
+        """Return the identity of a subject, ``index`` from 0."""
+        return self.subject.format(index + 1)
+
+    def words(self, label: int) -> tuple[str, ...]:
+        """Return the dataset's words for a class, by the index of which one is drawn."""
         raise NotImplementedError
 
     def first_frame(self, rng: np.random.Generator, index: int) -> int:
-        """Number of the first frame of a subject's clip ``index``."""
-        return 1
+        """Return the number of the first frame of a subject's clip ``index``; 1, or somewhere in the recording."""
+        return 1 if self.starts is None else int(rng.integers(*self.starts))
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """Identity of a subject's clip ``index``, which is its ``number``-th (from 1) of the label."""
+        """Return the identity of a subject's clip ``index``, which is its ``number``-th (from 1) of the label."""
         raise NotImplementedError
 
     def listed_name(self, subject: str, clip: str) -> tuple[str, str]:
-        """Identity of a clip by its names in such a list; ValueError for names that are not the dataset's."""
+        """Return the identity of a clip by its names in a list; ValueError for names that are not the dataset's."""
         raise NotImplementedError
 
     def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:

@@ -2,79 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
-from htnet.data.datasets.casme import SECOND_APEX
-from htnet.data.samples import Emotion
-from htnet.data.synth.layouts.base import (
-    APEX_AFTER_OFFSET,
-    APEX_IS_ONSET,
-    LOOSE_TYPES,
-    NEGATIVE,
-    OFFSET_TYPO,
-    ClipFiles,
-    Form,
-    Layout,
-    Trap,
-    apex_not_coded,
-    emotion,
-)
-from htnet.data.synth.layouts.files import units, write_frames, write_landmarks, write_table
+from htnet.data.datasets.casme import SECOND_APEX, Casme
+from htnet.data.datasets.tables import first_name
+from htnet.data.synth.layouts import trap
+from htnet.data.synth.layouts.base import ClipFiles, Trap
+from htnet.data.synth.layouts.table import Cells, TableLayout
 
 _TWO_APEXES = "two_apexes"
+_SECOND = first_name(Casme.more_columns[0])
 
 
-class CasmeLayout(Layout):
+class CasmeLayout(TableLayout):
     """Every second subject was filmed by the camera of section B."""
 
-    name = "casme"
+    adapter = Casme
+    header = ("subject", "clip", "onset", "apex", _SECOND, "offset", "Action Units", "emotion")
+    numbered = True
+    old_table = Casme.workbooks[1]
     frame = "{clip}-{number:03d}.jpg"
-    emotions: ClassVar[dict[int, tuple[str, ...]]] = {
-        Emotion.NEGATIVE: ("disgust", "repression", "sadness", "contempt", "fear"),
-        Emotion.POSITIVE: ("happiness",),
-        Emotion.SURPRISE: ("surprise",),
-    }
+    starts = (30, 120)
     traps: ClassVar[tuple[Trap, ...]] = (
         Trap(kind=_TWO_APEXES, rule=SECOND_APEX),
-        apex_not_coded(None),
-        APEX_IS_ONSET,
-        APEX_AFTER_OFFSET,
-        OFFSET_TYPO,
-        NEGATIVE,
-        Trap(kind=LOOSE_TYPES),
-        emotion("tense"),
+        trap.apex_not_coded(None),
+        trap.APEX_IS_ONSET,
+        trap.APEX_AFTER_OFFSET,
+        trap.OFFSET_TYPO,
+        trap.NEGATIVE,
+        Trap(kind=trap.LOOSE_TYPES),
+        trap.emotion("tense"),
     )
 
-    def subject_name(self, index: int) -> str:
-        """``sub01``."""
-        return f"sub{index + 1:02d}"
-
-    def first_frame(self, rng: np.random.Generator, index: int) -> int:
-        """Somewhere in the recording."""
-        return int(rng.integers(30, 120))
-
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``EP01_12``."""
+        """Return ``EP01_12``."""
         return f"EP{index // 4 + 1:02d}_{index % 4 * 3 + 2:02d}"
 
-    def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
-        """Write the dataset."""
-        header = ["Subject", "Filename", "OnsetF", "ApexF1", "ApexF2", "OffsetF", "Action Units", "Emotion"]
-        rows: list[list[object]] = [[*header]]
-        for clip in clips:
-            number = int(clip.subject[3:])
-            section = f"Section {'A' if number % 2 else 'B'}"
-            write_frames(root / section / clip.subject / clip.clip, clip, self.frame)
-            marks = clip.marks
-            second = clip.apex + 1 if clip.trap == _TWO_APEXES else None
-            subject, word = (
-                (clip.subject, marks.emotion.title()) if clip.trap == LOOSE_TYPES else (number, marks.emotion)
-            )
-            frames = [marks.onset, marks.apex, second, marks.offset]
-            rows.append([subject, clip.clip, *frames, units(clip.label), word])
-        write_table(root / ("CASME.xls" if form.xls else "CASME.xlsx"), rows)
-        write_landmarks(root, clips)
+    def folder(self, clip: ClipFiles) -> Path:
+        """Take the section of the subject's camera."""
+        return Path(Casme.folders[1 - clip.number % 2], clip.subject, clip.clip)
+
+    def row(self, clip: ClipFiles) -> Cells:
+        """Add the second apex."""
+        cells = super().row(clip) | {_SECOND: clip.apex + 1 if clip.trap == _TWO_APEXES else None}
+        if clip.trap == trap.LOOSE_TYPES:
+            cells["emotion"] = clip.marks.emotion.title()
+        return cells

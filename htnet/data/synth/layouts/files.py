@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from openpyxl import Workbook
 
+from htnet.data.datasets.base import LANDMARKS_FILE
 from htnet.data.faces.landmarks import SOURCE_COLUMNS
 from htnet.data.synth.layouts.base import ClipFiles
 from htnet.errors import InputError
@@ -26,11 +27,6 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "text": lambda data: b"not a picture\n",
 }
 """Ways to damage a file."""
-
-
-def units(label: int) -> str:
-    """Action units of a class."""
-    return ("4+15", "6+12", "1+2+5+26")[label]
 
 
 def write_frames(folder: Path, clip: ClipFiles, name: str, *, grey: bool = False) -> None:
@@ -54,7 +50,7 @@ def write_frame(path: Path, clip: ClipFiles, number: int, *, grey: bool = False)
 
 
 def encode(picture: NDArray[np.uint8], suffix: str) -> bytes:
-    """A picture's file by its suffix; JPEG at quality 95."""
+    """Return a picture's file by its suffix; JPEG at quality 95."""
     options = [cv2.IMWRITE_JPEG_QUALITY, 95] if suffix == ".jpg" else []
     encoded, data = cv2.imencode(suffix, picture, options)
     assert encoded, suffix  # encoding to memory has no input that could be wrong
@@ -133,10 +129,10 @@ def _write_xls(path: Path, rows: Rows, sheet: str, more_sheets: Sequence[str]) -
 
 
 def write_landmarks(root: Path, clips: Sequence[ClipFiles]) -> None:
-    """``landmarks.csv``: five points of every onset frame there is, in its pixels."""
+    """Write ``landmarks.csv``: five points of every onset frame there is, in its pixels."""
     rows: list[list[object]] = [["dataset", "subject", "clip", *SOURCE_COLUMNS]]
     for clip in clips:
         if clip.numbers:
             values = [f"{value:.3f}" for point in clip.landmarks for value in point]
             rows.append([clip.dataset, clip.subject, clip.clip, *values])
-    write_table(root / "landmarks.csv", rows)
+    write_table(root / LANDMARKS_FILE, rows)

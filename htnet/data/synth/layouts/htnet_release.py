@@ -14,9 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from htnet.data.datasets.htnet_release import COLUMNS, LABELS, LANDMARKS, PICTURES, HTNetRelease
 from htnet.data.faces.landmarks import UPSTREAM_COLUMNS, UPSTREAM_SIZE, face_crop
 from htnet.data.samples import Emotion, Landmarks
-from htnet.data.synth.layouts.base import ODD_NAMES, ClipFiles, Form, Layout, Trap
+from htnet.data.synth.layouts import trap
+from htnet.data.synth.layouts.base import ClipFiles, Form, Layout, Trap
 from htnet.data.synth.layouts.casme2 import Casme2Layout
 from htnet.data.synth.layouts.files import encode, write_table
 from htnet.data.synth.layouts.samm import SammLayout
@@ -28,44 +30,47 @@ _PARTS: tuple[Layout, ...] = (Casme2Layout(), SammLayout(), SmicLayout())
 class HTNetReleaseLayout(Layout):
     """Subjects take turns in belonging to CASME II, SAMM and SMIC."""
 
-    name = "htnet_release"
-    emotions: ClassVar[dict[int, tuple[str, ...]]] = {label: (label.name.lower(),) for label in Emotion}
-    traps: ClassVar[tuple[Trap, ...]] = (Trap(kind=ODD_NAMES),)
+    name = HTNetRelease.adapter
+    traps: ClassVar[tuple[Trap, ...]] = (Trap(kind=trap.ODD_NAMES),)
     # a composite with a damaged picture is refused as a whole
     damaged: ClassVar[tuple[str, ...]] = ()
 
     def dataset_name(self, subject: int) -> str:
-        """casme2, samm or smic."""
-        return _PARTS[subject % len(_PARTS)].name
+        """Return casme2, samm or smic."""
+        return HTNetRelease.datasets[subject % len(_PARTS)]
 
     def subject_name(self, index: int) -> str:
-        """As the subject's dataset has it."""
+        """Return a name as the subject's dataset has it."""
         return _PARTS[index % len(_PARTS)].subject_name(index // len(_PARTS))
 
+    def words(self, label: int) -> tuple[str, ...]:
+        """Return the name of the class."""
+        return (Emotion(label).name.lower(),)
+
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """As the subject's dataset has it."""
+        """Return a name as the subject's dataset has it."""
         return _PARTS[subject % len(_PARTS)].clip_name(subject // len(_PARTS), index, label, number, onset)
 
     def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
         """Write the composite."""
-        pictures = root / "datasets" / "STSNet_whole_norm_u_v_os"
+        pictures = root / PICTURES
         pictures.mkdir(parents=True)
-        rows: list[list[object]] = [["dataset", "sub", "filename_o", "label", "apex", "imagename", "sub_filename"]]
+        rows: list[list[object]] = [[*COLUMNS, "apex", "imagename", "sub_filename"]]
         points: list[list[object]] = [["dataset", "subject", "clip", "flow_file", *UPSTREAM_COLUMNS]]
         for clip in clips:
             stem = f"{clip.subject}_{clip.clip}"
-            name = f"{stem}.png" if clip.trap == ODD_NAMES else f"{stem} .png"
+            name = f"{stem}.png" if clip.trap == trap.ODD_NAMES else f"{stem} .png"
             picture, landmarks = _flow_picture(clip)
             (pictures / name).write_bytes(encode(picture, ".png"))
             rows.append([clip.dataset, clip.subject, clip.clip, clip.label, "", f"{stem}.jpg", ""])
             places = [round(value) for point in landmarks for value in point]
             points.append([clip.dataset, clip.subject, clip.clip, name, *places])
-        write_table(root / "combined_3_class2_for_optical_flow.csv", rows)
-        write_table(root / "landmarks_5pt.csv", points)
+        write_table(root / LABELS, rows)
+        write_table(root / LANDMARKS, points)
 
 
 def _flow_picture(clip: ClipFiles) -> tuple[NDArray[np.uint8], Landmarks]:
-    """(28, 28, 3) uint8 in OpenCV's order, and the landmarks in its pixels."""
+    """Return a (28, 28, 3) uint8 picture in OpenCV's order, and the landmarks in its pixels."""
     import torch  # here, so that writing the other layouts loads none
 
     from htnet.data.flow.strain import optical_strain

@@ -2,69 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from htnet.data.datasets.mmew import Mmew
 from htnet.data.samples import Emotion
-from htnet.data.synth.layouts.base import (
-    APEX_AFTER_OFFSET,
-    LOOSE_TYPES,
-    NO_FOLDER,
-    OFFSET_TYPO,
-    ClipFiles,
-    Form,
-    Layout,
-    Trap,
-    apex_not_coded,
-    emotion,
-)
-from htnet.data.synth.layouts.files import units, write_frames, write_landmarks, write_table
+from htnet.data.synth.layouts import trap
+from htnet.data.synth.layouts.base import ClipFiles, Trap
+from htnet.data.synth.layouts.table import Cells, TableLayout, padded
 
 _NO_SUBJECT = "blank_subject"
 
 
-class MmewLayout(Layout):
+class MmewLayout(TableLayout):
     """The subject is also the first part of the clip's name; a remark stands under the table."""
 
-    name = "mmew"
+    adapter = Mmew
+    header = ("subject", "clip", "onset", "apex", "offset", "Action Units", "emotion", "remarks")
+    numbered = True
+    remark = (*[None] * 7, "synthetic faces, no people")
+    subject = "S{:02d}"
     frame = "{number}.jpg"
-    emotions: ClassVar[dict[int, tuple[str, ...]]] = {
-        Emotion.NEGATIVE: ("disgust", "fear", "anger", "sadness"),
-        Emotion.POSITIVE: ("happiness",),
-        Emotion.SURPRISE: ("surprise",),
-    }
     traps: ClassVar[tuple[Trap, ...]] = (
-        APEX_AFTER_OFFSET,
-        OFFSET_TYPO,
-        apex_not_coded("/"),
-        NO_FOLDER,
+        trap.APEX_AFTER_OFFSET,
+        trap.OFFSET_TYPO,
+        trap.apex_not_coded("/"),
+        trap.NO_FOLDER,
         Trap(kind=_NO_SUBJECT),
-        Trap(kind=LOOSE_TYPES),
-        emotion("others"),
+        Trap(kind=trap.LOOSE_TYPES),
+        trap.emotion("others"),
     )
 
-    def subject_name(self, index: int) -> str:
-        """``S01``."""
-        return f"S{index + 1:02d}"
+    def words(self, label: int) -> tuple[str, ...]:
+        """Keep the order by which a seed has always drawn a word."""
+        return ("disgust", "fear", "anger", "sadness") if label == Emotion.NEGATIVE else super().words(label)
 
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``S01-07-001``: subject, stimulus, number."""
-        return f"S{subject + 1:02d}-{index // 3 + 1:02d}-{index % 3 + 1:03d}"
+        """Return ``S01-07-001``: subject, stimulus, number."""
+        return f"{self.subject_name(subject)}-{index // 3 + 1:02d}-{index % 3 + 1:03d}"
 
-    def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
-        """Write the dataset."""
-        header = ["Subject", "Filename", "OnsetFrame", "ApexFrame", "OffsetFrame", "Action Units", "Estimated Emotion"]
-        rows: list[list[object]] = [[*header, "remarks"]]
-        for clip in clips:
-            marks = clip.marks
-            write_frames(root / "Micro_Expression" / marks.emotion / clip.clip, clip, self.frame)
-            subject = None if clip.trap == _NO_SUBJECT else int(clip.subject[1:])
-            frames, word = [marks.onset, marks.apex, marks.offset], marks.emotion
-            if clip.trap == LOOSE_TYPES:
-                frames, word = [f"{value} " for value in frames], f" {word.title()}"
-            rows.append([subject, clip.clip, *frames, units(clip.label), word, None])
-        if any(clip.trap for clip in clips):
-            rows.extend([[None], [*[None] * 7, "synthetic faces, no people"]])
-        write_table(root / "MMEW_Micro_Exp.xlsx", rows)
-        write_landmarks(root, clips)
+    def folder(self, clip: ClipFiles) -> Path:
+        """Take the folder of the emotion."""
+        return Path(Mmew.folders[0], clip.marks.emotion, clip.clip)
+
+    def row(self, clip: ClipFiles) -> Cells:
+        """Write the subject as a number, or leave it out; pad loose cells with blanks."""
+        cells = super().row(clip) | {"subject": None if clip.trap == _NO_SUBJECT else clip.number}
+        if clip.trap == trap.LOOSE_TYPES:
+            cells |= padded(cells, "{} ") | {"emotion": f" {clip.marks.emotion.title()}"}
+        return cells

@@ -7,81 +7,64 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
-from htnet.data.samples import Emotion
-from htnet.data.synth.layouts.base import (
-    APEX_AFTER_OFFSET,
-    APEX_BEFORE_ONSET,
-    LOOSE_TYPES,
-    ODD_NAMES,
-    OFFSET_TYPO,
-    ClipFiles,
-    Form,
-    Layout,
-    Trap,
-    emotion,
-)
-from htnet.data.synth.layouts.files import units, write_frames, write_landmarks, write_table
+from htnet.data.datasets.samm import Samm
+from htnet.data.synth.layouts import trap
+from htnet.data.synth.layouts.base import ClipFiles, Form, Trap
+from htnet.data.synth.layouts.files import write_frames
+from htnet.data.synth.layouts.table import Cells, TableLayout
 
 _UNSURE = "unsure_action_units"
 
 
-class SammLayout(Layout):
+class SammLayout(TableLayout):
     """Thirteen rows of remarks above the header; subjects are numbers that lost their zeros."""
 
-    name = "samm"
+    adapter = Samm
+    above: ClassVar[tuple[Sequence[object], ...]] = (["Synthetic data in the layout of SAMM"], *[[None]] * 12)
+    header = (
+        *("subject", "clip", "Inducement Code", "onset", "apex", "offset", "Duration", "Micro", "Action Units"),
+        *("emotion", "Objective Classes", "Notes"),
+    )
+    numbered = True
     frame = "{subject}_{number:05d}.jpg"
     grey = True
+    starts = (900, 8000)
     in_lists = True
-    emotions: ClassVar[dict[int, tuple[str, ...]]] = {
-        Emotion.NEGATIVE: ("Anger", "Contempt", "Disgust", "Fear", "Sadness"),
-        Emotion.POSITIVE: ("Happiness",),
-        Emotion.SURPRISE: ("Surprise",),
-    }
     traps: ClassVar[tuple[Trap, ...]] = (
-        APEX_AFTER_OFFSET,
-        APEX_BEFORE_ONSET,
-        OFFSET_TYPO,
-        Trap(kind=ODD_NAMES),
-        Trap(kind=LOOSE_TYPES),
+        trap.APEX_AFTER_OFFSET,
+        trap.APEX_BEFORE_ONSET,
+        trap.OFFSET_TYPO,
+        Trap(kind=trap.ODD_NAMES),
+        Trap(kind=trap.LOOSE_TYPES),
         Trap(kind=_UNSURE),
-        emotion("Other"),
+        trap.emotion("Other"),
     )
 
     def subject_name(self, index: int) -> str:
-        """``006``."""
+        """Return ``006`` for the first."""
         return f"{index + 6:03d}"
 
-    def first_frame(self, rng: np.random.Generator, index: int) -> int:
-        """Somewhere in the recording."""
-        return int(rng.integers(900, 8000))
-
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``006_1_2``."""
+        """Return ``006_1_2``."""
         return f"{self.subject_name(subject)}_{index // 3 + 1}_{index % 3 + 1}"
 
     def listed_name(self, subject: str, clip: str) -> tuple[str, str]:
-        """The subject with its zeros."""
+        """Give the subject its zeros."""
         if not (re.fullmatch(r"\d{1,3}", subject) and re.fullmatch(r"\d{3}_\d+_\d+", clip)):
             raise ValueError(f"must be such as 6, 006_1_2, got {subject!r}, {clip!r}")
         return f"{int(subject):03d}", clip
 
-    def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
-        """Write the dataset."""
-        header = ["Subject", "Filename", "Inducement Code", "Onset Frame", "Apex Frame", "Offset Frame", "Duration"]
-        header += ["Micro", "Action Units", "Estimated Emotion", "Objective Classes", "Notes"]
-        blank: list[object] = [None]
-        rows: list[list[object]] = [["Synthetic data in the layout of SAMM"], *[blank] * 12, [*header]]
+    def write_clips(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
+        """Write frames, whose numbers have lost their zeros under odd names."""
         for clip in clips:
-            name = self.frame.replace(":05d", "") if clip.trap == ODD_NAMES else self.frame
-            write_frames(root / clip.subject / clip.clip, clip, name, grey=self.grey)
-            marks = clip.marks
-            subject: object = clip.subject if clip.trap == LOOSE_TYPES else int(clip.subject)
-            word = marks.emotion.upper() if clip.trap == LOOSE_TYPES else marks.emotion
-            action = f"{units(clip.label)} or 7" if clip.trap == _UNSURE else units(clip.label)
-            frames = [marks.onset, marks.apex, marks.offset, clip.offset - clip.onset + 1]
-            induced = int(clip.clip.split("_")[1])
-            rows.append([subject, clip.clip, induced, *frames, "Micro - 1/2", action, word, None, None])
-        write_table(root / "SAMM_Micro_FACS_Codes_v2.xlsx", rows)
-        write_landmarks(root, clips)
+            name = self.frame.replace(":05d", "") if clip.trap == trap.ODD_NAMES else self.frame
+            write_frames(root / self.folder(clip), clip, name, grey=self.grey)
+
+    def row(self, clip: ClipFiles) -> Cells:
+        """Add the columns that no adapter reads; words have a capital."""
+        cells, word = super().row(clip), clip.marks.emotion
+        cells["emotion"] = word.upper() if clip.trap == trap.LOOSE_TYPES else word.title()
+        if clip.trap == _UNSURE:
+            cells["Action Units"] = f"{cells['Action Units']} or 7"
+        induced, duration = int(clip.clip.split("_")[1]), clip.offset - clip.onset + 1
+        return {**cells, "Inducement Code": induced, "Duration": duration, "Micro": "Micro - 1/2"}

@@ -3,76 +3,82 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from htnet.data.samples import Emotion
-from htnet.data.synth.layouts.base import LOOSE_TYPES, LOST_FRAMES, NO_FOLDER, ClipFiles, Form, Layout, Trap
-from htnet.data.synth.layouts.files import write_frames, write_landmarks, write_table
+from htnet.data.datasets.smic import Smic
+from htnet.data.synth.layouts import trap
+from htnet.data.synth.layouts.base import ClipFiles, Form, Trap
+from htnet.data.synth.layouts.table import Cells, TableLayout
 
 _FURTHER = "further_expression_of_a_recording"
 _LEAD = 34
 """Frames of the long recording before the first that is in the clip's folder."""
+_INTERVALS = (
+    ("OnsetF", "OffsetF", "TotalMF1"),
+    ("Onset2F", "Offset2F", "TotalMF2"),
+    ("Onset3F", "Offset3F", "TotalMF3"),
+)
 
 
-class SmicLayout(Layout):
+class SmicLayout(TableLayout):
     """A folder holds one micro-expression; a row is the longer recording it was cut from, and has its frame numbers."""
 
-    name = "smic"
+    adapter = Smic
+    header = ("subject", "clip", *sum(_INTERVALS, ()), "emotion", "FirstF", "LastF", "TotalVL")
+    numbered = True
+    remark = (None, "OnsetF: first frame of the micro-expression in the recording")
+    subject = "s{:02d}"
     frame = "reg_image{number:06d}.bmp"
     in_lists = True
     length = (4, 6)
     margin = 0
-    emotions: ClassVar[dict[int, tuple[str, ...]]] = {
-        Emotion.NEGATIVE: ("negative",),
-        Emotion.POSITIVE: ("positive",),
-        Emotion.SURPRISE: ("surprise",),
-    }
     traps: ClassVar[tuple[Trap, ...]] = (
         Trap(kind=_FURTHER),
-        NO_FOLDER,
-        LOST_FRAMES,
-        Trap(kind=LOOSE_TYPES),
+        trap.NO_FOLDER,
+        trap.LOST_FRAMES,
+        Trap(kind=trap.LOOSE_TYPES),
     )
     damaged: ClassVar[tuple[str, ...]] = ("onset",)
 
-    def subject_name(self, index: int) -> str:
-        """``s01``."""
-        return f"s{index + 1:02d}"
-
     def clip_name(self, subject: int, index: int, label: int, number: int, onset: int) -> str:
-        """``s01_ne_01``, as the MEGC2019 list writes it; ``s1_ne_01`` on disk and in the workbook."""
+        """Return ``s01_ne_01``, as the MEGC2019 list writes it; ``s1_ne_01`` on disk and in the workbook."""
         return f"{self.subject_name(subject)}_{('ne', 'po', 'sur')[label]}_{number:02d}"
 
     def listed_name(self, subject: str, clip: str) -> tuple[str, str]:
-        """As the list has them, in two digits."""
+        """Return the names of the list, in two digits."""
         person, name = re.fullmatch(r"s(\d{1,2})", subject), re.fullmatch(r"s0*(\d{1,2})(_(?:ne|po|sur)_\d+)", clip)
         if person is None or name is None or int(person[1]) != int(name[1]):
             raise ValueError(f"must be such as s01, s01_ne_01, got {subject!r}, {clip!r}")
         return f"s{int(person[1]):02d}", f"s{int(person[1]):02d}{name[2]}"
 
-    def write(self, root: Path, clips: Sequence[ClipFiles], form: Form) -> None:
-        """Write the dataset."""
-        header = ["Subject", "Filename", "OnsetF", "OffsetF", "TotalMF1", "Onset2F", "Offset2F", "TotalMF2", "Onset3F"]
-        header += ["Offset3F", "TotalMF3", "Emotion", "FirstF", "LastF", "TotalVL"]
-        rows: list[list[object]] = [[*header]]
+    def folder(self, clip: ClipFiles) -> Path:
+        """Take the folders of subject and emotion."""
+        return Path(Smic.folders[0], clip.subject, "micro", clip.marks.emotion, _name(clip))
+
+    def rows(self, clips: Sequence[ClipFiles], form: Form) -> Iterator[Cells]:
+        """Put a further expression into the row of the recording before."""
+        rows: list[Cells] = []
         for clip in clips:
-            number = int(clip.subject[1:])
-            name = f"s{number}{clip.clip.removeprefix(clip.subject)}"
-            write_frames(root / "HS" / clip.subject / "micro" / clip.marks.emotion / name, clip, self.frame)
-            start, end = clip.onset + _LEAD, clip.offset + _LEAD
-            length = end - start + 1
             if clip.trap == _FURTHER:
-                # the recording of the row before: a second expression in it
-                rows[-1][5:8] = [start + 100, end + 100, length]
-                continue
-            subject: object = number
-            if clip.trap == LOOSE_TYPES:
-                subject, name = clip.subject, clip.clip
-            recording = [1, end + _LEAD, end + _LEAD]
-            rows.append([subject, name, start, end, length, *[None] * 6, clip.marks.emotion, *recording])
-        if any(clip.trap for clip in clips):
-            rows.extend([[None], [None, "OnsetF: first frame of the micro-expression in the recording"]])
-        write_table(root / "SMIC-HS-E_annotation.xlsx", rows)
-        write_landmarks(root, clips)
+                rows[-1] |= _interval(clip, 1, later=100)
+            else:
+                rows.append(self.row(clip))
+        return iter(rows)
+
+    def row(self, clip: ClipFiles) -> Cells:
+        """Describe the recording that the clip was cut from."""
+        name = clip.clip if clip.trap == trap.LOOSE_TYPES else _name(clip)
+        end = clip.offset + 2 * _LEAD
+        return {**super().row(clip), "clip": name, **_interval(clip, 0), "FirstF": 1, "LastF": end, "TotalVL": end}
+
+
+def _name(clip: ClipFiles) -> str:
+    return f"s{clip.number}{clip.clip.removeprefix(clip.subject)}"
+
+
+def _interval(clip: ClipFiles, which: int, later: int = 0) -> Cells:
+    """Return the cells of a recording's expression, ``later`` frames after the clip's own."""
+    numbers = (clip.onset + _LEAD + later, clip.offset + _LEAD + later, clip.offset - clip.onset + 1)
+    return dict(zip(_INTERVALS[which], numbers, strict=True))
