@@ -282,6 +282,42 @@ def test_tasks_do_not_wait_for_a_fit_node_that_died(tmp_path):
     assert sum("no node is fit: node blind: no such store" in line for line in ends) > 0
 
 
+_NO_MEMORY = """
+import sys
+from pathlib import Path
+import ray
+from launch import retry
+from launch.pool import Pool
+from test_launch_pool import Done, make_jobs
+
+retry.PAUSE_SECONDS = 0.1
+# Ray's monitor sees every machine above this share of its memory
+monitor = {"memory_usage_threshold": 0.0, "memory_monitor_refresh_ms": 100}
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _system_config=monitor)
+
+def task(job):
+    import time
+    time.sleep(60)
+    return Done(job.name)
+
+pool = Pool(ray=ray, task=task, retries=1, on_event=lambda kind, **facts: print(kind, facts.get("failure"), flush=True))
+for job, end in pool.run(make_jobs(Path(sys.argv[1]), 1)):
+    print("end", job.name, end, flush=True)
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_task_that_ran_out_of_memory_waits_and_says_so(tmp_path):
+    """By Ray's own memory monitor, set so that every task has too much."""
+    done = run_program(_NO_MEMORY, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "task_again out_of_memory", done.stdout
+    assert "end s0 GivenUp" in lines[1]
+    assert "gave up after 2 attempts: OutOfMemoryError" in lines[1]
+
+
 # --- progress
 
 
