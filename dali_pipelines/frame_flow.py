@@ -154,9 +154,3 @@ def flow_from_frames(store: Store, rows: Sequence[int], *, device: torch.device,
     for step in range(sampler.steps_per_epoch):
         images.update(zip(sampler.batch(step).tolist(), flow.next().half().cpu().numpy(), strict=True))
     return images.__getitem__
-
-
-def changes_frames(augment: AugmentConfig) -> bool:
-    """Tell if a sample's pictures differ from step to step, and with them its flow."""
-    plain = AugmentConfig()
-    return (augment.time_jitter, augment.photometric) != (plain.time_jitter, plain.photometric)

@@ -60,6 +60,14 @@ def check_frames(store: Store, rows: Iterable[int], *, jitter: int) -> FramesRec
     return recipe
 
 
+def check_one_flow_size(store: Store, rows: Iterable[int]) -> None:
+    """Refuse to change samples whose flow images differ in size: they are changed together."""
+    sizes = {store.samples[row].flow_size: row for row in sorted(set(rows))}
+    if len(sizes) > 1:
+        named = ", ".join(f"{store.samples[row].id} has {size}" for size, row in sorted(sizes.items()))
+        raise InputError(f"{store.path}: data.augment needs flow images of one size: {named}")
+
+
 def _check_published(store: Store, rows: list[int], data: DataConfig) -> None:
     """Refuse changes that mean nothing on published pictures, and a scale that they do not share with other rows.
 

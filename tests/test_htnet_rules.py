@@ -9,11 +9,12 @@ import pytest
 from conftest import random_samples
 
 from htnet.config import Config, DataConfig, EngineConfig, HTNetConfig, PrepareConfig, ResourcesConfig
-from htnet.config.augment import AugmentConfig, RotateConfig, TimeJitterConfig
+from htnet.config.augment import AugmentConfig, JitterConfig, MixConfig, RotateConfig, TimeJitterConfig
 from htnet.config.section import takes_gpu
 from htnet.data.store.writer import write_store
 from htnet.errors import InputError
 from htnet.rules import check_fold_device, check_gpu, check_samples, check_task_device
+from launch.commands.sweep import check_folds
 
 JITTER = AugmentConfig(time_jitter=TimeJitterConfig(frames=1))
 TURNED = AugmentConfig(rotate=RotateConfig(degrees=5.0))
@@ -112,3 +113,15 @@ def test_auto_takes_the_gpu_that_it_was_given():
         *(False, False),
         *(True, True),
     ]
+
+
+def test_what_is_changed_together_has_one_flow_size(tmp_path):
+    """Samples of two flow sizes train together as they are; a sweep that changes them is refused before any fold."""
+    samples = [*random_samples(datasets=("casme2",)), *random_samples(datasets=("samm",), flow_size=64)]
+    mixed = write_store(tmp_path / "store", iter(samples), {})
+    data = DataConfig(augment=AugmentConfig(jitter=JitterConfig(shift=0.1)))
+    said = "data.augment needs flow images of one size: casme2/sub02/EP02 has 28, samm/sub02/EP02 has 64"
+    with pytest.raises(InputError, match=re.escape(said)):
+        check_folds(Config(data=data), mixed)
+    check_folds(Config(data=replace(data, datasets=("samm",))), mixed)
+    check_folds(Config(data=DataConfig(augment=AugmentConfig(mix=MixConfig(kind="mixup")))), mixed)

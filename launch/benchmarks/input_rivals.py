@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 from dali_pipelines import EpochSampler, FlowTransform
 from dali_pipelines.augment import Changes, Places, draw, plan_changes
 from dali_pipelines.photometric import draw_strengths
-from dali_pipelines.stream import changes_pixels
 from htnet.config import DataConfig
 from htnet.data.flow.image import flow_image_tensor, flow_tensor
 from htnet.data.regions import region_starts, scale_minmax
@@ -104,7 +103,7 @@ class PlainBatches(Dataset[tuple[Tensor, Tensor]]):
         self._decoded: dict[int, NDArray[np.float16]] = {}
         self._finished: Tensor | None = None
         rows = range(len(store.rows))
-        if data.cache_mb and changes_pixels(data.augment):
+        if data.cache_mb and data.augment.changes_pixels:
             self._decoded = {row: store.read_flow(row) for row in rows}
         elif data.cache_mb:
             self._finished = torch.from_numpy(np.stack([self._mosaic(row, None) for row in rows]))
@@ -114,7 +113,7 @@ class PlainBatches(Dataset[tuple[Tensor, Tensor]]):
         labels = self._labels[torch.from_numpy(rows.copy())]
         if self._finished is not None:
             return self._finished[torch.from_numpy(rows.copy())], labels
-        if not changes_pixels(self._data.augment):
+        if not self._data.augment.changes_pixels:
             return torch.from_numpy(np.stack([self._mosaic(row, None) for row in rows.tolist()])), labels
         changes = self._changes(step, rows)
         images = [self._mosaic(row, changes, index) for index, row in enumerate(rows.tolist())]

@@ -14,7 +14,7 @@ from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold
 from htnet.data.store.reader import Store, open_store
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
-from htnet.rules import check_fold_device, check_samples
+from htnet.rules import check_fold_device, check_one_flow_size, check_samples
 from htnet.scoring.record import FoldRecord
 from launch.cluster import ClusterGoneError, Needs, ray_cluster
 from launch.commands.report import finish_run
@@ -97,7 +97,9 @@ def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
     """Return the run's folds; refuse what would fail in every one of them, before any is started."""
     folds = loso_folds(store, datasets=config.data.datasets, subjects=config.data.subjects)
     for fold in folds:
-        validation_subjects(store, fold, config.data.validation_subjects, config.seed)
+        inner = validation_subjects(store, fold, config.data.validation_subjects, config.seed)
+        if config.data.augment.changes_pixels:
+            check_one_flow_size(store, (row for row in fold.train if store.samples[row].subject not in inner))
     check_samples(config, store, {row for fold in folds for row in (*fold.train, *fold.test)})
     check_fold_device(config)
     return folds
