@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from htnet.checkpoint import to_upstream
 from htnet.config import EngineConfig, HTNetConfig, TrainConfig
+from htnet.config.training import EngineName, Precision
 from htnet.cpu import configure_cpu
 from htnet.errors import EXIT_DONE, InputError
 from htnet.model import HTNet
@@ -115,9 +116,7 @@ def _upstream(config: HTNetConfig, state: State) -> Provider:
 class EngineLoop:
     """One of the project's engines, as a fold uses it."""
 
-    def __init__(
-        self, model: nn.Module, name: Literal["deepspeed", "torch"], precision: Literal["fp32", "bf16"]
-    ) -> None:
+    def __init__(self, model: nn.Module, name: EngineName, precision: Precision) -> None:
         train = TrainConfig(optimizer="adam", learning_rate=LEARNING_RATE, batch_size=256)
         engine = EngineConfig(name=name, precision=precision, threads=torch.get_num_threads())
         self._engine = create_engine(model, train, engine, device=torch.device("cpu"))
@@ -129,9 +128,7 @@ class EngineLoop:
         return self._engine.logits(images)
 
 
-def _engine(
-    name: Literal["deepspeed", "torch"], precision: Literal["fp32", "bf16"]
-) -> Callable[[HTNetConfig, State], Provider]:
+def _engine(name: EngineName, precision: Precision) -> Callable[[HTNetConfig, State], Provider]:
     def build(config: HTNetConfig, state: State) -> Provider:
         model = HTNet(config)
         model.load_state_dict(state)

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from htnet.config.prepare import HeadMotion, StrainKind
 from htnet.data.store.reader import Store
 from htnet.errors import InputError
-
-if TYPE_CHECKING:
-    # these import torch, which a sweep that only checks its input does not need
-    from htnet.data.flow.head_motion import HeadMotion
-    from htnet.data.flow.strain import StrainKind
 
 Part = Literal["onset", "apex"]
 PARTS: tuple[Part, Part] = ("onset", "apex")
