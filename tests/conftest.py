@@ -11,14 +11,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from htnet.config import Config, DataConfig, HTNetConfig, ScoreConfig, TrainConfig
-from htnet.data.samples import Sample, SampleId
-from htnet.data.store.reader import Store
-from htnet.data.store.writer import PreparedSample, write_store
+if TYPE_CHECKING:  # imported where they are used: tests of the kernels run where the packages for data are absent
+    from htnet.config import Config
+    from htnet.data.store.reader import Store
+    from htnet.data.store.writer import PreparedSample
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 280.0
@@ -40,6 +41,9 @@ def shared_data() -> Path:
 
 def random_samples(*, datasets=("casme2", "samm", "smic"), subjects=3, flow_size=28) -> Iterator[PreparedSample]:
     """Noise with a bump whose place tells the class; 3 or 4 clips a subject, landmarks that are not whole pixels."""
+    from htnet.data.samples import Sample, SampleId
+    from htnet.data.store.writer import PreparedSample
+
     rng = np.random.default_rng(7)
     for dataset in datasets:
         for person in range(subjects):
@@ -62,12 +66,16 @@ def random_samples(*, datasets=("casme2", "samm", "smic"), subjects=3, flow_size
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory) -> Store:
     """A store of three datasets with three subjects each: nine folds, thirty clips of 28 pixels. Do not change it."""
+    from htnet.data.store.writer import write_store
+
     return write_store(tmp_path_factory.mktemp("tiny") / "store", random_samples(), {"sources": "random"})
 
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_store) -> Config:
     """A sweep of the tiny store that takes a fraction of a second a fold, with everything random switched on."""
+    from htnet.config import Config, DataConfig, HTNetConfig, ScoreConfig, TrainConfig
+
     return Config(
         seed=3,
         data=DataConfig(store=str(tiny_store.path)),
@@ -75,6 +83,25 @@ def tiny_config(tiny_store) -> Config:
         train=TrainConfig(epochs=5, batch_size=16, weight_decay=0.01),
         score=ScoreConfig(bootstrap=20, chance_trials=5),
     )
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--failures", metavar="FILE", help="add each failure to FILE at once, for a run that may be cut")
+
+
+class FailureFile:
+    """A plugin that writes each failure down at once: pytest prints them at its end, if it reaches that."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.failed:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"=== {report.nodeid} ({getattr(report, 'when', 'collect')})\n{report.longreprtext}\n")
+
+    def pytest_collectreport(self, report) -> None:
+        self.pytest_runtest_logreport(report)
 
 
 def pytest_configure(config) -> None:
@@ -90,6 +117,8 @@ def pytest_configure(config) -> None:
             importlib.import_module("kernels.local_attention.kernels")
             # imported by Triton at the first launch, and insists on the variable then
             importlib.import_module("triton.experimental.gluon")
+    if config.option.failures and not hasattr(config, "workerinput"):  # workers tell the process that started them
+        config.pluginmanager.register(FailureFile(Path(config.option.failures)))
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -85,7 +85,7 @@ def load_detector(prepare: PrepareConfig) -> tuple[str, Detector] | None:
 
 
 def check_machine(prepare: PrepareConfig, device: str) -> None:
-    """:class:`InputError` where this machine lacks the GPU or the detector that is asked for."""
+    """Refuse, with an :class:`InputError`, a machine without the GPU or the detector that is asked for."""
     if device == "cuda":
         instead = "prepare.device=cpu and prepare.gpus_per_task=0"
         check_gpu("prepare.device=cuda", visible=torch.cuda.is_available(), instead=instead)

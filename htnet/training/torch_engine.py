@@ -1,4 +1,4 @@
-"""The step in plain PyTorch."""
+"""Training step in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["TorchEngine"]
 
 
 class TorchEngine:
-    """An :class:`~htnet.training.engine.Engine` of one process."""
+    """Engine (:class:`~htnet.training.engine.Engine`) of one process."""
 
     def __init__(
         self,
