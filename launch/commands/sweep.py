@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -40,6 +40,8 @@ class _Sweep:
         """Take up a fold's record, or the reason why there is none."""
         if isinstance(outcome, GivenUp):
             outcome = FoldOutcome(fold=spec.name, seconds=0.0, reason=outcome.reason)
+        for aside in outcome.damage:
+            self.run.event("set_aside", **asdict(aside))
         reason = outcome.reason or self._take(outcome.fold)
         if reason is None:
             self.run.event(
