@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from htnet.config.section import Device, NotNegative, Positive, section
+from htnet.config.section import Count, Device, NotNegative, Positive, section
 
 AdapterName = Literal["htnet_release", "casme2", "samm", "smic", "casme", "casme3_a", "casme3_c", "mmew", "4dme", "csv"]
 FlowMethod = Literal["tvl1", "dis"]
@@ -66,6 +66,8 @@ class PrepareConfig:
     """CPU threads of a task."""
     gpus_per_task: NotNegative = 0.0
     """Share of a GPU that Ray reserves for a task (a subject)."""
+    retries: Count = 3
+    """Times a subject is tried again after its worker died; a dead or unfit node does not count."""
 
     def __post_init__(self) -> None:
         if self.working_size < self.flow_size:
