@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from htnet.config import AugmentConfig
-from htnet.data.regions import CropRule, region_starts
+from htnet.config.data import CropRule
+from htnet.data.regions import region_starts
 from htnet.data.samples import Sample
 
 _DRAWS = {"flip": 1, "rotate": 1, "shift": 8, "scale": 1, "magnify": 1, "drop": 4}

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from dali_pipelines.augment import Places
 from dali_pipelines.sampler import EpochSampler
-from htnet.data.regions import CropRule, region_starts
+from htnet.config.data import CropRule
+from htnet.data.regions import region_starts
 from htnet.data.store.reader import Store
 
 Reader = Callable[[int], NDArray[Any]]

@@ -32,8 +32,8 @@ from dali_pipelines.sampler import EpochSampler, in_order
 from dali_pipelines.sources import rows_of
 from htnet.config import AugmentConfig
 from htnet.data.flow.image import flow_tensor, landmark_tensor
-from htnet.data.store.frames import check_frames
 from htnet.data.store.reader import Store
+from htnet.rules import check_frames
 
 _BATCH = 32
 
@@ -154,9 +154,3 @@ def flow_from_frames(store: Store, rows: Sequence[int], *, device: torch.device,
     for step in range(sampler.steps_per_epoch):
         images.update(zip(sampler.batch(step).tolist(), flow.next().half().cpu().numpy(), strict=True))
     return images.__getitem__
-
-
-def changes_frames(augment: AugmentConfig) -> bool:
-    """Tell if a sample's pictures differ from step to step, and with them its flow."""
-    plain = AugmentConfig()
-    return (augment.time_jitter, augment.photometric) != (plain.time_jitter, plain.photometric)

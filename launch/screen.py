@@ -81,6 +81,8 @@ class SweepBoard(Board):
 
     def finished(self, outcome: FoldOutcome, record: FoldRecord | None) -> None:
         """Take note of a fold's end, with its record if there is one; in a log file this is a line."""
+        for aside in outcome.damage:
+            say(self._console, f"fold {outcome.fold}: {aside}")
         if record is None:
             self._failed += 1
             say(self._console, f"fold {outcome.fold} failed: {outcome.reason}", style="red")

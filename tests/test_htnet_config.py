@@ -408,6 +408,7 @@ OTHER = {
     "prepare.device": "cpu",
     "prepare.threads": 2,
     "prepare.gpus_per_task": 0.5,
+    "prepare.retries": 1,
     "prepare.keep_frames": True,
     "prepare.keep_neighbours": 2,
     "data.store": "elsewhere",

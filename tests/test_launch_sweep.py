@@ -239,6 +239,23 @@ def test_a_run_damaged_all_over_is_mended_by_its_command(reference, run_sweep, s
     ]
 
 
+def test_a_damaged_snapshot_is_told_on_screen_and_in_events(reference, run_sweep, sweep_config, tmp_path):
+    """The user learns of it, though the fold begins anew by itself and ends with the same record."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    (run / "folds" / "samm__sub01.json").unlink()
+    snapshot = run / "checkpoints" / "samm__sub01" / "3"
+    snapshot.mkdir(parents=True)
+    (snapshot / "snapshot.json").write_text("{")
+    done = run_sweep(sweep_config, run)
+    assert done.code == 0, done.text
+    assert bytes_of(run) == bytes_of(reference)
+    [event] = [event for event in events_of(run) if event["event"] == "set_aside"]
+    assert (event["path"], event["now"]) == (str(snapshot), "3.damaged-1")
+    assert event["reason"].startswith(f"{snapshot}: damaged snapshot (JSONDecodeError")
+    assert f"fold samm/sub01: {event['reason']}; set aside as 3.damaged-1\n" in done.text
+
+
 def test_report_scores_a_run_again_to_the_same_numbers(reference, tmp_path, capsys):
     copy = tmp_path / "run"
     for path in reference.rglob("*"):

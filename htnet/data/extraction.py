@@ -35,6 +35,7 @@ from htnet.data.samples import Landmarks, Sample
 from htnet.data.store.frames import frame_member, neighbours
 from htnet.data.store.writer import PreparedSample
 from htnet.errors import InputError
+from htnet.rules import check_gpu
 
 UNREADABLE = "unreadable_frames"
 """Onset or apex are missing, damaged or of different sizes; a failure."""
@@ -84,9 +85,10 @@ def load_detector(prepare: PrepareConfig) -> tuple[str, Detector] | None:
 
 
 def check_machine(prepare: PrepareConfig, device: str) -> None:
-    """Raise :class:`InputError` where this machine lacks the GPU or the detector that is asked for."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("prepare.device=cuda: no CUDA device is visible")
+    """Refuse, with an :class:`InputError`, a machine without the GPU or the detector that is asked for."""
+    if device == "cuda":
+        instead = "prepare.device=cpu and prepare.gpus_per_task=0"
+        check_gpu("prepare.device=cuda", visible=torch.cuda.is_available(), instead=instead)
     load_detector(prepare)
 
 

@@ -143,7 +143,7 @@ class Frames(Protocol):
         ...
 
     def read(self, number: int) -> NDArray[np.uint8]:
-        """Read a frame, (H, W, 3) uint8, blue-green-red; :class:`InputError` names file and frame."""
+        """Read a frame, Read a frame, (H, W, 3) uint8, blue-green-red; :class:`InputError` names file and frame."""
         ...
 
     def read_each(self, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 from dali_pipelines import EpochSampler, FlowTransform
 from dali_pipelines.augment import Changes, Places, draw, plan_changes
 from dali_pipelines.photometric import draw_strengths
-from dali_pipelines.stream import changes_pixels
 from htnet.config import DataConfig
 from htnet.data.flow.image import flow_image_tensor, flow_tensor
 from htnet.data.regions import region_starts, scale_minmax
@@ -105,7 +104,7 @@ class PlainBatches(Rival):
         """Flow images by row."""
         self._finished: Tensor | None = None
         rows = range(len(store.rows))
-        if data.cache_mb and changes_pixels(data.augment):
+        if data.cache_mb and data.augment.changes_pixels:
             self.decoded = {row: store.read_flow(row) for row in rows}
         elif data.cache_mb:
             self._finished = torch.from_numpy(np.stack([self._mosaic(row, None) for row in rows]))
@@ -114,7 +113,7 @@ class PlainBatches(Rival):
         if self._finished is not None:
             return self._finished[rows]
         changes = None
-        if changes_pixels(self._data.augment):
+        if self._data.augment.changes_pixels:
             draws, places = draw(self._sampler.seed, step, len(rows)), self._places.chosen(np.asarray(rows))
             changes = plan_changes(self._data.augment, draws, places=places, rule=self._data.crop)
         return torch.from_numpy(np.stack([self._mosaic(row, changes, index) for index, row in enumerate(rows)]))

@@ -37,8 +37,6 @@ from launch.screen import RESUME, PrepareBoard, say
 from launch.tasks.subject import SHARED, RefusedError, SubjectOutcome, SubjectTask, prepare_subject
 
 Parts = Mapping[tuple[str, str], Mapping[str, Any]]
-RETRIES = 3
-"""Number of times that a subject is tried again after its worker died."""
 _TEXTS = ("clip", "rule", "reason", "place")
 
 
@@ -198,7 +196,7 @@ def _make_subjects(
         ray_cluster(address, _needs(prepare)) as ray,
         PrepareBoard(console, clips=len(plan.entries), subjects=len(plan.subjects), before=before.values()) as board,
     ):
-        pool = Pool[SubjectTask, SubjectOutcome](ray=ray, task=prepare_subject, retries=RETRIES)
+        pool = Pool[SubjectTask, SubjectOutcome](ray=ray, task=prepare_subject, retries=prepare.retries)
         for task, end in pool.run(tasks):
             outcome = _accepted(task, end)
             board.advance(task.name, outcome)

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,9 @@ class RunFolder:
 
     def set_aside(self, path: Path, reason: str) -> str:
         """Rename a damaged file or folder of the run and note it as an event; returns a line that says so."""
-        aside = set_aside(path)
-        self.event("set_aside", path=str(path), now=aside.name, reason=reason)
-        return f"{reason}; set aside as {aside.name}"
+        aside = set_aside(path, reason)
+        self.event("set_aside", **asdict(aside))
+        return str(aside)
 
     def settle_machine(self, here: Mapping[str, str]) -> dict[str, str]:
         """Return the deciding facts of the machine of the run's first fold: ``here``, where this is the first."""

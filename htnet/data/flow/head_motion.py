@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-__all__ = ["HeadMotion", "without_head_motion"]
+from htnet.config.prepare import HeadMotion
 
-HeadMotion = Literal["none", "median", "landmarks"]
+__all__ = ["without_head_motion"]
 
 _STABLE = (-0.25, 0.25, 0.5, 0.75, 1.25)
 """Outer and inner corner of the left eye, nose root, corners of the right eye: shares of the way between the eyes."""

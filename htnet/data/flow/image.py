@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from htnet.config import FlowMethod
-from htnet.data.flow.head_motion import HeadMotion, without_head_motion
+from htnet.config.prepare import FlowMethod, HeadMotion, StrainKind
+from htnet.data.flow.head_motion import without_head_motion
 from htnet.data.flow.methods import compute_flow
-from htnet.data.flow.strain import StrainKind, optical_strain
+from htnet.data.flow.strain import optical_strain
 from htnet.data.samples import Landmarks
 
 Gray = NDArray[np.uint8]
