@@ -275,6 +275,31 @@ def test_report_scores_a_run_again_to_the_same_numbers(reference, tmp_path, caps
     assert "not a run" in capsys.readouterr().err
 
 
+def test_report_names_every_record_that_the_store_contradicts(reference, sweep_config, tmp_path, capsys):
+    """Nothing is scored of a damaged run; where the store is not at hand, a line says that it was not asked."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    results = bytes_of(run)
+    one, other = run / "folds" / "samm__sub01.json", run / "folds" / "smic__sub02.json"
+    kept = one.read_bytes()
+    record = FoldRecord.read(one)
+    sample = replace(record.samples[0], label=(record.samples[0].label + 1) % 3)
+    replace(record, samples=(sample, *record.samples[1:])).write(one)  # with the checksum of its content
+    other.write_bytes(other.read_bytes().replace(b"smic", b"samm", 1))
+    assert main(["report", str(run)]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"htnet report: {one}") and "label" in first
+    assert second.startswith(f"htnet report: {other}")
+    assert bytes_of(run) == results
+    one.write_bytes(kept)
+    shutil.copy(reference / "folds" / other.name, other)
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**environment, "store": str(tmp_path / "gone"), "resumed": []}))
+    assert main(["report", str(run)]) == 0
+    assert f"the records are not held against the store: {tmp_path / 'gone'}: no such store" in capsys.readouterr().out
+    assert bytes_of(run) == results
+
+
 def write_config(config: Config, folder: Path) -> Path:
     path = folder / "sweep.yaml"
     path.write_text(dump_config(config))

@@ -24,7 +24,7 @@ from htnet.config.identity import config_hash, identity_changes
 from htnet.config.load import dump_config, load_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold, fold_stem
-from htnet.data.store.reader import Store
+from htnet.data.store.reader import Store, open_store
 from htnet.errors import InputError
 from htnet.files import locked, read_json, remove_leftovers, set_aside, write_first, write_json, write_whole
 from htnet.scoring.record import FoldRecord, check_record
@@ -138,36 +138,17 @@ class RunFolder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenRun(RunFolder):
-    """A run that this process drives."""
+class CheckedRun(RunFolder):
+    """A run beside its configuration and its store, against which its records are held."""
 
     configuration: Config
     store: Store
     config_hash: str
-    unlocked: str | None = None
-    """Reason for which nothing keeps a second driver out; None where this process holds the lock."""
-    damage: list[str] = field(default_factory=list)
-    """A line for everything that was damaged and is set aside now."""
 
     @cached_property
     def _folds_of_store(self) -> dict[str, Fold]:
         folds = loso_folds(self.store, datasets=self.configuration.data.datasets)
         return {fold.subject: fold for fold in folds}
-
-    def records(self) -> dict[str, FoldRecord]:
-        """Return the records by subject; those that do not hold are set aside, left-overs of the others removed."""
-        records = {}
-        for path in sorted(self.folds.glob("*.json")):
-            try:
-                record = self.read_record(path)
-            except InputError as error:
-                self.damage.append(self.set_aside(path, str(error)))
-            else:
-                records[record.fold] = record
-                self.remove_leftovers(record.fold)
-                if "decides" in record.environment and not self.machine.exists():
-                    self.settle_machine(record.environment["decides"])
-        return records
 
     def read_record(self, path: Path) -> FoldRecord:
         """Read a record and hold it against store and configuration.
@@ -190,6 +171,47 @@ class OpenRun(RunFolder):
             validation=[samples[row] for row in fold.train if samples[row].subject in inner],
         )
         return record
+
+    def read_records(self) -> list[FoldRecord]:
+        """Read all records, sorted by fold; changes nothing.
+
+        Raises:
+            InputError: a line for each record that does not hold, as of :meth:`read_record`.
+        """
+        records, damage = [], []
+        for path in sorted(self.folds.glob("*.json")):
+            try:
+                records.append(self.read_record(path))
+            except InputError as error:
+                damage.append(str(error))
+        if damage:
+            raise InputError("\n".join(damage))
+        return sorted(records, key=lambda record: record.fold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRun(CheckedRun):
+    """A run that this process drives."""
+
+    unlocked: str | None = None
+    """Reason for which nothing keeps a second driver out; None where this process holds the lock."""
+    damage: list[str] = field(default_factory=list)
+    """A line for everything that was damaged and is set aside now."""
+
+    def records(self) -> dict[str, FoldRecord]:
+        """Return the records by subject; those that do not hold are set aside, left-overs of the others removed."""
+        records = {}
+        for path in sorted(self.folds.glob("*.json")):
+            try:
+                record = self.read_record(path)
+            except InputError as error:
+                self.damage.append(self.set_aside(path, str(error)))
+            else:
+                records[record.fold] = record
+                self.remove_leftovers(record.fold)
+                if "decides" in record.environment and not self.machine.exists():
+                    self.settle_machine(record.environment["decides"])
+        return records
 
     def mend(self) -> None:
         """Set aside what of the run's own notes is damaged, and remove what dead drivers and workers left."""
@@ -248,6 +270,22 @@ def open_run(path: Path, config: Config, store: Store) -> Iterator[OpenRun]:
         if why is not None:
             run.event("no_lock", asked="a lock on .lock", taken="none: keep a second driver away", reason=why)
         yield opened
+
+
+def find_store(path: Path) -> CheckedRun:
+    """Return a run beside the store that its last driver read. Changes nothing.
+
+    Raises:
+        InputError: the store is not there or damaged, or it or the configuration is another than the run's.
+    """
+    run = RunFolder(path=path)
+    config, known = load_config(run.config), _known_environment(run)
+    drivers = [dict(known), *known.get("resumed", [])]
+    store = open_store(Path(str(drivers[-1].get("store", config.data.store))))
+    identity = config_hash(config, store.digest)
+    if identity != known.get("config_hash", _identity_of_records(run)):
+        raise InputError(f"{store.path}: another store, or {run.config} another configuration, than the run's")
+    return CheckedRun(path=path, configuration=config, store=store, config_hash=identity)
 
 
 def check_run(path: Path, config: Config, store: Store) -> str:
