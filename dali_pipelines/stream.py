@@ -12,7 +12,7 @@ import json
 import torch
 from nvidia.dali import Pipeline, fn
 
-from dali_pipelines.augment import Places, draw, plan_changes
+from dali_pipelines.augment import FaceGeometry, draw, plan_changes
 from dali_pipelines.frame_flow import FrameFlow
 from dali_pipelines.mix import mix_batch
 from dali_pipelines.resample import changed_mosaics
@@ -54,7 +54,7 @@ class FlowStream:
         self._resident, self._augment, self._transform = resident, augment, transform
         self._num_classes = num_classes
         self._step = 0 if state is None else _step_of(state)
-        self._places = Places.of(resident.store.samples)
+        self._places = FaceGeometry.of(resident.store.samples)
         self._changes = augment.changes_pixels
         if self._changes:
             check_one_flow_size(resident.store, sampler.rows)

@@ -60,7 +60,7 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
     with staging(out, plan.recipe, _made_with(config.prepare)) as stage:
         if stage.unlocked is not None:
             say(console, f"{out}: no lock there ({stage.unlocked}): nothing keeps a second writer of this store away")
-        if stage.cleared:
+        if stage.replaced_partial:
             say(console, f"{stage.folder}: was made from other input, settings or versions: removed")
         try:
             if strict:

@@ -299,7 +299,7 @@ def check_run(path: Path, config: Config, store: Store) -> str:
     run = RunFolder(path=path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file; --out names a folder")
-    if path.is_dir() and not run.config.exists() and any(not _is_ours(item) for item in path.iterdir()):
+    if path.is_dir() and not run.config.exists() and any(not _is_startup_leftover(item) for item in path.iterdir()):
         raise InputError(f"{path}: is not empty and not a run; choose another --out")
     identity = config_hash(config, store.digest)
     if not run.config.exists() or not run.is_begun():
@@ -317,7 +317,7 @@ def check_run(path: Path, config: Config, store: Store) -> str:
     raise InputError(f"{path}: this run belongs to another configuration: {what}; choose another --out")
 
 
-def _is_ours(item: Path) -> bool:
+def _is_startup_leftover(item: Path) -> bool:
     """Tell if a driver that was killed at its start leaves this behind."""
     return item.name == ".lock" or (item.name.startswith(".") and item.name.endswith(".tmp"))
 

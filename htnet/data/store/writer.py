@@ -79,7 +79,7 @@ class Staging:
     """Place of the finished store."""
     folder: Path
     recipe: Mapping[str, Any]
-    cleared: bool = False
+    replaced_partial: bool = False
     """True if an unfinished store of another kind was removed."""
     unlocked: str | None = None
     """Reason for which nothing keeps a second writer out; None where the lock is held."""
@@ -151,13 +151,13 @@ def staging(path: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any] 
                 raise InputError(f"{path}: is there already; remove it or choose another --out")
             mark = partial / "parts" / "recipe.txt"
             going_on = _same_text(mark, text)
-            cleared = not going_on and mark.exists()
+            replaced = not going_on and mark.exists()
             if not going_on:
                 shutil.rmtree(partial, ignore_errors=True)
                 (partial / "parts").mkdir(parents=True)
                 (partial / "store").mkdir()
                 write_whole(mark, text)
-            yield Staging(path=path, folder=partial, recipe=recipe, cleared=cleared, unlocked=unlocked)
+            yield Staging(path=path, folder=partial, recipe=recipe, replaced_partial=replaced, unlocked=unlocked)
     except OSError as error:  # no right to write, a full disk, a name that the file system cannot hold
         raise InputError(f"{path}: the store cannot be written: {error}") from None
 
