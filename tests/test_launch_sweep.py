@@ -740,7 +740,7 @@ def test_the_board_counts_what_is_done_in_flight_and_left(tmp_path, reference):
     for terminal in (False, True):
         text = io.StringIO()
         console = Console(file=text, width=120, force_terminal=terminal, color_system=None)
-        board = SweepBoard(console, total=24, done=records[:1], epochs=6, num_classes=3)
+        board = SweepBoard(console, total=24, done=records[:1], epochs=6)
         with board:
             board.poll([Flight(spec=spec, epoch=i - 1) for i, spec in enumerate(make_specs(tmp_path, 20))])
             console.print(board.render())
@@ -766,7 +766,7 @@ def test_time_left_is_reckoned_from_what_was_trained(tmp_path, reference, monkey
     monkeypatch.setattr("launch.screen.time.monotonic", lambda: now[0])
     records = [FoldRecord.read(path) for path in sorted((reference / "folds").iterdir())[:2]]
     specs = make_specs(tmp_path, 2)
-    board = SweepBoard(Console(file=io.StringIO()), total=4, done=records[:1], epochs=100, num_classes=3)
+    board = SweepBoard(Console(file=io.StringIO()), total=4, done=records[:1], epochs=100)
     assert board._remaining() == "?"
     board.poll([Flight(spec=specs[0], epoch=90, start=90), Flight(spec=specs[1])])
     now[0] += 10

@@ -129,7 +129,6 @@ def _run_folds(
         total=len(records) + len(todo),
         done=records.values(),
         epochs=config.train.epochs,
-        num_classes=config.model.num_classes,
     )
     state = _Sweep(run=run, board=board, records=records)
     try:

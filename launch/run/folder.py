@@ -338,7 +338,7 @@ def _identity_of_records(run: RunFolder) -> str | None:
 
 def _environment(run: RunFolder, identity: str, store: Store) -> dict[str, Any]:
     """Return ``environment.json``: the first driver's facts, and under ``resumed`` those of each later one."""
-    now = driver_environment(store.path)
+    now = {"store": str(store.path.resolve()), **driver_environment()}
     known = _known_environment(run)
     if known.get("config_hash") == identity:
         return {**known, "resumed": [*known.get("resumed", []), now]}
