@@ -7,12 +7,15 @@ store concerns the samples that are used; the store may hold others. Every error
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from htnet.config import Config, DataConfig, EngineConfig, PrepareConfig
 from htnet.config.section import Device, takes_gpu
-from htnet.data.store.frames import PARTS, FramesRecipe, frame_member
-from htnet.data.store.reader import Store
 from htnet.errors import InputError
+
+if TYPE_CHECKING:
+    from htnet.data.store.frames import FramesRecipe
+    from htnet.data.store.reader import Store
 
 
 def check_samples(config: Config, store: Store, rows: Iterable[int]) -> None:
@@ -44,6 +47,9 @@ def check_frames(store: Store, rows: Iterable[int], *, jitter: int) -> FramesRec
         InputError: a sample without frames, a store that does not say how its flow was made, a time jitter beyond the
             frames that the store keeps.
     """
+    # Imported here: a rule of a machine serves `htnet profile` where the packages of a store are absent.
+    from htnet.data.store.frames import PARTS, FramesRecipe, frame_member
+
     recipe = FramesRecipe.of(store)
     for row in sorted(set(rows)):
         for part in PARTS:
