@@ -59,7 +59,8 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def conv_2x2(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """:func:`conv` for a 2x2 map, as one matrix product: 20 of the 36 products of a convolution are with padding."""
     taps: Tensor = _Taps.apply(weight)  # type: ignore[no-untyped-call] # torch's
-    return F.linear(x.flatten(1), taps, bias.repeat(4)).view(len(x), 2, 2, -1)
+    flat: Tensor = F.linear(x.flatten(1), taps, bias.repeat(4))
+    return flat.unflatten(1, (2, 2, -1))
 
 
 class _Taps(torch.autograd.Function):

@@ -222,6 +222,23 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     return EXIT_DONE
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a model's folder")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=("onnx", "torch", "upstream"),
+        help="ONNX, torch.export, or the public code's weights",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the file")
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from launch.commands.export import export
+
+    return export(options.model, options.format, options.out, console)
+
+
 def _doctor(options: argparse.Namespace, console: Console) -> int:
     from launch.commands.doctor import doctor
 
@@ -240,6 +257,7 @@ COMMANDS = (
         profile,
     ),
     Command("report", "score a run's records again and rewrite its report", _add_report, _report),
+    Command("export", "a trained model for other programs", _add_export, _export),
     Command("doctor", "say what this machine has and whether the parts work here", lambda parser: None, _doctor),
 )
 

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ from htnet.config import Config, DataConfig, HTNetConfig, ScoreConfig, TrainConf
 from htnet.data.samples import Sample, SampleId
 from htnet.data.store.reader import Store
 from htnet.data.store.writer import PreparedSample, write_store
+
+if TYPE_CHECKING:
+    from htnet.model import HTNet
+    from htnet.model_folder import ModelFacts
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 280.0
@@ -75,6 +80,38 @@ def tiny_config(tiny_store) -> Config:
         train=TrainConfig(epochs=5, batch_size=16, weight_decay=0.01),
         score=ScoreConfig(bootstrap=20, chance_trials=5),
     )
+
+
+def small_model(**changes) -> tuple[HTNet, Config, ModelFacts]:
+    """Return a small seeded network that nobody trained, its configuration, and facts as a training has them."""
+    import torch
+
+    from htnet.data.transform import FlowTransform
+    from htnet.model import HTNet
+    from htnet.model_folder import ModelFacts, TrainedOn
+
+    size = changes.get("image_size", 28)
+    config = Config(model=HTNetConfig(**{"dim": 6, "depths": (1, 1, 1)} | changes))
+    torch.manual_seed(1)
+    row = {"uf1": 0.5, "uar": 0.4, "samples": 12, "interval": {"uf1": [0.4, 0.6], "uar": [0.3, 0.5]}}
+    facts = ModelFacts(
+        classes=("negative", "positive", "surprise"),
+        recipe={"flow": {"method": "tvl1", "size": 28, "strain": "central"}},
+        transform=FlowTransform(mosaic_size=size, minmax=True, mean=(120.0, 125.0, 40.0), std=(30.0, 35.0, 20.0)),
+        crop="anatomical",
+        trained_on=TrainedOn(
+            stores=("0f",),
+            subjects=("casme2/sub01", "smic/s01"),
+            samples={"negative": 4, "positive": 3, "surprise": 2},
+            motion=(0.1, 0.4),
+            fps=(100.0, 200.0),
+        ),
+        selection="final",
+        epoch=3,
+        scores={"composite": row},
+        versions={"htnet": "0.1.0"},
+    )
+    return HTNet(config.model), config, facts
 
 
 def pytest_configure(config) -> None:
