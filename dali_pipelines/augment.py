@@ -1,12 +1,12 @@
-"""Random changes of training samples that leave a flow image a flow image: what is drawn, and what it means.
+"""Random changes of training samples that keep a flow image a flow image: the draws and their meaning.
 
-What a sample draws is a function of (seed, step, place in the batch): no generator keeps a state, so threads,
-prefetching, ranks and resumption cannot change it. Everything here is numpy, made for a whole batch at once where the
-samples are chosen; :mod:`dali_pipelines.resample` applies it on the device.
+A sample's draws are a function of (seed, step, place in the batch). No generator keeps a state, so threads,
+prefetching, ranks and resumption cannot change them. All of this is numpy, for a whole batch at once, where the samples
+are chosen; :mod:`dali_pipelines.resample` applies the changes on the device.
 
-A flow image holds vectors. Moving its pixels is half of the work: when the picture is turned or mirrored, so are the
-vectors (u, v); the strain is a magnitude and stays. All changes of values are one 3x3 matrix per sample, and all
-changes of place one affine map per region.
+A flow image holds vectors, and moving its pixels is only half of the work. When the picture is turned or mirrored, so
+are the vectors (u, v); the strain is a magnitude and stays. All changes of values are one 3x3 matrix per sample, and
+all changes of place are one affine map per region.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from htnet.data.regions import CropRule, region_starts
 from htnet.data.samples import Sample
 
 _DRAWS = {"flip": 1, "rotate": 1, "shift": 8, "scale": 1, "magnify": 1, "drop": 4}
-"""Random numbers of a sample by name; new ones go to the end, so that old seeds keep their meaning."""
+"""Numbers drawn for a sample, by name; add new names at the end, so that old seeds keep their meaning."""
 _SALT = 0x617567  # the sampler's generators have the same seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Random numbers of a batch, uniform in [0, 1), by name: (B, how many) float64."""
+    """Random numbers of a batch, uniform in [0, 1), by name: (B, n) float64, n as in ``_DRAWS``."""
 
     flip: NDArray[np.float64]
     rotate: NDArray[np.float64]
@@ -39,7 +39,7 @@ class Draws:
 
 
 def draw(seed: int, step: int, size: int, *, rank: int = 0, ranks: int = 1) -> Draws:
-    """The random numbers of this rank's part of a batch of ``size`` samples."""
+    """Draw the random numbers of this rank's part of a batch of ``size`` samples."""
     numbers = np.random.default_rng([seed, step, _SALT]).random((size, sum(_DRAWS.values())))[rank::ranks]
     ends = np.cumsum(list(_DRAWS.values()))
     return Draws(**dict(zip(_DRAWS, np.split(numbers, ends[:-1], axis=1), strict=True)))
@@ -47,16 +47,16 @@ def draw(seed: int, step: int, size: int, *, rank: int = 0, ranks: int = 1) -> D
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """Changes to the samples of a batch, B of each."""
+    """Changes to the B samples of a batch."""
 
     angle: NDArray[np.float64]
     """(B,) degrees, counter-clockwise as seen."""
     mirrored: NDArray[np.int32]
     """(B,) 1 or 0."""
     matrix: NDArray[np.float32]
-    """(B, 3, 3), from (u, v, strain) to the changed ones."""
+    """(B, 3, 3), maps (u, v, strain) to their new values."""
     starts: NDArray[np.int32]
-    """(B, 4, 2) first row and column of the regions, in the turned and mirrored picture."""
+    """(B, 4, 2) first row and column of each region in the turned and mirrored picture."""
     side: NDArray[np.int32]
     """(B, 2) height and width of a region."""
     kept: NDArray[np.float32]
@@ -67,8 +67,8 @@ class Changes:
     def windows(self, points: int) -> NDArray[np.float32]:
         """Map the pixels of a region of ``points`` x ``points`` to their places in the unchanged picture.
 
-        Mirroring back and turning back make one affine map of it, (B, 4, 2, 3) by region: from (column, row, 1) of the
-        region to (x, y) in pixels of the flow image. Without a change it falls on whole pixels.
+        Mirroring back and turning back are one affine map, (B, 4, 2, 3) by region, from (column, row, 1) of the region
+        to (x, y) in pixels of the flow image. Without a change it maps to whole pixels.
         """
         step, last = self.side[:, 0] / points, self.flow_sizes - 1.0
         first = self.starts[..., ::-1] + ((step - 1) / 2)[:, None, None]
@@ -83,24 +83,24 @@ class Changes:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Places of the faces of samples: ``points`` (B, 5, 2) float64 landmarks, ``sizes`` (B,) int64 of flow images."""
+    """Geometry of the samples' faces: ``points`` (B, 5, 2) float64 landmarks, ``sizes`` (B,) int64 of flow images."""
 
     points: NDArray[np.float64]
     sizes: NDArray[np.int64]
 
     @staticmethod
     def of(samples: Sequence[Sample]) -> Places:
-        """Of samples, in their order."""
+        """Collect landmarks and sizes of the samples, in their order."""
         points = np.asarray([sample.landmarks for sample in samples], np.float64)
         return Places(points=points, sizes=np.asarray([sample.flow_size for sample in samples], np.int64))
 
     def chosen(self, indices: NDArray[np.int64]) -> Places:
-        """Those of some samples."""
+        """Select the places of some samples."""
         return Places(points=self.points[indices], sizes=self.sizes[indices])
 
 
 def plan_changes(config: AugmentConfig, draws: Draws, *, places: Places, rule: CropRule) -> Changes:
-    """Turn the draws of a batch into changes of its samples, all at once, as a loop in Python would be slow."""
+    """Turn the draws of a batch into changes of its samples, all at once: a loop in Python would be slow."""
     sizes, halves = places.sizes, places.sizes // 4
     angle = config.rotate.degrees * _around_zero(draws.rotate[:, 0])
     mirrored = draws.flip[:, 0] < config.flip.probability
@@ -132,7 +132,7 @@ def _around_zero(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
 def turned_points(
     points: NDArray[np.float64], degrees: NDArray[np.float64], flow_sizes: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """(x, y) points, (B, P, 2), of square pictures after counter-clockwise turns about their centres; a copy."""
+    """Turn points (x, y), (B, P, 2), of square pictures counter-clockwise about their centres; return a copy."""
     centres = (flow_sizes[:, None, None] - 1) / 2
     return (points - centres) @ _rotations(degrees).swapaxes(1, 2) + centres
 
@@ -140,7 +140,7 @@ def turned_points(
 def mirrored_starts(
     starts: NDArray[np.int32], sides: NDArray[np.int64], flow_sizes: NDArray[np.int64]
 ) -> NDArray[np.int32]:
-    """Region starts in the mirrored pictures, (B, 4, 2): what was cut on the right is now on the left."""
+    """Return the region starts of mirrored pictures, (B, 4, 2): a region cut on the right is now on the left."""
     swapped = starts[:, [1, 0, 3, 2]]
     swapped[..., 1] = (flow_sizes - sides)[:, None] - swapped[..., 1]
     return swapped
@@ -149,7 +149,7 @@ def mirrored_starts(
 def vector_matrices(
     degrees: NDArray[np.float64], mirrored: NDArray[np.bool_], factor: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """(B, 3, 3) float32 that turn, mirror and magnify (u, v, strain)."""
+    """Return the matrices that turn, mirror and magnify (u, v, strain), (B, 3, 3) float32."""
     matrices = np.broadcast_to(np.eye(3), (len(degrees), 3, 3)).copy()
     matrices[:, :2, :2] = _rotations(degrees)
     matrices[mirrored, 0] *= -1
@@ -157,13 +157,13 @@ def vector_matrices(
 
 
 def _rotations(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(B, 2, 2), counter-clockwise as seen; y points down."""
+    """Return rotation matrices, (B, 2, 2), counter-clockwise as seen; y points down."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return np.stack([cosine, sine, -sine, cosine], axis=-1).reshape(-1, 2, 2)
 
 
 def kept_regions(numbers: NDArray[np.float64], probability: float) -> NDArray[np.float32]:
-    """(B, 4) 1 for regions that stay; where all would go, the one with the largest number stays."""
+    """Return 1 for each region that stays, (B, 4); if all would go, the one with the largest number stays."""
     kept = numbers >= probability
     kept[np.arange(len(numbers)), numbers.argmax(axis=1)] = True
     return kept.astype(np.float32)

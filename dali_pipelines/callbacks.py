@@ -1,4 +1,4 @@
-"""DALI's callbacks: what the graph is fed with at a step. They hold no position: the step comes from DALI."""
+"""DALI's callbacks: the input of the graph at a step. They hold no position; DALI passes the step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reader = Callable[[int], NDArray[Any]]
 
 
 class RegionSource:
-    """Places of the regions of a step's samples: starts (4, 2) and sides (2,), int32."""
+    """Regions of a step's samples: starts (4, 2) and sides (2,), int32."""
 
     def __init__(self, store: Store, sampler: EpochSampler, *, crop: CropRule, first_step: int) -> None:
         self._sampler, self._first = sampler, first_step
@@ -31,7 +31,7 @@ class RegionSource:
 
 
 class ImageSource:
-    """The encoded or decoded flow images of a step's samples."""
+    """Encoded or decoded flow images of a step's samples."""
 
     def __init__(self, sampler: EpochSampler, read: Reader, first_step: int) -> None:
         self._sampler, self._read, self._first = sampler, read, first_step
@@ -41,5 +41,5 @@ class ImageSource:
 
 
 def stored_bytes(store: Store) -> Reader:
-    """Reads ``flow.npy`` as it lies in the shard, checked against its checksum."""
+    """Return a reader of ``flow.npy`` in a store, as it is stored and checked against its checksum."""
     return lambda row: np.frombuffer(store.read_member(row, "flow.npy"), np.uint8)

@@ -1,7 +1,7 @@
-"""Stored pictures: which ones a step takes, and how they become grey pictures of the size at which flow is computed.
+"""Stored pictures: the choice for a step, and their way to grey pictures of the size at which flow is computed.
 
-DALI decodes and resizes, on a GPU with its hardware decoder. The pictures are face crops that htnet prepare encoded, so
-they bear no orientation of a camera; where a foreign one does, it is applied, as OpenCV does.
+DALI decodes and resizes them, on a GPU with its hardware decoder. The pictures are face crops encoded by htnet prepare,
+so they carry no camera orientation; a foreign picture's orientation is applied, as OpenCV does.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from htnet.errors import InputError
 Picture = tuple[int, str]
 """A row of the manifest and the name of a member."""
 PictureReader = Callable[[Picture], Any]
-"""Encoded, (n,) uint8, or grey, (S, S, 1) uint8."""
+"""Function that returns a picture, encoded as (n,) uint8 or grey as (S, S, 1) uint8."""
 
 _BATCH = 64
 _SALT = 0x74696D65  # the sampler's generators have the same seed
 
 
 class PairChoice:
-    """Which pictures are the onset and the apex of each sample of a step: a function of the seed and the step.
+    """Choice of the onset and the apex picture of each sample of a step: a function of the seed and the step.
 
-    With ``jitter`` frames beside them, up to so many frames away, as far as they are stored.
+    ``jitter`` allows frames up to that distance from onset and apex, as far as they are stored.
     """
 
     def __init__(self, store: Store, sampler: EpochSampler, *, jitter: int) -> None:
@@ -42,7 +42,7 @@ class PairChoice:
         self._members = {row: store.rows[row].members for row in set(sampler.rows)}
 
     def pictures(self, step: int) -> tuple[list[Picture], list[Picture]]:
-        """The onsets and the apexes of the step's samples."""
+        """Return the onsets and the apexes of the step's samples."""
         rows = self._sampler.batch(step).tolist()
         offsets = draw_offsets(self._sampler, step, self._jitter).tolist()
         members = [self._members[row] for row in rows]
@@ -53,7 +53,7 @@ class PairChoice:
         return onsets, apexes
 
     def every_picture(self) -> list[Picture]:
-        """All pictures that any step may take."""
+        """Return all pictures that any step may take."""
         reach = range(-self._jitter, self._jitter + 1)
         return [
             (row, member)
@@ -74,14 +74,18 @@ class PairSource:
 
 
 def draw_offsets(sampler: EpochSampler, step: int, reach: int) -> NDArray[np.int64]:
-    """Offsets in frames of onset and apex for this rank's samples of a step, (B, 2), uniform in -reach..reach."""
+    """Draw offsets in frames for onset and apex of this rank's samples of a step: (B, 2), uniform in -reach..reach."""
     generator = np.random.default_rng([sampler.seed, step, _SALT])
     drawn = generator.integers(-reach, reach, (sampler.size_of(step), 2), endpoint=True)
     return drawn[sampler.rank :: sampler.ranks]
 
 
 def encoded_picture(store: Store, picture: Picture) -> NDArray[np.uint8]:
-    """The bytes of a picture; :class:`InputError` names the sample where it is missing, damaged or cut off."""
+    """Read the bytes of a picture.
+
+    Raises:
+        InputError: the picture is missing, damaged or cut off; names its sample.
+    """
     row, member = picture
     data = store.read_member(row, member)
     if not is_whole(data):
@@ -91,16 +95,16 @@ def encoded_picture(store: Store, picture: Picture) -> NDArray[np.uint8]:
 
 
 def to_grey(encoded: Any, *, size: int, on_gpu: bool) -> Any:
-    """Encoded pictures of any kind and size -> (size, size, 1) uint8 grey."""
-    # a GPU with a decoder of its own would share a batch between it and CUDA, whose pixels differ: a picture's would
-    # depend on its place in the batch
+    """Decode pictures of any kind and size to (size, size, 1) uint8 grey."""
+    # a GPU with a hardware decoder would share a batch between it and CUDA, whose pixels differ: a picture would come
+    # out by its place in the batch
     where: dict[str, Any] = {"device": "mixed", "hw_decoder_load": 0.0} if on_gpu else {"device": "cpu"}
     picture = fn.decoders.image(encoded, output_type=types.GRAY, **where)
     return fn.resize(picture, size=[size, size], interp_type=types.INTERP_LINEAR)
 
 
 def new_pipeline(*, batch_size: int, threads: int, device: torch.device, ahead: int) -> Pipeline:
-    """An empty pipeline on the device; nothing in it draws by itself, so that its seed means nothing."""
+    """Return an empty pipeline on the device; its seed is without effect, because nothing in it draws by itself."""
     on_gpu = device.type == "cuda"
     return Pipeline(
         batch_size=batch_size,
@@ -114,11 +118,11 @@ def new_pipeline(*, batch_size: int, threads: int, device: torch.device, ahead: 
 def decode_frames(
     store: Store, pictures: Sequence[Picture], *, size: int, device: torch.device, threads: int
 ) -> Iterator[tuple[Picture, torch.Tensor]]:
-    """The pictures in their order, each (size, size, 1) uint8 grey on the device."""
+    """Yield the pictures in their order, each (size, size, 1) uint8 grey on the device."""
     batches = [pictures[start : start + _BATCH] for start in range(0, len(pictures), _BATCH)]
 
     def read(info: Any) -> list[NDArray[np.uint8]]:
-        # DALI asks ahead, beyond the last one
+        # DALI asks for pictures beyond the last one
         return [encoded_picture(store, picture) for picture in batches[info.iteration % len(batches)]]
 
     pipeline = new_pipeline(batch_size=len(batches[0]), threads=threads, device=device, ahead=1)
@@ -134,9 +138,10 @@ def decode_frames(
 def run(
     pipeline: Pipeline, device: torch.device, asked: Callable[[], Iterable[Picture]], store: Store
 ) -> list[torch.Tensor]:
-    """The pipeline's next outputs, in DALI's memory; InputError names the sample where a picture cannot be decoded.
+    """Return the pipeline's next outputs, in DALI's memory.
 
-    ``asked`` are the pictures among which the bad one is.
+    Raises:
+        InputError: a picture cannot be decoded; names its sample, which is searched among the pictures ``asked``.
     """
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     try:

@@ -1,11 +1,11 @@
-"""Changes of the light and of the camera, on the pictures of a pair before their flow is computed.
+"""Changes of light and camera, applied to the pictures of a pair before their flow is computed.
 
-A pair is blurred, bent (gamma), brightened and stretched alike, so that the change makes no motion; noise is a sensor's
-and differs from frame to frame. In this order: the lens blurs, the exposure moves the grey values, the sensor adds its
-noise, and what is darker than black or brighter than white is cut off.
+A pair is blurred, bent (gamma), brightened and stretched alike, so that the change makes no motion. Noise is a sensor's
+and differs from frame to frame. The order is that of a camera: the lens blurs, the exposure moves the grey values, the
+sensor adds its noise, and values outside black and white are cut off.
 
-What a sample draws is a function of (seed, step, place in the batch), the noise to the last pixel: DALI's own
-generators go on from step to step, and a stream could not be taken up in the middle.
+A sample's draws, to the last pixel of noise, are a function of (seed, step, place in the batch). DALI's own generators
+go on from step to step, so a stream could not be resumed in the middle.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from dali_pipelines.sampler import EpochSampler
 from htnet.config import PhotometricConfig
 
 STRENGTHS = ("gamma", "contrast", "brightness", "blur", "noise")
-"""What is drawn for a pair; each has a generator of its own, which the others do not disturb."""
+"""Changes drawn for a pair; each has a generator of its own, which the others do not disturb."""
 FIELDS = ("onset_noise", "apex_noise")
-"""The noise of each frame, of standard deviation 1."""
+"""Noise of each frame, of standard deviation 1."""
 _SALT, _FIELD_SALT = 0x6C69676874, 0x6E6F697365
 _WHITE, _MIDDLE = np.float32(255.0), 127.5
 _LEAST_SIGMA = 1e-3
-"""A Gaussian of this width is one pixel, exactly; DALI takes none of width 0."""
+"""Width at which a Gaussian is exactly one pixel; DALI does not take width 0."""
 
 
 def draw_strengths(config: PhotometricConfig, sampler: EpochSampler, step: int) -> dict[str, NDArray[np.float32]]:
-    """The pairs' changes at a step, (B,) float32 each, by the names of STRENGTHS; what is off does nothing.
+    """Draw the pairs' changes at a step, (B,) float32 each, by the names of STRENGTHS; off means no effect.
 
-    ``gamma`` is an exponent, ``contrast`` a factor, ``brightness`` a shift in grey values, ``blur`` and ``noise``
+    ``gamma`` is an exponent, ``contrast`` a factor, ``brightness`` a shift in grey values. ``blur`` and ``noise`` are
     standard deviations in pixels and grey values.
     """
     size = sampler.size_of(step)
@@ -54,20 +54,23 @@ def draw_strengths(config: PhotometricConfig, sampler: EpochSampler, step: int) 
 
 
 def noise_field(seed: int, step: int, place: int, frame: int, side: int) -> NDArray[np.float32]:
-    """(side, side, 1) standard normal numbers for a frame (0 the onset, 1 the apex) of the pair at a batch's place."""
+    """Draw a noise field, (side, side, 1) standard normal numbers.
+
+    ``place`` is the pair's place in the batch, ``frame`` 0 for the onset and 1 for the apex.
+    """
     generator = np.random.default_rng([seed, step, _FIELD_SALT, place, frame])
     return generator.standard_normal((side, side, 1), np.float32)
 
 
 def needed(config: PhotometricConfig) -> tuple[str, ...]:
-    """The arguments that a graph of this configuration has: of STRENGTHS and FIELDS."""
+    """Name the arguments that a graph of this configuration has, from STRENGTHS and FIELDS."""
     plain = PhotometricConfig()
     names = tuple(name for name in STRENGTHS if getattr(config, name) != getattr(plain, name))
     return (*names, *FIELDS) if "noise" in names else names
 
 
 class PhotometricSource:
-    """DALI's callback for the arguments of a step's pairs, those that ``names`` names; it holds no position."""
+    """DALI's callback for the arguments ``names`` of a step's pairs; it holds no position."""
 
     def __init__(
         self, config: PhotometricConfig, sampler: EpochSampler, *, side: int, first_step: int, names: Sequence[str]
@@ -88,7 +91,7 @@ class PhotometricSource:
 
 
 def photometric_nodes(source: PhotometricSource, names: Sequence[str]) -> dict[str, Any]:
-    """The source's nodes in a graph, by name."""
+    """Return the source's nodes in a graph, by name."""
     nodes = fn.external_source(
         source=source,
         num_outputs=len(names),
@@ -101,7 +104,7 @@ def photometric_nodes(source: PhotometricSource, names: Sequence[str]) -> dict[s
 
 
 def change_light(picture: Any, nodes: dict[str, Any], *, noise: str, device: str) -> Any:
-    """(S, S, 1) uint8 -> float32 grey 0..255 with every change whose arguments are there; ``noise`` of FIELDS."""
+    """Turn (S, S, 1) uint8 into float32 grey 0..255 with every change in ``nodes``; ``noise`` is one of FIELDS."""
     picture = fn.cast(picture, dtype=types.FLOAT)
     if "blur" in nodes:
         picture = blur(picture, nodes["blur"])
@@ -116,20 +119,20 @@ def change_light(picture: Any, nodes: dict[str, Any], *, noise: str, device: str
 
 
 def blur(picture: Any, sigma: Any) -> Any:
-    """Smoothed by a Gaussian; the border is mirrored without its last pixel."""
+    """Smooth a picture by a Gaussian; the border is mirrored without its last pixel."""
     return fn.gaussian_blur(picture, sigma=dali_math.max(sigma, np.float32(_LEAST_SIGMA)))
 
 
 def bend(picture: Any, exponent: Any) -> Any:
-    """Grey values as shares of white to a power."""
+    """Raise grey values, as shares of white, to a power."""
     return dali_math.pow(picture / _WHITE, exponent) * _WHITE
 
 
 def stretch(picture: Any, contrast: Any, shift: Any) -> Any:
-    """Distances to mid grey multiplied, then all grey values shifted."""
+    """Multiply distances to mid grey, then shift all grey values."""
     return fn.brightness_contrast(picture, contrast=contrast, contrast_center=_MIDDLE, brightness_shift=shift)
 
 
 def add_noise(picture: Any, field: Any, deviation: Any) -> Any:
-    """A field of standard deviation 1 added, times ``deviation``."""
+    """Add a field of standard deviation 1, times ``deviation``."""
     return picture + field * deviation

@@ -1,9 +1,8 @@
-"""The changes of a batch applied on its device: from flow images to mosaics, all samples at once.
+"""Changes of a batch applied on its device: from flow images to mosaics, all samples at once.
 
-Batched PyTorch, not nodes of the DALI graph: a change is a different affine map for each region of each sample, and
-turning, mirroring, scaling and cutting are one interpolation here. As a chain of DALI operators they are five passes
-with two interpolations, and on a CPU every pass has a price per sample that is higher than its work at 28 pixels
-(docs/adr/0008).
+This is batched PyTorch, not nodes of the DALI graph. A change is a different affine map for each region of each sample;
+turning, mirroring, scaling and cutting are one interpolation here. As DALI operators they would be five passes with two
+interpolations. On a CPU the price of a pass per sample is higher than its work at 28 pixels (docs/adr/0008).
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from torch import Tensor
 
 from dali_pipelines.augment import Changes
 from htnet.data.transform import FlowTransform, normalise
-from htnet.training.batch import sent
+from htnet.training.batch import send
 
 
 def changed_mosaics(images: Tensor, changes: Changes, transform: FlowTransform) -> Tensor:
-    """The network's input of changed flow images.
+    """Turn flow images into changed mosaics, the network's input.
 
-    What lies outside a turned picture repeats its edge. Regions are resized one by one, so that they do not blend.
-    With ``transform.minmax`` the channels are stretched after the vectors are mapped, by the values of the whole
-    picture, turned or not.
+    Places outside a turned picture repeat its edge. Regions are resized one by one, so that they do not blend. With
+    ``transform.minmax`` the channels are stretched after the vectors are mapped, by the values of the whole picture,
+    turned or not.
 
     Args:
         images: (B, 3, F, F) flow images as stored, channels (flow_u, flow_v, strain), any floating dtype.
@@ -33,12 +32,12 @@ def changed_mosaics(images: Tensor, changes: Changes, transform: FlowTransform) 
         (B, 3, S, S) float32 on the device of ``images``.
     """
     device, size, half = images.device, images.shape[-1], transform.mosaic_size // 2
-    vectors = _mapped(images.float(), sent(changes.matrix, device))
+    vectors = _mapped(images.float(), send(changes.matrix, device))
     if transform.minmax:
         _stretch(vectors)
     points = size // 4 * 2
-    grid = _grid(sent(changes.windows(points), device), points, size)
-    # the grid runs through the four regions in the mosaic's order, so that what comes out is the mosaic
+    grid = _grid(send(changes.windows(points), device), points, size)
+    # the grid runs through the four regions in the mosaic's order: sampled, it is the mosaic
     mosaics = F.grid_sample(vectors, grid, mode="bilinear", padding_mode="border", align_corners=True)
     if points != half:
         regions = mosaics.unflatten(3, (2, points)).unflatten(2, (2, points)).transpose(3, 4)  # (B, 3, 2, 2, p, p)
@@ -46,16 +45,16 @@ def changed_mosaics(images: Tensor, changes: Changes, transform: FlowTransform) 
         mosaics = resized.unflatten(1, (-1, 2, 2)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
     normalise(mosaics, transform)
     if not changes.kept.all():
-        # a region that is dropped is the training mean, which standardising makes 0
-        kept = sent(changes.kept, device).view(-1, 1, 2, 2)
+        # a dropped region becomes the training mean, which standardising makes 0
+        kept = send(changes.kept, device).view(-1, 1, 2, 2)
         mosaics *= kept.repeat_interleave(half, 2).repeat_interleave(half, 3)
     return mosaics
 
 
 def _mapped(images: Tensor, matrices: Tensor) -> Tensor:
-    """(B, 3, F, F), the matrix of each sample applied to each of its pixels.
+    """Apply the matrix of each sample to each of its pixels, (B, 3, F, F).
 
-    Plain multiplications, as for the grid: a matrix product may run in TF32, which is too coarse for coordinates.
+    By plain multiplications, as for the grid: a matrix product may run in TF32, which is too coarse for coordinates.
     """
     columns = matrices[..., None, None].unbind(2)
     mapped = columns[0] * images[:, :1]
@@ -65,14 +64,17 @@ def _mapped(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _stretch(images: Tensor) -> None:
-    """Each channel of each image to 0..255, in place; a constant one becomes 0."""
+    """Scale each channel of each image to 0..255, in place; a constant channel becomes 0."""
     low = images.amin((2, 3), keepdim=True)
     span = images.amax((2, 3), keepdim=True) - low
     images.sub_(low).mul_(torch.where(span > 0, 255.0 / span, 0.0))
 
 
 def _grid(windows: Tensor, points: int, size: int) -> Tensor:
-    """(B, 4, 2, 3) maps -> (B, 2 * points, 2 * points, 2), x and y from -1 (first pixel's centre) to 1 (last one's)."""
+    """Turn (B, 4, 2, 3) maps into a sampling grid, (B, 2 * points, 2 * points, 2).
+
+    x and y run from -1 (the first pixel's centre) to 1 (the last one's).
+    """
     line = torch.arange(points, device=windows.device, dtype=torch.float32)
     maps = windows.view(-1, 2, 2, 2, 3, 1, 1) * (2.0 / (size - 1))  # (B, 2, 2, x and y, 3, 1, 1)
     columns, rows, start = maps.unbind(4)

@@ -1,7 +1,7 @@
-"""The samples that all folds of a process share: decoded once, on the device, not normalised.
+"""Samples that all folds of a process share: decoded once, on the device, not normalised.
 
-A fold is rows of them, and the mean and standard deviation of its training rows. What is larger than ``data.cache_mb``
-is read and decoded again at each use, to the same bits.
+A fold is rows of them, and the mean and standard deviation of its training rows. A set larger than ``data.cache_mb`` is
+read and decoded again at each use, to the same bits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BATCH = 256
 
 
 class Resident:
-    """Samples of a store on a device, decoded and cut as ``data`` says, at their first use.
+    """Samples of a store on a device, decoded and cut at their first use, as ``data`` says.
 
     With ``data.input: frames`` their flow images are computed here, once, and stay in the CPU's memory.
 
@@ -54,7 +54,7 @@ class Resident:
         self.store, self.rows = store, tuple(sorted(set(rows)))
         self.device, self.threads, self.crop = device, threads, data.crop
         self.plain = FlowTransform(mosaic_size=mosaic_size, minmax=data.scaling == "minmax")
-        """The transform of the mosaics as they lie here."""
+        """Transform of the mosaics in this object."""
         self.cache_bytes = data.cache_mb << 20
         self._encoded = data.input == "flow"
 
@@ -64,22 +64,22 @@ class Resident:
         return torch.tensor([sample.label for sample in self.store.samples], dtype=torch.int64, device=self.device)
 
     def source(self, sampler: EpochSampler, *, whole: bool, first_step: int = 0) -> Source:
-        """Mosaics of the sampler's steps, float32; ``whole``: the flow images that they are cut from, any floats."""
+        """Return a source of the sampler's mosaics, float32; ``whole``: of the flow images behind them, any floats."""
         images = self._flow_images if whole else self._mosaics
         if images is None:
             return self._streamed(sampler, whole=whole, first_step=first_step)
         return ResidentSource(images, self.rows, sampler)
 
     def mosaics(self, rows: Sequence[int]) -> Iterator[Tensor]:
-        """The rows' mosaics in their order, (n, 3, S, S) float32 each; the caller's own."""
+        """Yield the rows' mosaics in their order, (n, 3, S, S) float32 each; the caller owns them."""
         sampler = in_order(rows, batch_size=min(_BATCH, len(rows)))
         source = self.source(sampler, whole=False)
         return (source.batch(step)[0] for step in range(sampler.steps_per_epoch))
 
     def moments(self, rows: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation of the rows' mosaics per channel, (3,) each, in float64."""
+        """Compute mean and standard deviation of the rows' mosaics per channel, (3,) each, in float64."""
         places = np.searchsorted(self.rows, rows)
-        # added up in the order of the rows, one after the other
+        # added one after the other, in the order of the rows
         sums, squares = (np.cumsum(each[places], axis=0)[-1] for each in self._sums)
         count = len(places) * self.plain.mosaic_size**2
         mean = sums / count
@@ -98,7 +98,7 @@ class Resident:
 
     @cached_property
     def _read(self) -> Reader:
-        """Flow images by row: as they lie in the store, or computed of its frames, all of them at the first use."""
+        """Reader of flow images by row: as stored, or computed from the store's frames, all at the first use."""
         if self._encoded:
             return stored_bytes(self.store)
         return flow_from_frames(self.store, self.rows, device=self.device, threads=self.threads)
@@ -109,7 +109,7 @@ class Resident:
 
     @cached_property
     def _mosaics(self) -> Tensor | None:
-        """All mosaics, (n, 3, S, S) float32; None where they are too large to stay."""
+        """All mosaics, (n, 3, S, S) float32; None if they are too large to keep."""
         if self._mosaic_bytes > self.cache_bytes:
             return None
         sampler = in_order(self.rows, batch_size=min(_BATCH, len(self.rows)))
@@ -118,7 +118,7 @@ class Resident:
 
     @cached_property
     def _flow_images(self) -> Tensor | None:
-        """All flow images, (n, 3, F, F) float16; None where they are too large to stay beside the mosaics."""
+        """All flow images, (n, 3, F, F) float16; None if they are too large to keep beside the mosaics."""
         size = sum(self.store.samples[row].flow_size ** 2 * 6 for row in self.rows)
         if size + self._mosaic_bytes > self.cache_bytes:
             return None
@@ -139,9 +139,10 @@ _kept: dict[Any, Resident] = {}
 def open_resident(
     store: Store, rows: Sequence[int], *, data: DataConfig, mosaic_size: int, device: torch.device, threads: int
 ) -> Resident:
-    """The :class:`Resident` of these arguments; this process's last one where that is the same, by the store's digest.
+    """Return the :class:`Resident` of these arguments, made now or kept from the last call of this process.
 
-    One is kept at a time, so that ``data.cache_mb`` bounds the memory of a process whatever it is asked for.
+    Stores are compared by their digest. Only one is kept, so that ``data.cache_mb`` limits the memory of a process
+    through all its folds.
     """
     settings = (data.input, data.crop, data.scaling, data.cache_mb, mosaic_size, device, threads)
     key = (store.digest, tuple(sorted(set(rows))), settings)
@@ -152,7 +153,7 @@ def open_resident(
 
 
 def fit_transform(resident: Resident, rows: Sequence[int], *, standardise: bool) -> FlowTransform:
-    """The transform of a fold that trains on the rows, with their mean and standard deviation where asked for."""
+    """Return the transform of a fold that trains on the rows, with their mean and standard deviation if asked for."""
     if not standardise:
         return resident.plain
     mean, std = resident.moments(rows)
@@ -161,7 +162,7 @@ def fit_transform(resident: Resident, rows: Sequence[int], *, standardise: bool)
 
 
 def load_set(resident: Resident, rows: Sequence[int], transform: FlowTransform) -> Batch:
-    """A whole set, unchanged and in the order of ``rows``; for tests and validation."""
+    """Load a whole set, unchanged and in the order of ``rows``; for tests and validation."""
     images = normalise(torch.cat(list(resident.mosaics(rows))), transform)
     chosen = torch.tensor(list(rows), dtype=torch.int64)
     return Batch(images=images, labels=resident.labels[chosen.to(resident.device)], rows=chosen)

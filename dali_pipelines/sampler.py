@@ -1,7 +1,7 @@
-"""Which samples come when: seeded and stateless in (seed, epoch, step).
+"""Order of the samples: seeded, and stateless in (seed, epoch, step).
 
-The order of an epoch is a function of the seed and the epoch alone, so that thread counts, prefetch
-depth, interruption and resumption cannot change it. The last, short batch is kept.
+The order of an epoch is a function of the seed and the epoch alone, so that thread counts, prefetch depth, interruption
+and resumption cannot change it. The last, short batch is kept.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from htnet.data.store.reader import Store
 class EpochSampler:
     """Batches of manifest rows; every epoch has as many samples as there are rows.
 
-    Without ``groups`` an epoch visits every row once. With them (one name per row: its class, its dataset) every
-    group fills the same share of each epoch, to one sample: of a large group an epoch shows a part, the next epoch
-    goes on where it ended, a small one comes several times. Within a group all rows come equally often, to one.
+    Without ``groups`` an epoch visits every row once. With groups (one name per row: its class, its dataset) every
+    group fills the same share of each epoch, to one sample. An epoch shows a part of a large group, and the next epoch
+    goes on where it ended; a small group comes several times. Within a group all rows come equally often, to one.
 
-    ``batch_size`` is the size of a step's batch over all ``ranks``; this process gets the rows that are its
-    ``rank``'s, which are disjoint from the others' and together are the batch.
+    ``batch_size`` is the size of a step's batch over all ``ranks``. This process gets the rows of its ``rank``: the
+    ranks' rows are disjoint and together make the batch.
 
     Raises:
         ValueError: no rows, a batch size below 1, groups without ``shuffle`` or of another length than the rows, a rank
@@ -63,7 +63,7 @@ class EpochSampler:
         return -(-len(self.rows) // self.batch_size)
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
-        """The rows of this epoch over all ranks, in order, (len(rows),) int64."""
+        """Return the rows of this epoch over all ranks, in order, (len(rows),) int64."""
         rows = np.asarray(self.rows, dtype=np.int64)
         if not self.shuffle:
             return rows
@@ -71,12 +71,12 @@ class EpochSampler:
         return rng.permutation(self._balanced(epoch) if self.groups else rows)
 
     def size_of(self, step: int) -> int:
-        """Samples of the batch at ``step`` over all ranks."""
+        """Count the samples of the batch at ``step`` over all ranks."""
         within = step % self.steps_per_epoch
         return min(self.batch_size, len(self.rows) - within * self.batch_size)
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """This rank's rows of the batch at ``step``, counted from the start of training over all epochs."""
+        """Return this rank's rows of the batch at ``step``, counted from the start of training over all epochs."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if epoch not in self._recent:  # several steps in a row ask for the same epoch, at its end for two
             for old in list(self._recent)[:-1]:
@@ -91,7 +91,7 @@ class EpochSampler:
 
     @cached_property
     def _members(self) -> tuple[NDArray[np.int64], ...]:
-        """The rows of each group, in the order of the groups' names."""
+        """Rows of each group, in the order of the groups' names."""
         names = sorted(set(self.groups))
         return tuple(
             np.asarray([row for row, group in zip(self.rows, self.groups, strict=True) if group == name], np.int64)
@@ -99,7 +99,7 @@ class EpochSampler:
         )
 
     def _balanced(self, epoch: int) -> NDArray[np.int64]:
-        """An equal share of every group: each is an endless row of permutations, of which epochs take pieces."""
+        """Take an equal share of every group, an endless sequence of permutations that the epochs cut into pieces."""
         parts = len(self._members)
         pieces = []
         for index, members in enumerate(self._members):
@@ -113,12 +113,12 @@ class EpochSampler:
 
 
 def in_order(rows: Sequence[int], batch_size: int) -> EpochSampler:
-    """The rows as they are, for tests and statistics."""
+    """Return a sampler of the rows in their given order, for tests and statistics."""
     return EpochSampler(rows=tuple(rows), batch_size=batch_size, seed=0, shuffle=False)
 
 
 def balance_groups(store: Store, rows: Sequence[int], balance: str) -> tuple[str, ...]:
-    """The group of each row: its class, its dataset, or none at all; ``balance`` as in DataConfig."""
+    """Name the group of each row, its class or its dataset, or no groups at all; ``balance`` as in DataConfig."""
     samples = [store.rows[row].sample for row in rows]
     if balance == "class":
         return tuple(str(sample.label) for sample in samples)

@@ -1,6 +1,6 @@
 """Sources of a stream's images: resident on the device, or read and decoded by DALI at each step, to the same bits.
 
-The third, :class:`dali_pipelines.frame_flow.FrameFlow`, computes flow at each step.
+A third, :class:`dali_pipelines.frame_flow.FrameFlow`, computes flow at each step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dali_pipelines.graph import decode, image_to_mosaic, to_device
 from dali_pipelines.sampler import EpochSampler
 from htnet.data.regions import CropRule
 from htnet.data.store.reader import Store
-from htnet.training.batch import sent
+from htnet.training.batch import send
 
 AHEAD = 2
 """Batches that DALI makes ready ahead of their use."""
@@ -27,15 +27,15 @@ class Source(Protocol):
     """Images of a sampler's steps."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, ., .) on the device and the manifest's rows (B,) int64 on the CPU; both are the caller's own.
+        """Return images (B, 3, ., .) on the device and the manifest's rows (B,) int64 on the CPU; the caller owns both.
 
-        Steps are asked for one after the other, from the one on that the source was made for.
+        Steps are asked for one after the other, from the first step of the source.
         """
         ...
 
 
 def rows_of(sampler: EpochSampler, step: int) -> Tensor:
-    """The manifest's rows of a step, (B,) int64 on the CPU."""
+    """Return the manifest's rows of a step, (B,) int64 on the CPU."""
     return torch.from_numpy(sampler.batch(step).copy())
 
 
@@ -49,20 +49,20 @@ class ResidentSource:
         self._place = place.to(images.device)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """As :meth:`Source.batch`, of any step."""
+        """Return any step's batch as :meth:`Source.batch` does."""
         rows = rows_of(self._sampler, step)
-        return self._images[self._place[sent(rows, self._images.device)]], rows
+        return self._images[self._place[send(rows, self._images.device)]], rows
 
 
 class StreamedSource:
     """Images that DALI reads, decodes and cuts ahead of their use.
 
-    Mosaics, (B, 3, S, S), or with ``mosaic_size`` None the flow images that they are cut from, (B, 3, F, F); float32.
+    They are mosaics, (B, 3, S, S), or with ``mosaic_size`` None the flow images behind them, (B, 3, F, F); float32.
 
     Args:
-        read: encoded flow images by row, (n,) uint8, or decoded ones, (F, F, 3) float16.
-        encoded: tells which.
-        first_step: the first one that will be asked for.
+        read: reader of flow images by row, encoded as (n,) uint8 or decoded as (F, F, 3) float16.
+        encoded: True if ``read`` returns encoded ones.
+        first_step: the first step that will be asked for.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class StreamedSource:
         self._pipeline.build()
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """As :meth:`Source.batch`; DALI counts the steps itself."""
+        """Return the next batch as :meth:`Source.batch` does; DALI counts the steps itself."""
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         (images,) = self._pipeline.run(stream)
         # DALI uses its buffers again two batches later

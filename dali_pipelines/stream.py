@@ -1,8 +1,8 @@
-"""An endless, resumable stream of training batches.
+"""Endless, resumable stream of training batches.
 
-The stream never ends an epoch inside DALI (an epoch is arithmetic on the step number), so prefetching runs across
-epoch borders. Everything in it is a function of the step: order, changes, mixing. The step number is therefore its
-whole state, and neither a thread, a cache nor an interruption can change a batch.
+The stream never ends an epoch inside DALI (an epoch is arithmetic on the step number), so prefetching runs across epoch
+borders. Everything in it is a function of the step: order, changes, mixing. Its whole state is therefore the step
+number, and neither a thread, a cache nor an interruption can change a batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from htnet.config import AugmentConfig, MixConfig
 from htnet.data.store.reader import Store
 from htnet.data.transform import FlowTransform, normalise
 from htnet.errors import InputError
-from htnet.training.batch import Batch, sent
+from htnet.training.batch import Batch, send
 
 _PLAIN = AugmentConfig()
 
@@ -34,9 +34,9 @@ class FlowStream:
     """Endless batches in the sampler's order; ``state`` and the ``state`` argument resume it bit for bit.
 
     Args:
-        resident: where the samples come from.
-        sampler: which samples come when.
-        augment: what changes them.
+        resident: source of the samples.
+        sampler: order of the samples.
+        augment: random changes of the samples.
         transform: the fold's, from :func:`dali_pipelines.resident.fit_transform`.
         num_classes: classes of the labels; needed where samples are mixed.
         state: from :meth:`state`.
@@ -80,7 +80,7 @@ class FlowStream:
         )
 
     def next(self) -> Batch:
-        """The next batch; its tensors are the caller's own."""
+        """Return the next batch; the caller owns its tensors."""
         step, sampler, device = self._step, self.sampler, self._resident.device
         images, rows = self._source.batch(step)
         if self._changes:
@@ -91,7 +91,7 @@ class FlowStream:
         else:
             images = normalise(images, self._transform)
         self._step += 1
-        batch = Batch(images=images, labels=self._resident.labels[sent(rows, device)], rows=rows)
+        batch = Batch(images=images, labels=self._resident.labels[send(rows, device)], rows=rows)
         if self._num_classes is None:
             return batch
         options = {"num_classes": self._num_classes, "seed": sampler.seed, "step": step, "rank": sampler.rank}
@@ -103,7 +103,7 @@ class FlowStream:
         return self.sampler.steps_per_epoch
 
     def state(self) -> bytes:
-        """Return what makes a new stream go on after the last batch that :meth:`next` returned."""
+        """Return the state from which a new stream goes on after the last batch that :meth:`next` returned."""
         return json.dumps({"step": self._step}).encode()
 
 
@@ -115,7 +115,7 @@ def _check_one_size(store: Store, rows: Sequence[int]) -> None:
 
 
 def changes_pixels(augment: AugmentConfig) -> bool:
-    """Say whether a sample's mosaic differs from epoch to epoch; mixing does not change it, it comes after."""
+    """Return True if a sample's mosaic differs from epoch to epoch; mixing comes later and does not count."""
     return replace(augment, mix=MixConfig()) != _PLAIN
 
 
@@ -128,7 +128,7 @@ def _step_of(state: bytes) -> int:
 
 
 def self_test(device: torch.device) -> None:
-    """Run a small graph on the device; raises what DALI raises where it does not work."""
+    """Run a small graph on the device; DALI's own errors are raised."""
     pipeline = Pipeline(
         batch_size=1, num_threads=1, device_id=(device.index or 0) if device.type == "cuda" else None, seed=0
     )

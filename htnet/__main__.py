@@ -1,6 +1,6 @@
-"""The program ``htnet``: makes sure that our packages are found, then hands over to :mod:`launch.cli`.
+"""Program ``htnet``: checks that the project's own packages are found, then hands over to :mod:`launch.cli`.
 
-The check lies in front of ``launch``, because another package of that name may be in its place.
+The check cannot be in ``launch``, because another package of that name may be in its place.
 """
 
 from __future__ import annotations

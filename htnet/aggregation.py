@@ -1,6 +1,6 @@
 """Level change of the network: a 3x3 convolution, a layer norm and a max-pool, channels last.
 
-The convolution of a 2x2 map is one matrix product, and the max-pool of a GPU sums its gradient in a fixed order; both
+The convolution of a 2x2 map is one matrix product, and on a GPU the max-pool sums its gradient in a fixed order. Both
 are the same functions as torch's.
 """
 
@@ -20,8 +20,8 @@ __all__ = ["BlockAggregation", "conv", "conv_2x2", "max_pool"]
 class BlockAggregation(nn.Module):
     """Level change: 3x3 convolution, layer norm, 3x3 max-pool of stride 2; (B, H, W, C) -> (B, H', W', C').
 
-    H' and W' are half of H and W, rounded up. Crosses block borders, which is how blocks learn of each other.
-    ``weight`` is (C', 3, 3, C), the layout in which a channels-last convolution reads it without a copy.
+    H' and W' are half of H and W, rounded up. It crosses block borders: this is how blocks learn of each other.
+    ``weight`` is (C', 3, 3, C), the layout that a channels-last convolution reads without a copy.
     """
 
     def __init__(self, dim: int, out_dim: int) -> None:
@@ -52,22 +52,22 @@ class BlockAggregation(nn.Module):
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """3x3 convolution with zero padding 1: (B, H, W, C), (C', 3, 3, C), (C',) -> (B, H, W, C')."""
+    """Convolve 3x3 with zero padding 1: (B, H, W, C), (C', 3, 3, C), (C',) -> (B, H, W, C')."""
     return F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), bias, padding=1).permute(0, 2, 3, 1)
 
 
 def conv_2x2(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """:func:`conv` for a 2x2 map, as one matrix product: 20 of the 36 products of a convolution are with padding."""
+    """Compute :func:`conv` of a 2x2 map as one matrix product: 20 of a convolution's 36 products are with padding."""
     taps: Tensor = _Taps.apply(weight)  # type: ignore[no-untyped-call] # torch's
-    flat: Tensor = F.linear(x.flatten(1), taps, bias.repeat(4))
-    return flat.unflatten(1, (2, 2, -1))
+    mixed: Tensor = F.linear(x.flatten(1), taps, bias.repeat(4)).unflatten(1, (2, 2, -1))
+    return mixed
 
 
 class _Taps(torch.autograd.Function):
-    """The matrix of a 3x3 convolution with padding 1 of a 2x2 map: (C', 3, 3, C) -> (4*C', 4*C).
+    """Matrix of a 3x3 convolution with padding 1 of a 2x2 map: (C', 3, 3, C) -> (4*C', 4*C).
 
-    Left to itself, autograd would make a gradient of the whole weight for each output position, zeros included, and
-    add the four.
+    Without it, autograd would make a gradient of the whole weight for each output position, zeros included, and add the
+    four.
     """
 
     generate_vmap_rule = True
@@ -95,7 +95,7 @@ class _Taps(torch.autograd.Function):
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """3x3 max-pool of stride 2 with padding 1, (B, H, W, C) -> (B, H', W', C), whose gradient is summed in fixed order.
+    """Pool 3x3 maxima with stride 2 and padding 1, (B, H, W, C) -> (B, H', W', C'); sum the gradient in fixed order.
 
     Values and gradients are those of torch's max_pool2d, whose backward on a GPU counts as not deterministic.
     """
@@ -104,7 +104,7 @@ def max_pool(x: Tensor) -> Tensor:
 
 
 class _MaxPool(torch.autograd.Function):
-    """Returns the pooled map and, for the backward, the position in the map, H * row + column, of each maximum."""
+    """Pooled map and, for the backward, the position in the map, H * row + column, of each maximum."""
 
     generate_vmap_rule = True
 
@@ -124,13 +124,13 @@ class _MaxPool(torch.autograd.Function):
         (places,) = ctx.saved_tensors
         batch, height, width, dim = ctx.shape
         rows, columns = gradient.shape[1:3]
-        # the map with a rim, on which fall the taps of border windows that lie outside
+        # the map with a rim for the taps of border windows that fall outside
         whole = gradient.new_zeros(
             (batch, 2 * rows + 1, 2 * columns + 1, dim), dtype=torch.promote_types(gradient.dtype, torch.float32)
         )
         first_row = 2 * torch.arange(rows, device=gradient.device).view(-1, 1, 1) - 1
         first_column = 2 * torch.arange(columns, device=gradient.device).view(-1, 1) - 1
-        # a tap touches each pixel once, so that the order of the taps is that in which a pixel's windows are added
+        # a tap touches each pixel once, so a pixel's windows are added in the order of the taps
         for i, j in product((2, 1, 0), repeat=2):
             hit = places == (first_row + i) * width + first_column + j
             whole[:, i : i + 2 * rows : 2, j : j + 2 * columns : 2] += gradient.where(hit, 0)

@@ -1,13 +1,13 @@
-"""Weights of the public implementation of HTNet to ours and back, without loss.
+"""Weights of HTNet's public implementation, converted to this project's network and back without loss.
 
 Both networks compute the same function; their weights differ in name, in the trailing ``(1, 1)`` of 1x1 convolutions,
-in the ``(1, C, 1, 1)`` of layer norms, and in the axis order of the 3x3 convolutions, (C', C, 3, 3) there and
-(C', 3, 3, C) here.
+in the ``(1, C, 1, 1)`` of layer norms, and in the axis order of the 3x3 convolutions, (C', C, 3, 3) there and (C', 3,
+3, C) here.
 
-Upstream reads its flow images with OpenCV and so feeds the channels in the order strain, v, u; a mosaic here has
-(u, v, strain). A checkpoint that was trained by upstream's script therefore works on our mosaics only after a change
-of the patch embedding: pass ``channel_order="upstream"``. With ``"ours"``, the default, the weights are taken as they
-are, which is right where both networks are fed the same tensor.
+Upstream reads its flow images with OpenCV and so feeds the channels in the order strain, v, u; a mosaic here has (u, v,
+strain). A checkpoint trained by upstream's script therefore works on mosaics of this project only after a change of the
+patch embedding: pass ``channel_order="upstream"``. With ``"ours"``, the default, the weights are taken unchanged, which
+is right if both networks are fed the same tensor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CHANNELS: Final = 3
 _WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
 """Keys of the state dict in files that hold an epoch or an optimizer beside it."""
 _PREFIXES: Final = ("module.", "_orig_mod.")
-"""Of ``DataParallel`` and of ``torch.compile``."""
+"""Prefixes that ``DataParallel`` and ``torch.compile`` put before every key."""
 _LAYER_KEYS: Final = (  # upstream's name in a transformer layer, ours, kind of weight
     ("0.norm.g", "attention_norm.weight", "norm"),
     ("0.norm.b", "attention_norm.bias", "norm"),
@@ -57,7 +57,7 @@ _AGGREGATION_KEYS: Final = (
 
 @dataclass(frozen=True)
 class _Entry:
-    """One weight: its two names, its shape here, and how its shape differs there."""
+    """Names of a weight there and here, its shape here, and the difference of its shape there."""
 
     upstream: str
     ours: str
@@ -91,16 +91,16 @@ class _Entry:
 def from_upstream(
     state_dict: str | os.PathLike[str] | Mapping[str, Any], *, channel_order: ChannelOrder = "ours"
 ) -> dict[str, Tensor]:
-    """The state dict of :class:`htnet.HTNet` with the weights of an upstream checkpoint, in float32; devices stay.
+    """Convert an upstream checkpoint to a state dict of :class:`htnet.HTNet` in float32, on the same devices.
 
-    The state dict may lie in a dict beside an epoch or an optimizer, and all its keys may begin with ``module.``, as
-    ``DataParallel`` makes them. Weights of 16 or 64 bits become float32: they are what training goes on from. The
-    position tables are those of ``model.position=scalar``.
+    The state dict may be inside a dict that also holds an epoch or an optimizer, and all its keys may begin with
+    ``module.``, as ``DataParallel`` makes them. Weights of 16 or 64 bits become float32, from which training can go on.
+    The position tables are those of ``model.position=scalar``.
 
     Args:
-        state_dict: a file that ``torch.save`` wrote, or what ``torch.load`` returns of it. Of a file tensors and plain
-            values are read, and no code in it is run; its weights lie on the CPU.
-        channel_order: ``upstream`` where the checkpoint was trained on (strain, v, u) and will see (u, v, strain).
+        state_dict: a file written by ``torch.save``, or its content as ``torch.load`` returns it. From a file, tensors
+            and plain values are read and no code is run; the weights are on the CPU.
+        channel_order: ``upstream`` if the checkpoint was trained on (strain, v, u) and will see (u, v, strain).
 
     Raises:
         InputError: the file is no such checkpoint, or a key is missing, unknown, or its weight has the wrong shape or
@@ -123,7 +123,7 @@ def from_upstream(
 
 
 def to_upstream(state_dict: Mapping[str, Tensor], *, channel_order: ChannelOrder = "ours") -> dict[str, Tensor]:
-    """Return the inverse of :func:`from_upstream` on a state dict, exact; same errors.
+    """Return the exact inverse of :func:`from_upstream` on a state dict; same errors.
 
     ``channel_order="upstream"`` writes a checkpoint that upstream's script can use on (strain, v, u) images. Position
     tables with a number for each channel are refused.
@@ -140,10 +140,10 @@ def to_upstream(state_dict: Mapping[str, Tensor], *, channel_order: ChannelOrder
 
 
 def _read(path: Path) -> Any:
-    """Read the tensors and plain values that ``torch.save`` wrote.
+    """Read the tensors and plain values of a file written by ``torch.save``.
 
     Raises:
-        InputError: the file is none, is damaged, or holds what only running code restores.
+        InputError: the file is of another kind, is damaged, or holds objects that only running code restores.
     """
     try:
         with path.open("rb") as file:
@@ -152,14 +152,14 @@ def _read(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read as a checkpoint: {error.strerror}") from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old formats; what cannot be read is refused below
+            warnings.simplefilter("ignore")  # about old formats; a file that cannot be read is refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds
         raise InputError(f"{path}: {_unreadable(start, str(error))}") from None
 
 
 def _unreadable(start: bytes, said: str) -> str:
-    """The rule that a file breaks, by its first bytes and what torch says of it."""
+    """Name the rule that a file breaks, from its first bytes and torch's error message."""
     if found := re.search(r"GLOBAL (\S+)", said):
         like = "" if found[1].startswith("numpy") else ", as a whole pickled model does"
         return f"holds {found[1]}, which only running code restores{like}: save model.state_dict() and nothing else"
@@ -173,7 +173,7 @@ def _unreadable(start: bytes, said: str) -> str:
 
 
 def _unwrapped(checkpoint: object) -> Mapping[str, Any]:
-    """The state dict in what a training script stored, without the prefix of a wrapper around its model."""
+    """Find the state dict in a training script's checkpoint, and remove the prefix of a wrapper around the model."""
     if not isinstance(checkpoint, Mapping):
         raise InputError(f"must be a state dict, or a dict that holds one, got {type(checkpoint).__name__}")
     if odd := [key for key in checkpoint if not isinstance(key, str)]:
@@ -198,7 +198,7 @@ def _unwrapped(checkpoint: object) -> Mapping[str, Any]:
 
 
 def _weights(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The same weights in float32."""
+    """Return the weights in float32."""
     for key, value in state_dict.items():
         if not isinstance(value, Tensor):
             raise InputError(f"{key}: must be a tensor, got {type(value).__name__}")
@@ -208,7 +208,7 @@ def _weights(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _reorder(weight: Tensor, channel_order: ChannelOrder) -> Tensor:
-    """Reverse the channels among the inputs of the patch embedding, (dim, P*P*3) with the channel running fastest."""
+    """Reverse the channels among the inputs of the patch embedding, (dim, P*P*3), whose channel runs fastest."""
     if channel_order == "ours":
         return weight
     if channel_order != "upstream":
@@ -230,7 +230,7 @@ def _check(state_dict: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
 
 
 def _entries(state_dict: Mapping[str, Tensor], *, upstream: bool) -> Iterator[_Entry]:
-    """Every weight that a network must have whose sizes are those found in ``state_dict``."""
+    """Yield every weight of a network that has the sizes found in ``state_dict``."""
     side = 0 if upstream else 1
 
     def size(names: tuple[str, str], axis: int) -> int:
@@ -274,6 +274,6 @@ def _layer(prefixes: tuple[str, str], dim: int, inner: int, hidden: int) -> Iter
 
 
 def _count(state_dict: Mapping[str, Tensor], prefix: str) -> int:
-    """Count the numbered children under ``prefix``: one more than the largest number, at least one."""
+    """Count the numbered children under ``prefix``: the largest number plus one, at least one."""
     numbers = [key.removeprefix(prefix).split(".")[0] for key in state_dict if key.startswith(prefix)]
     return max((int(number) for number in numbers if number.isdecimal()), default=0) + 1

@@ -1,4 +1,4 @@
-"""The process's CPU settings: threads, and memory that is kept between steps."""
+"""CPU settings of the process: threads, and memory kept between steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TOP_PAD_BYTES = 64 << 20
 
 
 def configure_cpu(threads: int) -> None:
-    """Fix the number of threads, which is part of the numerics, and keep freed memory; call it before training.
+    """Fix the number of threads, which decides last bits, and keep freed memory; call it before training.
 
     A later call in the same process changes only the threads.
     """
@@ -22,11 +22,11 @@ def configure_cpu(threads: int) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory, and torch ask for huge pages; False where the C library has no ``mallopt``.
+    """Let glibc keep freed memory, and torch ask for huge pages; return False if the C library has no ``mallopt``.
 
-    A training step frees and allocates the same gigabytes every time. By default each large buffer goes
-    back to the kernel and returns page by page, zeroed; at the paper's size that is a tenth of a step.
-    Huge pages are asked for only if torch has not been imported yet.
+    A training step frees and allocates the same gigabytes every time. By default each large buffer goes back to the
+    kernel and returns page by page, zeroed; at the paper's size that costs a tenth of a step. Huge pages are asked for
+    only if torch has not been imported yet.
     """
     if not sys.platform.startswith("linux"):
         return False

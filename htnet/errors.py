@@ -1,8 +1,8 @@
 """Exceptions that reach a user, and the exit codes of the command line.
 
-A user's mistake raises :class:`InputError`: one sentence that names the file, row or key, the
-value found and the rule it breaks. The command line prints it and exits with 2. Everything else is
-a defect of ours and keeps its traceback.
+A user's mistake raises :class:`InputError`: one sentence that names the file, row or key, the value found and the rule
+it breaks. The command line prints it and exits with 2. Any other exception is a defect of htnet and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ EXIT_BAD_INPUT = 2
 
 
 class HTNetError(Exception):
-    """Base of the errors that htnet raises on purpose; one message, so it survives a process border."""
+    """Base of the errors that htnet raises on purpose; one message, so that it can be pickled between processes."""
 
 
 class InputError(HTNetError):
@@ -21,15 +21,15 @@ class InputError(HTNetError):
 
 
 class StartError(HTNetError):
-    """A part of the system did not start or answer: nothing is wrong with the input; trying again may help."""
+    """Part of the system that did not start or answer. The input is not at fault; trying again may help."""
 
 
 class DiskFullError(HTNetError, OSError):
-    """A file for which no space is left; made as ``OSError(errno, reason, path)``, its text is ``<path>: <reason>``."""
+    """File for which no space is left, made as ``OSError(errno, reason, path)``; its text is ``<path>: <reason>``."""
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}"
 
 
 class NonFiniteLossError(HTNetError):
-    """The training loss or an output became NaN or infinite; the message names fold, epoch and step or sample."""
+    """Training loss or output that became NaN or infinite; the message names fold, epoch and step or sample."""

@@ -1,7 +1,7 @@
-"""Files and folders that appear whole, and locks; no other file of the project renames, locks or removes left-overs.
+"""Files and folders that appear whole, and locks; no other file of the project renames, locks or removes leftovers.
 
-Content is written beside its place as ``.<name>.<32 hex digits>.tmp`` and renamed. The writer holds a lock on it
-meanwhile, so that :func:`remove_leftovers` can tell the work of a living writer from what a killed one left.
+Content is written beside its place as ``.<name>.<32 hex digits>.tmp`` and renamed. Meanwhile the writer holds a lock on
+it, by which :func:`remove_leftovers` tells the work of a living writer from the leftovers of a killed one.
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ def checksum(*paths: Path) -> str:
 def write_whole(path: Path, content: str | bytes, *, beside: Path | None = None) -> None:
     """Replace ``path`` by ``content`` (a text in UTF-8); a kill at any moment leaves the old file or the new one.
 
-    ``beside``: the folder of the temporary file, of the same file system; by default that of ``path``.
+    Args:
+        beside: folder of the temporary file, on the same file system; by default that of ``path``.
 
     Raises:
-        DiskFullError: names ``path``.
-        OSError: it cannot be written; names it as well.
+        DiskFullError: no space is left; names ``path``.
+        OSError: the file cannot be written; names it as well.
     """
     with _temporary_file(path, content, beside) as temporary:
         temporary.replace(path)
 
 
 def write_first(path: Path, content: str) -> bool:
-    """Write ``path`` whole unless it exists; False where it does: of several writers exactly one is the first."""
+    """Write ``path`` whole unless it exists; return False if it does. Of several writers exactly one is the first."""
     with _temporary_file(path, content) as temporary:
         try:
             path.hardlink_to(temporary)
@@ -73,10 +74,10 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_json(path: Path, kind: TypeAdapter[T], name: str) -> T:
-    """Read a JSON file that holds a value of a known kind; ``name`` is the kind for people.
+    """Read a JSON file that holds a value of a known kind; ``name`` is the kind in words.
 
     Raises:
-        InputError: it is missing, cannot be read or holds something else; names file, place and rule.
+        InputError: the file is missing, cannot be read or holds another kind; names file, place and rule.
     """
     try:
         return kind.validate_json(path.read_bytes())
@@ -101,19 +102,19 @@ def _cell(value: object) -> object:
 
 @contextmanager
 def whole_folder(place: Path, *, last: str = "", sync: bool = False) -> Iterator[Path]:
-    """A new folder to write into, which becomes ``place`` when the block ends, or is gone when it raises.
+    """Yield a new folder to write into; it becomes ``place`` when the block ends, and is removed if the block raises.
 
     Args:
-        place: absent, or an empty folder. The working folder gets the content moved into it instead of being replaced,
-            which would leave the user's shell in a folder that is no more.
-        last: name of the item that is moved last there, for it says that all is there.
-        sync: put the content on the disk before the folder appears, so that it is whole after a loss of power, too.
+        place: absent, or an empty folder. The working folder is not replaced, which would leave the user's shell in a
+            removed folder; the content is moved into it.
+        last: name of the item that is moved last there, as the sign that all is there.
+        sync: put the content on the disk before the folder appears, so that it is whole even after a loss of power.
 
     Raises:
-        InputError: something that cannot be replaced is at ``place``.
-        DiskFullError: there is no space left for the content.
+        InputError: ``place`` holds something that cannot be replaced.
+        DiskFullError: no space is left for the content.
     """
-    target = place.resolve()  # "." has no name to put another beside
+    target = place.resolve()  # "." has no name that a temporary one could be made from
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent, target.name)
     partial, lock = _claim(target, Path.mkdir)
@@ -129,7 +130,7 @@ def whole_folder(place: Path, *, last: str = "", sync: bool = False) -> Iterator
 
 
 def move_folder(folder: Path, place: Path) -> None:
-    """Rename a finished folder, so that ``place`` is there whole or not at all, after a loss of power, too."""
+    """Rename a finished folder, so that ``place`` appears whole or not at all, even after a loss of power."""
     with full_disk_named(place):
         _sync_tree(folder)
         folder.rename(place)
@@ -137,7 +138,7 @@ def move_folder(folder: Path, place: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to ``<name>.damaged-N`` beside it, N the first that is free; returns the name."""
+    """Rename a damaged file or folder to ``<name>.damaged-N`` beside it, N the first free number; return its path."""
     numbers = iter(range(1, 1_000_000))
     aside = next(one for n in numbers if not os.path.lexists(one := path.with_name(f"{path.name}.damaged-{n}")))
     path.rename(aside)
@@ -145,17 +146,17 @@ def set_aside(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path, name: str | None = None, *, owned: bool = False) -> None:
-    """Remove from ``folder`` the temporary files and folders of dead writers; never raises.
+    """Remove from ``folder`` the temporary files and folders of dead writers; never raise.
 
     Args:
         name: only those of a writer of this name.
-        owned: remove also what cannot be told from the work of a living writer, because the file system has no locks
-            (or, as NFS, none on folders): the caller holds the lock under which all writers work.
+        owned: the caller holds the lock under which all writers work. Then remove also files and folders that may be a
+            living writer's, because the file system has no locks (or, as NFS, none on folders).
     """
     for path in folder.glob(f".{'*' if name is None else glob.escape(name)}{_TEMPORARY}"):
         try:
             lock = os.open(path, os.O_RDONLY)
-        except OSError:  # renamed meanwhile, or not ours to read
+        except OSError:  # renamed meanwhile, or not readable for this user
             continue
         try:
             free = _try_lock(lock)
@@ -168,9 +169,10 @@ def remove_leftovers(folder: Path, name: str | None = None, *, owned: bool = Fal
 
 @contextmanager
 def locked(path: Path, busy: str) -> Iterator[str | None]:
-    """Hold the lock ``path``, a file that is gone afterwards; yields why the file system has no locks, else None.
+    """Hold the lock ``path``, a file that is removed afterwards.
 
-    A kill frees the lock and leaves the file, which is no obstacle.
+    Yields the reason if the file system has no locks, else None. A kill frees the lock and leaves the file, which does
+    not hinder the next holder.
 
     Raises:
         InputError: another process holds it; ``busy`` is the message.
@@ -194,17 +196,17 @@ def locked(path: Path, busy: str) -> Iterator[str | None]:
 
 @contextmanager
 def full_disk_named(path: Path) -> Iterator[None]:
-    """Turn what a full disk makes of the writing of ``path`` into one error that says so and names the file.
+    """Turn any error of a full disk while writing ``path`` into one error that says so and names the file.
 
-    ``write`` and ``fsync`` do not know the name, and torch.save covers the system's error with an
-    ``unexpected pos`` of its own, in whose context it still is.
+    ``write`` and ``fsync`` do not know the name. torch.save hides the system's error behind an ``unexpected pos`` of
+    its own, which has it as context.
 
     Raises:
-        DiskFullError: in place of any exception that comes of a full disk or an exhausted quota.
+        DiskFullError: in place of any exception caused by a full disk or an exhausted quota.
     """
     try:
         yield
-    except DiskFullError:  # it names a file already
+    except DiskFullError:  # the error names a file already
         raise
     except Exception as error:
         cause: BaseException | None = error
@@ -218,7 +220,7 @@ def full_disk_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _temporary_file(path: Path, content: str | bytes, beside: Path | None = None) -> Iterator[Path]:
-    """A file with the content, synced; it is gone when the block ends, unless it was renamed."""
+    """Yield a synced file with the content; it is removed when the block ends, unless it was renamed."""
     data = content.encode() if isinstance(content, str) else content
     temporary, lock = _claim((beside or path.parent) / path.name, Path.touch)
     try:
@@ -234,9 +236,9 @@ def _temporary_file(path: Path, content: str | bytes, beside: Path | None = None
 
 
 def _claim(target: Path, create: Callable[[Path], None]) -> tuple[Path, int]:
-    """Create a temporary file or folder beside ``target``; returns it and a descriptor that holds its lock.
+    """Create a temporary file or folder beside ``target``; return it and a descriptor that holds its lock.
 
-    Between the two another process may take it for a left-over: then it is gone, or soon will be.
+    Between the two steps another process may take it for a leftover and remove it.
     """
     while True:
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -248,13 +250,13 @@ def _claim(target: Path, create: Callable[[Path], None]) -> tuple[Path, int]:
         try:
             if _try_lock(lock) and temporary.exists():
                 return temporary, lock
-        except OSError:  # nobody who respects locks removes it
+        except OSError:  # a process that respects locks does not remove it
             return temporary, lock
         os.close(lock)
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Lock a file or folder; False where another process holds it, an OSError where there are no locks."""
+    """Lock a file or folder; return False if another process holds it. Without locks there it is an OSError."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -283,7 +285,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_names(folder: Path) -> None:
-    """Make the names in a folder durable; some network file systems cannot."""
+    """Make the names in a folder durable; some network file systems cannot do this."""
     with contextlib.suppress(OSError):
         _sync(folder)
 

@@ -3,21 +3,21 @@
 "HTNet for micro-expression recognition", Wang, Zhang, Zhang, Wang and Zhang, Neurocomputing 602, 2024,
 https://arxiv.org/abs/2307.14637. The network is NesT ("Nested Hierarchical Transformer: Towards Accurate,
 Data-Efficient and Interpretable Visual Understanding", Zhang et al., AAAI 2022, https://arxiv.org/abs/2105.12723)
-applied to optical flow: tokens attend to each other inside a block only; blocks are merged four to one from level to
-level while channels and heads double, until the last level is one block.
+applied to optical flow. Tokens attend to each other inside a block only. From level to level four blocks merge into one
+while channels and heads double, until the last level is one block.
 
-The same function as the public implementation, computed differently: tokens stay channels-last, (B, H, W, C), so 1x1
-convolutions are linear layers and the layer norms need no transposition. Its checkpoints are read and written by
-:mod:`htnet.checkpoint`.
+It is the same function as the public implementation, computed differently. Tokens stay channels-last, (B, H, W, C), so
+1x1 convolutions are linear layers and the layer norms need no transposition. :mod:`htnet.checkpoint` reads and writes
+checkpoints of the public implementation.
 
 Shapes: B samples, S side of the mosaic, P side of a patch, H x W feature map of a level, C its channels, N tokens per
-block, A heads, D head_dim. ``head_dim = dim // heads`` is rounded down, so A*D may be smaller than C (255 of 256 in
-the paper's configuration).
+block, A heads, D head_dim. ``head_dim = dim // heads`` is rounded down, so A*D may be smaller than C (255 of 256 in the
+paper's configuration).
 
-In the paper's configuration N is 1: a token attends to itself alone, its attention weight is exactly 1, and queries
-and keys influence nothing. They are then neither computed nor trained; their weights stay in the state dict
-(:class:`ValueProjection`). What is left, values and output projection, is one linear map, computed as one where that is
-cheaper.
+In the paper's configuration N is 1: a token attends to itself alone, its attention weight is exactly 1, and queries and
+keys influence nothing. They are then neither computed nor trained, and their weights stay in the state dict
+(:class:`ValueProjection`). Values and output projection remain. Together they are one linear map, and are computed as
+one where that is cheaper.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ATTENTION_ENV_VAR: Final = "HTNET_ATTENTION"
 
 
 def attention_backend(configured: str) -> str:
-    """Return the backend to use: the environment variable HTNET_ATTENTION where set, else the configured one.
+    """Return the backend to use: the environment variable HTNET_ATTENTION if it is set, else the configured one.
 
     Raises:
         ValueError: the variable names no backend.
@@ -55,9 +55,9 @@ def attention_backend(configured: str) -> str:
 
 
 class PatchEmbedding(nn.Linear):
-    """Squares of ``patch_size`` pixels to tokens: (B, in_channels, S, S) -> (B, S/P, S/P, dim).
+    """Linear map of squares of ``patch_size`` pixels to tokens: (B, in_channels, S, S) -> (B, S/P, S/P, dim).
 
-    Inputs of the linear map are ordered (row, column, channel), the channel running fastest, as in upstream.
+    Its inputs are ordered (row, column, channel), the channel running fastest, as in upstream.
     """
 
     def __init__(self, patch_size: int, in_channels: int, dim: int) -> None:
@@ -70,13 +70,13 @@ class PatchEmbedding(nn.Linear):
 
 
 class ValueProjection(nn.Module):
-    """Rest of the packed projection where a block is one token: the values, (..., C) -> (..., A*D).
+    """Packed projection reduced to the values, for blocks of one token: (..., C) -> (..., A*D).
 
-    ``value`` (A*D, C) is trained. ``query_key`` (2*A*D, C) is frozen: upstream's queries and keys get gradient zero
-    here, and to leave them out spares a step the filling of that gradient and the optimizer's pass over them. Weight
-    decay, which would shrink upstream's, does not reach them, so they keep their initial or loaded values.
+    ``value`` (A*D, C) is trained. ``query_key`` (2*A*D, C) is frozen. Upstream's queries and keys get gradient zero
+    here; leaving them out saves a step the filling of that gradient and the optimizer's pass over them. Weight decay,
+    which would shrink upstream's, does not reach them, so they keep their initial or loaded values.
 
-    The state dict holds one ``weight`` (3*A*D, C), queries, keys, values, as that of a linear layer; unlike a linear
+    The state dict holds one ``weight`` (3*A*D, C), queries, keys, values, as a linear layer's does. Unlike a linear
     layer's it is a copy, in the dtype of ``value``. Parameters start as those of that linear layer.
     """
 
@@ -107,9 +107,9 @@ def _unpack(module: ValueProjection, state: dict[str, Tensor], prefix: str, *_: 
 class LocalAttention(nn.Module):
     """Multi-head attention inside each block, with its projections; (B, H, W, C) -> (B, H, W, C).
 
-    ``qkv.weight`` in the state dict is (3*A*D, C), rows in the order queries, keys, values. On a GPU in 16 bits heads
-    are computed with zeros up to a multiple of 8 channels (85: 88), for matrix products and kernels are several times
-    slower on rows that do not begin at multiples of 16 bytes.
+    ``qkv.weight`` in the state dict is (3*A*D, C), rows in the order queries, keys, values. On a GPU in 16 bits, heads
+    are padded with zeros to a multiple of 8 channels (85: 88): matrix products and kernels are several times slower on
+    rows that do not begin at multiples of 16 bytes.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class LocalAttention(nn.Module):
         return self.attend(x, padded=x.is_cuda and _element_size(self.out.weight) == 2)
 
     def attend(self, x: Tensor, *, padded: bool) -> Tensor:
-        """Return the forward pass of ``x``, heads as they are or ``padded``: the same function, rounded otherwise."""
+        """Compute the forward pass of ``x``, heads unchanged or ``padded``: the same function, rounded differently."""
         dropout_p = self.dropout if self.training else 0.0
         if isinstance(self.qkv, ValueProjection):
             return self._attend_itself(x, self.qkv.value, dropout_p, padded=padded)
@@ -150,15 +150,15 @@ class LocalAttention(nn.Module):
         return F.dropout(F.linear(attended, out_weight, self.out.bias), dropout_p)
 
     def _attend_itself(self, x: Tensor, value: Tensor, dropout_p: float, *, padded: bool) -> Tensor:
-        """Return the forward pass where a block is one token; ``value`` (A*D, C)."""
+        """Compute the forward pass for blocks of one token; ``value`` is (A*D, C)."""
         out_weight = self.out.weight
-        if padded:  # all heads as one where none is dropped (1,020: 1,024)
+        if padded:  # all heads are padded as one if none is dropped (1,020: 1,024)
             value, out_weight = pad_heads(value, out_weight, self.heads if dropout_p else 1)
         # one key: its attention weight is exactly 1, so the values are the result
         many = torch.compiler.is_exporting() or x.numel() > x.shape[-1] ** 2  # exported, it is a constant
         if not dropout_p and many:
-            # values and output are one linear map; with more tokens than channels (C), its (C, C) matrix costs
-            # less than the (tokens, A*D) in between
+            # values and output are one linear map; if there are more tokens than channels (C), its (C, C) matrix costs
+            # less than the intermediate (tokens, A*D)
             return F.linear(x, out_weight @ value, self.out.bias)
         attended = F.linear(x, value)
         if dropout_p:
@@ -166,7 +166,7 @@ class LocalAttention(nn.Module):
         return F.dropout(F.linear(attended, out_weight, self.out.bias), dropout_p)
 
     def extra_repr(self) -> str:
-        """The settings that do not show in the submodules."""
+        """Return the settings that the submodules do not show."""
         return (
             f"heads={self.heads}, blocks_per_side={self.blocks_per_side}, tokens_per_block={self.tokens_per_block}, "
             f"backend={self.backend}"
@@ -174,7 +174,7 @@ class LocalAttention(nn.Module):
 
 
 def _element_size(weight: Tensor) -> int:
-    """Return the bytes of an element in which products with ``weight`` are computed, autocast or not."""
+    """Return the bytes per element in which products with ``weight`` are computed, with or without autocast."""
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     return dtype.itemsize
@@ -198,7 +198,7 @@ class Mlp(nn.Module):
 class TransformerLayer(nn.Module):
     """Attention and MLP, each after a layer norm and added to its input; (B, H, W, C) -> (B, H, W, C).
 
-    Not called a block: here a block is a group of tokens that attend to each other.
+    It is not called a block: here a block is a group of tokens that attend to each other.
     """
 
     def __init__(
@@ -226,9 +226,9 @@ class TransformerLayer(nn.Module):
 class NestedLevel(nn.Module):
     """Transformer layers at one resolution, then the aggregation to the next (none after the last level).
 
-    ``pos_emb`` is (N,): one number per position in a block, added to all channels of the token there; with
-    ``position="channel"`` (N, C), a number for each channel. The layer norms of a level remove a number that all
-    channels share, so that (N,) acts through the aggregation's convolution alone, and in the last level not at all.
+    ``pos_emb`` is (N,): one number per position in a block, added to all channels of the token there. With
+    ``position="channel"`` it is (N, C), a number for each channel. The layer norms of a level remove a number that all
+    channels share. (N,) therefore acts through the aggregation's convolution alone, and in the last level not at all.
     """
 
     def __init__(self, config: HTNetConfig, level: int, backend: str) -> None:
@@ -262,12 +262,12 @@ class NestedLevel(nn.Module):
 class HTNet(nn.Module):
     """The network: mosaics (B, in_channels, S, S) to logits (B, num_classes).
 
-    Weights are initialised as upstream does: torch's defaults for linear layers and convolutions, standard normal for
-    position tables (those with a number for each channel start at a fiftieth of that). Input of another floating dtype
-    than the weights is cast to it.
+    Weights are initialised as upstream's: torch's defaults for linear layers and convolutions, standard normal for
+    position tables (a fiftieth of that for tables with a number for each channel). Input of another floating dtype than
+    the weights is cast to it.
 
     Args:
-        config: the architecture; sizes that do not divide are refused there.
+        config: the architecture; it refuses sizes that do not divide.
 
     Raises:
         ValueError: the environment variable HTNET_ATTENTION names no backend.

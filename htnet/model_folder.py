@@ -13,31 +13,45 @@ Loading reads tensors and plain values; no code in the folder is run.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from htnet.config import Config
 from htnet.config.load import dump_config, load_config
 from htnet.data.regions import CropRule
+from htnet.data.store.reader import Store
 from htnet.data.transform import FlowTransform
 from htnet.errors import InputError
 from htnet.files import read_json, write_json, write_whole
 from htnet.model import HTNet
 from htnet.model_card import write_card
 
-__all__ = ["ModelFacts", "TrainedModel", "TrainedOn", "is_model_folder", "load_model", "save_model"]
+__all__ = [
+    "ModelFacts",
+    "TrainedModel",
+    "TrainedOn",
+    "is_model_folder",
+    "load_model",
+    "mean_motion",
+    "save_model",
+    "seen_samples",
+]
 
 FORMAT = 1
 _WEIGHTS, _CONFIG, _FACTS, _CARD = "model.safetensors", "config.yaml", "model.json", "card.md"
+_MOTION_SAMPLES = 2000
+"""Samples of which the range of motion is taken, at least; fewer where there are fewer."""
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}
 
 
@@ -100,6 +114,30 @@ class TrainedModel:
         with torch.no_grad():
             logits: Tensor = self.network(mosaics)
         return logits
+
+
+def seen_samples(store: Store, rows: Sequence[int]) -> TrainedOn:
+    """Describe the rows of a store that weights are trained on."""
+    samples = [store.samples[row] for row in rows]
+    labels = [sample.label for sample in samples]
+    rates = [sample.fps for sample in samples if sample.fps is not None]
+    pixels = [row for row in rows if store.samples[row].onset is not None]
+    some = pixels[:: max(1, len(pixels) // _MOTION_SAMPLES)]
+    lengths = [mean_motion(store.read_flow(row)) for row in some]
+    low, high = np.quantile(lengths, (0.01, 0.99)).tolist() if lengths else (0.0, 0.0)
+    return TrainedOn(
+        stores=(store.digest,),
+        subjects=tuple(sorted({sample.subject for sample in samples})),
+        samples={name: labels.count(label) for label, name in enumerate(store.classes)},
+        motion=(low, high) if lengths else None,
+        fps=(min(rates), max(rates)) if rates else None,
+    )
+
+
+def mean_motion(flow_image: NDArray[np.floating[Any]]) -> float:
+    """Return the mean length of the flow in pixels of an (F, F, 3) flow image, channels (flow_u, flow_v, strain)."""
+    flow = flow_image.astype(np.float64)
+    return float(np.hypot(flow[..., 0], flow[..., 1]).mean())
 
 
 def is_model_folder(path: Path) -> bool:

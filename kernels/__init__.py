@@ -1,7 +1,7 @@
-"""Kernels of local attention in Triton (imports torch and einops), compiled loops for the CPU (numpy and Numba), facts.
+"""Local attention in Triton (needs torch, einops), loops compiled for the CPU (numpy, Numba), facts of the machine.
 
-Imports nothing else of this project, and nothing at all before a name is asked for: a program that reads the
-machine's facts, or compiles a loop, does without torch.
+Imports nothing else of this project, and nothing at all until a name is used. A program that reads the machine's facts
+or compiles a loop therefore needs no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["local_attention", "local_attention_block"]
 
 
 class _Kernels(ModuleType):
-    """This package, with functions of the names of its parts: Python binds the sub-package ``local_attention`` here."""
+    """This package, with functions named like its parts: Python binds the sub-package ``local_attention`` here."""
 
     @property
     def local_attention(self) -> Any:
@@ -24,7 +24,7 @@ class _Kernels(ModuleType):
 
     @local_attention.setter
     def local_attention(self, package: ModuleType) -> None:
-        pass  # the function stays
+        pass  # Python binds the sub-package here; the function must stay
 
     @property
     def local_attention_block(self) -> Any:

@@ -1,7 +1,7 @@
-"""The attention half of a transformer layer: layer norm, projections, local attention, bias and residual.
+"""Attention half of a transformer layer: layer norm, projections, local attention, bias and residual.
 
-``reference`` computes it plainly; ``sdpa`` and ``triton`` are torch's norm and linear maps around a core. There is no
-kernel for all of it at once, for a reason: docs/adr/0012-no-fused-attention-block.md.
+``reference`` computes it plainly. ``sdpa`` and ``triton`` put torch's norm and linear maps around an attention core.
+docs/adr/0012-no-fused-attention-block.md says why no single kernel does it all.
 """
 
 from __future__ import annotations
@@ -74,11 +74,12 @@ def local_attention_block(
 
 
 def pad_heads(qkv_weight: Tensor, out_weight: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Return both weights with zeros in each head up to a multiple of 8 channels; themselves where D is one.
+    """Pad each head of both weights with zeros to a multiple of 8 channels; return them unchanged where D is one.
 
-    ``qkv_weight`` is (k*A*D, C) with k groups of A heads, ``out_weight`` (C, A*D). The zeros add nothing to scores or
-    output, but rows of qkv then begin at multiples of 16 bytes. That is what matrix products and our loads need to run
-    at full width; with D = 85 they would move 2 bytes at a time. Scores keep the scale of the true D: pass it on.
+    ``qkv_weight`` is (k*A*D, C) with k groups of A heads, ``out_weight`` is (C, A*D). The zeros add nothing to scores
+    or output, but the rows of qkv then begin at multiples of 16 bytes. Matrix products and the kernels' loads need that
+    to run at full width; with D = 85 they would move 2 bytes at a time. The scale of the scores is still that of the
+    true D: pass it on.
     """
     head_dim = out_weight.shape[1] // num_heads
     missing = -head_dim % 8
@@ -103,7 +104,7 @@ def _composed(
     dropout_p: float,
     attend: Callable[..., Tensor],
 ) -> Tensor:
-    """Compute the block by torch's norm and linear maps around the core ``attend``."""
+    """Compute the block from torch's norm and linear maps around the core ``attend``."""
     wide, gain, bias = _norm_inputs(x, norm_weight, norm_bias)
     normed = F.layer_norm(wide, (x.shape[-1],), gain, bias, eps).to(x.dtype)
     if x.shape[1] == x.shape[2] == blocks_per_side:
@@ -112,7 +113,7 @@ def _composed(
         attended = drop_heads(value, num_heads, dropout_p) if dropout_p else value
         return x + F.linear(attended, out_weight, out_bias)
     scale = (out_weight.shape[1] // num_heads) ** -0.5 if scale is None else scale
-    # the map must outweigh the padded copies of the weights, four times
+    # padding copies the weights: it pays where the map is at least four times larger
     if attend is _triton and math.prod(x.shape[:3]) >= 4 * qkv_weight.shape[0]:
         qkv_weight, out_weight = pad_heads(qkv_weight, out_weight, num_heads)
     qkv = F.linear(normed, qkv_weight)
@@ -121,11 +122,11 @@ def _composed(
 
 
 def _norm_inputs(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``x``, gain and bias for a layer norm: as they are, but 16 bits widened on a CPU.
+    """Return ``x``, gain and bias for a layer norm, widened to float32 where they have 16 bits on a CPU.
 
-    There torch 2.13 adds up the gradients of gain and bias over all tokens in the dtype of ``x``: in bfloat16 they are
-    3 % off for 400 tokens and 16 % for 16,384. In float32 they are as exact as their rounding, 0.2 %, for about the
-    same time.
+    On a CPU torch 2.13 sums the gradients of gain and bias over all tokens in the dtype of ``x``. In bfloat16 they are
+    3 % off for 400 tokens and 16 % for 16,384. In float32 their only error is their rounding, 0.2 %, and the time is
+    about the same.
     """
     if x.device.type == "cpu" and x.dtype.itemsize == 2:
         return x.float(), weight.float(), bias.float()

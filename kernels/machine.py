@@ -1,4 +1,4 @@
-"""The machine and the software on it: processor, card, driver, package versions, commit. The only reader of its kind.
+"""Facts of the machine and its software: processor, card, driver, package versions, commit. No other file reads them.
 
 Imports nothing of this project, and torch only where a card is asked for.
 """
@@ -30,11 +30,11 @@ PACKAGES: Final = (
     *("htnet", "torch", "triton", "deepspeed", "ray", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
     *("numpy", "numba", "llvmlite"),
 )
-"""Distributions whose versions decide what is computed."""
+"""Distributions whose versions decide the numbers that are computed."""
 
 
 def cpu_facts() -> dict[str, str]:
-    """Return what Linux reports of the last processor in /proc/cpuinfo, by its names; empty elsewhere."""
+    """Return the facts of the last processor in Linux's /proc/cpuinfo, by their names there; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -43,12 +43,12 @@ def cpu_facts() -> dict[str, str]:
 
 
 def cpu_name() -> str:
-    """Return the processor's model name, as far as the system says."""
+    """Return the processor's model name, or its type where the system does not know the name."""
     return cpu_facts().get("model name") or platform.processor() or platform.machine()
 
 
 def emulates_bf16() -> bool:
-    """Return True where torch emulates bfloat16, for want of AVX512-BF16, AMX or ARM's bf16 in the processor."""
+    """Return True where torch emulates bfloat16 because the processor has no AVX512-BF16, no AMX and no bf16 of ARM."""
     facts = cpu_facts()
     flags = {*facts.get("flags", "").split(), *facts.get("Features", "").split()}
     return not flags & {"avx512_bf16", "amx_bf16", "bf16"}
@@ -57,7 +57,7 @@ def emulates_bf16() -> bool:
 def card_facts(device: torch.device | None = None) -> dict[str, str]:
     """Return name, capability, uuid, driver, cuda, cudnn and nccl of a GPU (the current one by default).
 
-    Empty without a GPU, as it is for a ``device`` that is none. A fact that the installation does not give is missing.
+    Empty without a GPU, and for a ``device`` that is not a GPU. Facts that the installation does not tell are left out.
     """
     import torch
 
@@ -86,14 +86,14 @@ def package_version(package: str) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of those of ``PACKAGES`` that are installed."""
+    """Return the versions of the installed packages among ``PACKAGES``."""
     return {name: found for name in PACKAGES if (found := package_version(name)) is not None}
 
 
 def checkout() -> dict[str, Any]:
-    """Return ``commit`` of the project and if files differ from it (``modified``); empty for an installed package."""
+    """Return the project's ``commit`` and if files differ from it (``modified``); empty for an installed package."""
     root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # git itself would find a repository that the environment happens to lie in
+    if not (root / ".git").exists():  # git would search the folders above
         return {}
     try:
         found, changes = (
@@ -112,7 +112,7 @@ def commit() -> str:
 
 
 def _said_by(*command: str) -> str:
-    """Return the first line that a program prints, empty where it does not run."""
+    """Return the first line that a program prints; empty if the program does not run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""Operations of this package, computed in plain PyTorch: the truth that every kernel is tested against.
+"""Operations of this package in plain PyTorch: the truth that every kernel is tested against.
 
-Written to be read, not to be fast. Everything is computed in float32 (float64 for float64 input) and returned in the
-input's dtype. Arguments are taken as checked: call :mod:`kernels.local_attention` instead, which checks them.
+Written to be read, not to be fast. All arithmetic is in float32 (float64 for float64 input); results have the input's
+dtype. Arguments are not checked here: call :mod:`kernels.local_attention`, which checks them.
 
 Local attention is that of NesT (Zhang et al., "Nested Hierarchical Transformer", AAAI 2022), as HTNet uses it (Wang et
 al., Neurocomputing 602, 2024). Shapes: B samples, H x W feature map, C channels, A heads, D head_dim, N tokens per
@@ -21,11 +21,11 @@ __all__ = ["local_attention_block_reference", "local_attention_reference"]
 def local_attention_reference(
     qkv: Tensor, *, num_heads: int, blocks_per_side: int, scale: float | None = None, dropout_p: float = 0.0
 ) -> Tensor:
-    """Softmax attention inside each of ``blocks_per_side`` x ``blocks_per_side`` blocks of a feature map.
+    """Compute softmax attention inside each of ``blocks_per_side`` x ``blocks_per_side`` blocks of a feature map.
 
-    ``qkv`` is (B, H, W, 3*A*D) with queries, keys and values one after the other, each A heads of D channels; the
-    result is (B, H, W, A*D). ``scale`` multiplies the scores and defaults to D^-0.5. ``dropout_p`` is the probability
-    of dropping an attention weight after the softmax; the weights kept are scaled up.
+    ``qkv`` is (B, H, W, 3*A*D): queries, keys and values one after the other, each A heads of D channels. The result is
+    (B, H, W, A*D). ``scale`` multiplies the scores and defaults to D^-0.5. ``dropout_p`` is the probability of dropping
+    an attention weight after the softmax; the other weights are scaled up.
     """
     compute = torch.promote_types(qkv.dtype, torch.float32)
     query, key, value = rearrange(
@@ -62,10 +62,10 @@ def local_attention_block_reference(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """``x + out_proj(local_attention(qkv_proj(layer_norm(x))))``, the attention half of a transformer layer.
+    """Compute ``x + out_proj(local_attention(qkv_proj(layer_norm(x))))``, the attention half of a transformer layer.
 
     ``x`` (B, H, W, C), ``norm_weight`` and ``norm_bias`` (C,), ``qkv_weight`` (3*A*D, C), ``out_weight`` (C, A*D),
-    ``out_bias`` (C,); returns (B, H, W, C). Nothing is rounded to the input's dtype on the way.
+    ``out_bias`` (C,); returns (B, H, W, C). Only the result is rounded to the input's dtype.
     """
     compute = torch.promote_types(x.dtype, torch.float32)
     wide = x.to(compute)

@@ -1,6 +1,6 @@
-"""Limits on how wrong a kernel may be: error measures, tolerances per dtype, float64 truth, poisoned outputs.
+"""Limits on a kernel's error: error measures, tolerances per dtype, float64 truth, poisoned outputs.
 
-Used by the tests and by the gate that a backend passes before it is timed.
+Used by the tests, and by the gate that a backend passes before it is timed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 FLOOR: Final = 1e-6
-"""Truth of a smaller root mean square than this is held to the absolute error ``tolerance * FLOOR``."""
+"""Root mean square below which truth is held to the absolute error ``tolerance * FLOOR``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ BLOCK_TOLERANCES: Final = {
 
 
 def relative_rms(actual: Tensor, truth: Tensor) -> float:
-    """Root mean square of the error over that of the truth, computed in float64; NaN if anything is NaN."""
+    """Return the root mean square of the error over that of the truth, computed in float64; NaN if anything is NaN."""
     error, size = ((x.double().square().mean().sqrt()) for x in (actual.double() - truth.double(), truth))
     return (error / size.clamp_min(FLOOR)).item()
 
@@ -78,7 +78,7 @@ def assert_close(name: str, actual: Tensor, truth: Tensor, tolerance: float) -> 
 def attention_truth(
     qkv: Tensor, grad_out: Tensor, *, num_heads: int, blocks_per_side: int, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Output and gradient of ``qkv`` in float64, for the upstream gradient ``grad_out``."""
+    """Return the output and the gradient of ``qkv``, both in float64, for the upstream gradient ``grad_out``."""
     wide = qkv.detach().double().requires_grad_()
     out = local_attention_reference(wide, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale)
     (grad_qkv,) = torch.autograd.grad(out, wide, grad_out.double())
@@ -87,7 +87,7 @@ def attention_truth(
 
 @contextmanager
 def poisoned_outputs() -> Iterator[None]:
-    """Inside, the Triton backend's outputs are NaN before its kernels run: what they leave out does not look right."""
+    """Fill the Triton backend's outputs with NaN before its kernels run, so that places they do not write show."""
     from kernels.local_attention import host
 
     empty = host.new_empty

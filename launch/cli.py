@@ -1,4 +1,4 @@
-"""The program ``htnet``: one sub-command per job, no flag per configuration field.
+"""Program ``htnet``: one sub-command per job, no flag per configuration field.
 
 Exit codes: 0 done; 1 some of the work failed, or it was interrupted by Ctrl-C or SIGTERM; 2 bad input (one line per
 error, no traceback).
@@ -37,10 +37,10 @@ class Command:
 
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
-_MACHINE_REFUSES = {
+_MENDABLE = {
     getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ENOTDIR", "EISDIR", "EEXIST")
 } | _DISK_IS_FULL
-"""What a user can mend: rights, space, names. Any other OSError is a defect of ours and keeps its traceback."""
+"""Errors that a user can mend: rights, space, names. Any other OSError is a defect of htnet and keeps its traceback."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"htnet {options.name}: {error}", file=sys.stderr)
         return EXIT_PARTIAL
     except OSError as error:
-        # an error of open() names its file; one of write() does not, and means a full disk only where it says so
-        if error.errno not in (_MACHINE_REFUSES if error.filename is not None else _DISK_IS_FULL):
+        # an error of open() names its file; one of write() does not, and counts only if it says that the disk is full
+        if error.errno not in (_MENDABLE if error.filename is not None else _DISK_IS_FULL):
             raise
         place = "a file could not be written to its end" if error.filename is None else error.filename
         print(f"htnet {options.name}: {place}: {error.strerror}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Joining or starting Ray: the only file that calls ``ray.init``; tokens, sockets, usable CPUs, room for a task."""
+"""Connection to Ray: the only file that calls ``ray.init``; tokens, sockets, usable CPUs, room for a task."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from htnet.errors import HTNetError, InputError, StartError
 
 _log = logging.getLogger(__name__)
 CONNECT_SECONDS = 10.0
-# harmless calls that a Ray answers before anything else, if it knows who asks
+# harmless calls that Ray answers at once if the caller is authenticated
 _CALLS = {"head": "/ray.rpc.NodeInfoGcsService/CheckAlive", "client server": "/ray.rpc.RayletDriver/ClusterInfo"}
 _SOCKET_BYTES = 107
 _SESSION = "/ray/session_2026-01-31_23-59-59_999999_1234567/sockets/plasma_store"
 LONGEST_FOLDER = _SOCKET_BYTES - len(_SESSION)
-"""Bytes of a folder's path in which Ray can make its sockets: a Unix socket has at most 107 bytes of path."""
+"""Longest folder path, in bytes, in which Ray can make its sockets: a Unix socket's path has at most 107."""
 NODES_SECONDS = 5.0
 """Seconds between two readings of the cluster's nodes."""
 GONE_SECONDS = 20.0
@@ -37,7 +37,7 @@ _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class ClusterGoneError(StartError):
-    """The cluster went away under its tasks; finished work stays."""
+    """Cluster that went away under its tasks; finished work stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +55,17 @@ class Needs:
 def ray_cluster(address: str | None, needs: Needs | None = None) -> Iterator[Any]:
     """Start Ray on this machine (``address`` None) or join a running cluster; check that a task of ``needs`` fits.
 
-    Our packages travel to a cluster's nodes; their dependencies have to be installed there. A Ray of this machine
+    The project's packages travel to a cluster's nodes; their dependencies must be installed there. Ray on this machine
     listens on 127.0.0.1 only. Ray's own handler of SIGTERM is replaced by the one that was set before.
 
     Raises:
-        InputError: no cluster answers at the address or it refuses us, or no node of it can hold a task.
+        InputError: no cluster answers at the address, it refuses this process, or no node of it can hold a task.
         StartError: Ray did not start on this machine.
         KeyboardInterrupt: SIGTERM came while Ray was starting.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    options = _options(address)  # before the import, at which Ray reads how it shows a token
+    options = _options(address)  # before the import: that is when Ray reads if it shows a token
     with _local_only() if address is None else contextlib.nullcontext():
         import ray
 
@@ -79,7 +79,7 @@ def ray_cluster(address: str | None, needs: Needs | None = None) -> Iterator[Any
 
 
 def _options(address: str | None) -> dict[str, Any]:
-    """Make the options of ``ray.init``, and the place or the way ready that they name."""
+    """Make the options of ``ray.init``, and prepare the folder or the connection that they name."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     if address is None:
         session = _session_folder()
@@ -108,9 +108,9 @@ def _start(ray: Any, address: str | None, options: dict[str, Any]) -> None:
 
 @contextmanager
 def _local_only() -> Iterator[None]:
-    """Make Ray's processes listen on 127.0.0.1 alone, by the switch that keeps firewalls of other systems quiet.
+    """Make Ray's processes listen on 127.0.0.1 alone, by a switch that was made for firewalls of other systems.
 
-    ``ray.init(_node_ip_address="127.0.0.1")`` would not: Ray replaces it by an address that other machines reach.
+    ``ray.init(_node_ip_address="127.0.0.1")`` does not do it: Ray replaces it by an address that other machines reach.
     """
     before = os.environ.get(_CLUSTERS)
     os.environ[_CLUSTERS] = "0"  # for the processes that Ray starts
@@ -139,10 +139,10 @@ def terminable() -> Iterator[None]:
 
 
 def _approach(address: str) -> None:
-    """Refuse an address where nothing listens, or where our token is wrong, before Ray tries for half a minute.
+    """Refuse an address where nothing listens, or where the token is wrong, before Ray tries for half a minute.
 
-    With an explicit address Ray shows a token only if RAY_AUTH_MODE says so, even where it knows one. Names such as
-    "auto" are left to Ray.
+    With an explicit address Ray shows a token only if RAY_AUTH_MODE says so, even if it knows one. Names such as "auto"
+    are left to Ray.
     """
     where = address.removeprefix("ray://")
     call = _CALLS["head" if where == address else "client server"]
@@ -166,7 +166,7 @@ def _approach(address: str) -> None:
 
 
 def _known_token() -> tuple[str, str | None]:
-    """Find where Ray looks for its token, and the token: variable, named file, own file; None where there is none."""
+    """Find Ray's token and its place: the variable, the file it names, or Ray's own file; no token is None."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN", token
     home = os.path.expanduser("~")  # noqa: PTH111 # Path.home() raises for a user without one
@@ -178,7 +178,7 @@ def _known_token() -> tuple[str, str | None]:
 
 
 def _turns_away(where: str, call: str, token: str | None) -> bool:
-    """Tell if the Ray at ``where`` refuses a call with this token, or without any, as not authenticated."""
+    """Return True if the Ray at ``where`` refuses a call with this token, or without one, as not authenticated."""
     import grpc  # type: ignore[import-untyped] # published without type information
 
     shown = [] if token is None else [("authorization", f"Bearer {token}")]
@@ -194,7 +194,7 @@ def _not_connected(address: str | None, error: Exception, session: str | None) -
     reason = " ".join(str(error).split())[:200]
     if address is not None:
         return InputError(f"--address {address}: no Ray cluster answers there: {reason}")
-    # patience helps against what took too long, and against nothing else
+    # patience helps only if something took too long
     hope = "try again when it is less busy; " if "timed out" in reason else ""
     return StartError(
         f"Ray did not start on this machine: {reason}; {hope}Ray's logs are in {session}/session_latest/logs"
@@ -202,10 +202,10 @@ def _not_connected(address: str | None, error: Exception, session: str | None) -
 
 
 def _session_folder() -> str:
-    """Find a folder for Ray's sockets and logs: in RAY_TMPDIR, TMPDIR or /tmp, as Ray does, but in one that serves.
+    """Find a folder for Ray's sockets and logs, in RAY_TMPDIR, TMPDIR or /tmp as Ray does, but one that can be used.
 
     Raises:
-        StartError: none of them does; names each with the rule that it breaks.
+        StartError: none of them can be used; names each with the rule that it breaks.
     """
     unfit: list[str] = []
     for name in ("RAY_TMPDIR", "TMPDIR", None):
@@ -225,7 +225,7 @@ def _session_folder() -> str:
 
 
 def _no_place_for_ray(folder: Path) -> str | None:
-    """Name the rule for Ray's session that the folder breaks; None where it serves."""
+    """Name the rule for Ray's session that the folder breaks; return None if it breaks none."""
     if (length := len(os.fsencode(folder))) > LONGEST_FOLDER:
         return (
             f"a shorter path is needed, of at most {LONGEST_FOLDER} bytes, got {length}: "
@@ -234,28 +234,28 @@ def _no_place_for_ray(folder: Path) -> str | None:
     try:
         (folder / "ray").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder / "ray") as file:
-            file.write(bytes(1 << 16))  # a full disk takes names, but no content
+            file.write(bytes(1 << 16))  # a full disk still accepts names, but no content
     except OSError as error:
         return f"cannot be written to: {error.strerror}"
     return None
 
 
 def _prepare_token() -> None:
-    """Give a Ray of this machine a token where it would find none, and keep others from reading the one in a file.
+    """Give Ray on this machine a token if it would find none; keep others from reading a token in a file.
 
-    Ray would write one into HOME, which not every job can, for everyone to read. Ours stays in the environment, for Ray
-    remembers the first one that this process shows.
+    Ray would write a token into HOME, which not every job can write to, for everyone to read. This one stays in the
+    environment: Ray remembers the first token that this process shows.
     """
     place, token = _known_token()
     if token is None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     elif place != "RAY_AUTH_TOKEN":
-        with contextlib.suppress(OSError):  # not ours: its owner decides
+        with contextlib.suppress(OSError):  # another user's file: its owner decides
             Path(place).chmod(0o600)
 
 
 def usable_cpus(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Count the CPUs that this process may use: affinity, and quotas of its control group (v2) and those around it."""
+    """Count the CPUs that this process may use: affinity, quotas of its control group (v2) and of those around it."""
     cpus = float(len(os.sched_getaffinity(0)))
     with contextlib.suppress(OSError):
         entries = [line for line in own.read_text(encoding="utf-8").splitlines() if line.startswith("0::")]
@@ -267,7 +267,7 @@ def usable_cpus(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
 
 
 def _quota(path: Path) -> float:
-    """Read the CPUs that a ``cpu.max`` ("max 100000" or "150000 100000") allows."""
+    """Read the number of CPUs that a ``cpu.max`` ("max 100000" or "150000 100000") allows."""
     try:
         quota, period = path.read_text(encoding="utf-8").split()
         return int(quota) / int(period)
@@ -276,7 +276,7 @@ def _quota(path: Path) -> float:
 
 
 def check_fits(ray: Any, needs: Needs) -> None:
-    """Refuse tasks that would wait for ever: a task runs on one node.
+    """Refuse tasks that would wait for ever, because no single node can hold one.
 
     Raises:
         InputError: no node has enough; names the keys, their values and the largest node.
@@ -295,12 +295,12 @@ def check_fits(ray: Any, needs: Needs) -> None:
 
 
 def has_room(resources: Mapping[str, float], cpus: float, gpus: float) -> bool:
-    """Tell if an empty node with these resources, as ``ray.nodes()`` names them, can hold a task."""
+    """Return True if an empty node with these resources, as ``ray.nodes()`` names them, can hold a task."""
     return cpus <= resources.get("CPU", 0) and gpus <= resources.get("GPU", 0)
 
 
 def head_answers(address: str) -> bool:
-    """Tell if the head (host:port) answers within a few seconds; a refusal of our token is an answer, too."""
+    """Return True if the head (host:port) answers within a few seconds; a refusal of the token is an answer, too."""
     import grpc
 
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
@@ -312,10 +312,10 @@ def head_answers(address: str) -> bool:
 
 
 class Nodes:
-    """The nodes of a cluster, looked at every few seconds, and the experience with them."""
+    """Nodes of a cluster, read every few seconds, and the experience of tasks with them."""
 
     def __init__(self, ray: Any) -> None:
-        """Find the head; one that does not answer us in plain words (TLS, a client outside) is not asked again."""
+        """Find the head. A head that gives no plain answer (TLS, a client outside) is not asked again."""
         self._ray = ray
         head = ray.get_runtime_context().gcs_address
         self._head = head if head_answers(head) else None
@@ -345,11 +345,11 @@ class Nodes:
         return {node["NodeID"]: node["Resources"] for node in self._ray.nodes() if node["Alive"]}
 
     def places(self, cpus: float, gpus: float) -> int:
-        """Count the tasks of a size that can run at once; at least 1, for nodes may come."""
+        """Count the tasks of a size that can run at once; at least 1, because nodes may be added."""
         return max(1, sum(_places(node, cpus, gpus) for node in self._alive.values()))
 
     def any_fit(self, cpus: float, gpus: float, avoided: Collection[str]) -> bool:
-        """Tell if a task may hope for a node: False where those that could hold it are all avoided."""
+        """Return True if a task may hope for a node: False if it avoids all those that could hold it."""
         able = [name for name, node in self._alive.items() if has_room(node, cpus, gpus)]
         return not able or any(name not in avoided for name in able)
 

@@ -1,4 +1,4 @@
-"""Ray tasks in, outcomes out: submission, retries, a watchdog, and an end in words when the cluster dies."""
+"""Pool of Ray tasks, from specs to outcomes: submission, retries, a watchdog, and a clear end if the cluster dies."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from launch.run.progress import ProgressReader
 
 POLL_SECONDS = 0.5
 IN_FLIGHT_PER_PLACE = 2
-"""Tasks submitted per place of the cluster: one that runs, one that is ready for it."""
+"""Tasks submitted per place of the cluster: one that runs, one that is ready for the place."""
 
 
 class Spec(Protocol):
-    """A task's input; small, because it is sent to the worker."""
+    """Input of a task; small, because it is sent to the worker."""
 
     @property
     def name(self) -> str: ...
@@ -29,14 +29,14 @@ class Spec(Protocol):
     def gpus(self) -> float: ...
     @property
     def progress_path(self) -> Path | None:
-        """The file in which the worker tells of its progress; None: it tells nothing, and no watchdog looks."""
+        """Progress file that the worker writes; None if it writes none, and then there is no watchdog."""
 
     def again(self) -> Any:
         """Return the spec of the next attempt."""
 
 
 class Outcome(Protocol):
-    """A task's result. ``bad_node``: the reason why the node cannot do the work, of which nothing was done then."""
+    """Result of a task. ``bad_node``: the reason why the node cannot do the work; nothing was done then."""
 
     @property
     def bad_node(self) -> str | None: ...
@@ -48,7 +48,7 @@ OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 @dataclass(frozen=True)
 class GivenUp:
-    """The end of a task that has no outcome; ``unfit``: no node could do its work."""
+    """End of a task that has no outcome; ``unfit``: no node could do its work."""
 
     reason: str
     unfit: bool = False
@@ -59,13 +59,13 @@ class Flight(Generic[SpecT]):
     """A task between its first submission and its end."""
 
     spec: SpecT
-    moved: float = 0.0
-    """When it was submitted or last made progress, in seconds of ``time.monotonic``."""
+    last_progress: float = 0.0
+    """Time of submission or of the last progress, in seconds of ``time.monotonic``."""
     not_before: float = 0.0
     epoch: int = -1
     """Finished epochs; -1 while the task waits for a place."""
     start: int = 0
-    """Epochs that the worker found done in a checkpoint."""
+    """Epochs that the worker found finished in a checkpoint."""
     attempt: int = 1
     history: History = field(default_factory=History)
     avoided: dict[str, str] = field(default_factory=dict)
@@ -74,16 +74,16 @@ class Flight(Generic[SpecT]):
 
 @dataclass(kw_only=True)
 class Pool(Generic[SpecT, OutcomeT]):
-    """Runs tasks to their ends; iterate over :meth:`run`.
+    """Pool that runs tasks to their ends; iterate over :meth:`run`.
 
-    ``on_look`` gets the flights at every look, ``on_event`` what happened, as ``events.jsonl`` takes it.
+    ``on_look`` gets the flights at every look, ``on_event`` every event, as ``events.jsonl`` takes it.
     """
 
     ray: Any
     task: Callable[[SpecT], OutcomeT]
     retries: int
     max_parallel: int = 0
-    """Most tasks in flight; 0: as many as the cluster's places allow."""
+    """Most tasks in flight; 0: as many as fit into the cluster."""
     tasks_per_process: int = 0
     """Tasks after which a worker process is replaced; 0: never."""
     stall_minutes: float = 0.0
@@ -96,13 +96,13 @@ class Pool(Generic[SpecT, OutcomeT]):
     _nodes: Nodes = field(init=False)
 
     def run(self, specs: Sequence[SpecT]) -> Iterator[tuple[SpecT, OutcomeT | GivenUp]]:
-        """Submit, wait, submit again; yields every task's end as it comes.
+        """Submit, wait, submit again; yield every task's end as it comes.
 
-        An interrupt leaves tasks in flight: they end when Ray is shut down, as ``ray_cluster`` does. Cancelled by force
-        just before, some make Ray 2.60 abort this process (a failed check in its task_manager.cc).
+        An interrupt leaves tasks in flight: they end when Ray is shut down, as ``ray_cluster`` does. If they are
+        cancelled by force just before, Ray 2.60 may abort this process (a failed check in its task_manager.cc).
 
         Raises:
-            ClusterGoneError: the cluster, or this process's way to it, is gone.
+            ClusterGoneError: the cluster, or this process's connection to it, is gone.
         """
         try:
             yield from self._run(specs)
@@ -126,11 +126,11 @@ class Pool(Generic[SpecT, OutcomeT]):
                 yield self._ended.popleft()
 
     def _remote(self) -> Any:
-        # max_calls cannot be given later through .options; retries are counted here, where the reason can be logged
+        # max_calls cannot be set later through .options; retries are counted in this process, which can log the reason
         return self.ray.remote(max_calls=self.tasks_per_process, max_retries=0)(_with_node(self.task))
 
     def _submit(self, remote: Any) -> None:
-        """Submit waiting tasks while there is room; a task that no node may run is given up."""
+        """Submit waiting tasks while there is room; give up a task that no node may run."""
         for _ in range(len(self._waiting)):
             flight = self._waiting[0]
             limit = IN_FLIGHT_PER_PLACE * self._nodes.places(flight.spec.cpus, flight.spec.gpus)
@@ -148,11 +148,11 @@ class Pool(Generic[SpecT, OutcomeT]):
             options: dict[str, Any] = {"num_cpus": flight.spec.cpus, "num_gpus": flight.spec.gpus}
             if avoided:
                 options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoided)})"}
-            flight.moved = time.monotonic()
+            flight.last_progress = time.monotonic()
             self._flights[remote.options(**options).remote(flight.spec)] = flight
 
     def _collect(self) -> None:
-        """Wait for the first end, for half a second at most, and take all that have ended by then."""
+        """Wait for the first end, for half a second at most, and take all tasks that have ended by then."""
         if not self._flights:
             time.sleep(POLL_SECONDS)
             return
@@ -174,7 +174,7 @@ class Pool(Generic[SpecT, OutcomeT]):
                 self._failed(flight, Failure.NODE_UNFIT, outcome.bad_node)
 
     def _avoid(self, flight: Flight[SpecT], node: str, reason: str) -> None:
-        """Keep all tasks from an unfit node, or only this one where the node has done another before."""
+        """Keep all tasks from an unfit node; keep only this one if the node has finished another."""
         flight.avoided[node] = reason
         if node not in self._nodes.fit and node not in self._nodes.unfit:
             self._nodes.unfit[node] = reason
@@ -193,15 +193,15 @@ class Pool(Generic[SpecT, OutcomeT]):
         now = time.monotonic()
         for ref, flight in list(self._flights.items()):
             if flight.spec.progress_path not in seen:
-                flight.moved = now  # queued: Ray has not started it yet
-                if not self._may_run(flight):  # and never will: the last fit node has died
+                flight.last_progress = now  # queued: Ray has not started it yet
+                if not self._may_run(flight):  # and never will start it: the last fit node has died
                     self._cancel(ref)
                     self._waiting.appendleft(flight)
                 continue
             progress = seen[flight.spec.progress_path]
             if progress is not None and progress.epoch != flight.epoch:
-                flight.epoch, flight.start, flight.moved = progress.epoch, progress.start, now
-            elif self.stall_minutes and now - flight.moved > 60 * self.stall_minutes:
+                flight.epoch, flight.start, flight.last_progress = progress.epoch, progress.start, now
+            elif self.stall_minutes and now - flight.last_progress > 60 * self.stall_minutes:
                 self._cancel(ref)
                 self._failed(flight, Failure.STALLED, f"no epoch finished for {self.stall_minutes:g} minutes")
 
@@ -210,7 +210,7 @@ class Pool(Generic[SpecT, OutcomeT]):
         del self._flights[ref]
 
     def _failed(self, flight: Flight[SpecT], failure: Failure, detail: str) -> None:
-        """Do as :func:`decide` says; what is tried again comes before what was never tried."""
+        """Act as :func:`decide` says; tasks to try again come before tasks never tried."""
         flight.history = flight.history.after(failure)
         decision = decide(failure, detail, flight.history, retries=self.retries, fit_node_left=self._may_run(flight))
         if decision.action is Action.STOP:
@@ -233,7 +233,7 @@ class Pool(Generic[SpecT, OutcomeT]):
 
 
 def _with_node(task: Callable[[SpecT], OutcomeT]) -> Callable[[SpecT], tuple[str, OutcomeT]]:
-    """Make a task return the node that it ran on, too."""
+    """Make a task also return the node that it ran on."""
 
     def run(spec: SpecT) -> tuple[str, OutcomeT]:
         import ray
@@ -248,7 +248,7 @@ def _failure(exceptions: Any, error: Exception) -> Failure:
     kinds = {
         exceptions.LocalRayletDiedError: Failure.CLUSTER_GONE,
         exceptions.NodeDiedError: Failure.NODE_DEAD,
-        exceptions.ObjectLostError: Failure.NODE_DEAD,  # its outcome lay on a node that died
+        exceptions.ObjectLostError: Failure.NODE_DEAD,  # its outcome was on a node that died
         exceptions.OutOfMemoryError: Failure.OUT_OF_MEMORY,
         exceptions.RayTaskError: Failure.RAISED,
     }

@@ -1,4 +1,4 @@
-"""The decision after a task's failure, apart from any cluster: try it again, elsewhere, later, or give up."""
+"""Decision after a task's failure, apart from any cluster: try again, elsewhere, later, or give up."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 NODES_LOST = 10
-"""Dead nodes after which a task is given up: it may be what kills them."""
+"""Dead nodes after which a task is given up: it may be the cause of their death."""
 PAUSE_SECONDS = 10.0
 """Pause after a task ran out of memory, so that its neighbours can end; it doubles with every attempt."""
 
 
 class Failure(StrEnum):
-    """The kinds of death that a task can die."""
+    """Causes of a task's failure."""
 
     WORKER_CRASHED = "its worker died"
     NODE_DEAD = "its node died"
@@ -24,14 +24,14 @@ class Failure(StrEnum):
 
 
 class Action(StrEnum):
-    """The next step for a task that failed."""
+    """Next step for a task that failed."""
 
     AGAIN = "again"
     ELSEWHERE = "elsewhere"
     WAIT = "wait"
     GIVE_UP = "give up"
     STOP = "stop"
-    """The work ends here, unfinished, and the same command goes on; no task is given up."""
+    """End of the work, unfinished; the same command resumes it, and no task is given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +39,12 @@ class History:
     """Failures of one task so far."""
 
     attempts: int = 0
-    """Those that count as the task's own."""
+    """Failures that count as the task's own."""
     nodes_lost: int = 0
     nodes_unfit: int = 0
 
     def after(self, failure: Failure) -> History:
-        """Return the history with one failure more; the death or the state of a node is not the task's attempt."""
+        """Return the history with one failure more; a node's death or state is not the task's own attempt."""
         return History(
             attempts=self.attempts + (failure not in (Failure.NODE_DEAD, Failure.NODE_UNFIT, Failure.CLUSTER_GONE)),
             nodes_lost=self.nodes_lost + (failure is Failure.NODE_DEAD),
@@ -54,7 +54,7 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """An action, its reason for log and summary, and the seconds to wait before it."""
+    """Action, its reason for log and summary, and the seconds to wait before it."""
 
     action: Action
     reason: str
@@ -65,11 +65,11 @@ def decide(failure: Failure, detail: str, history: History, *, retries: int, fit
     """Decide about a task that has just failed.
 
     Args:
-        failure: the kind of its death.
-        detail: the death in words.
+        failure: the cause.
+        detail: the cause in words.
         history: failures of the task, this one included.
         retries: times that a task may be tried again after failures of its own.
-        fit_node_left: whether a node that this task does not avoid could hold it.
+        fit_node_left: True if a node that this task does not avoid could hold it.
 
     Returns:
         The action; GIVE_UP after at most ``retries`` + 1 attempts, NODES_LOST dead nodes, or when no fit node is left.

@@ -1,4 +1,4 @@
-"""The terminal: lines printed as they are, and the boards of a sweep and of a store in the making."""
+"""Terminal output: lines printed unchanged, and the boards of a sweep and of a store in the making."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from launch.pool import Flight
 from launch.tasks.fold import FoldOutcome, FoldSpec
 
 if TYPE_CHECKING:
-    from launch.tasks.subject import SubjectOutcome  # it imports torch, which a sweep's driver does without
+    from launch.tasks.subject import SubjectOutcome  # it imports torch, which a sweep's driver does not need
 
 SHOWN_FLIGHTS = 16
 RESUME = "Run the same command again to resume."
 
 
 def say(console: Console, line: str, style: str | None = None) -> None:
-    """Print a line as it is: a name in it is no markup, and it is not broken to fit the terminal."""
+    """Print a line unchanged: names in it are not read as markup, and it is not broken to fit the terminal."""
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class Board:
-    """A live text at the foot of a terminal, nothing in a log file; a context manager."""
+    """Live text at the foot of a terminal, nothing in a log file; a context manager."""
 
     def __init__(self, console: Console) -> None:
-        """Start the clock; called last, for the first text is made here."""
+        """Start the clock. Subclasses call it last, because the first text is made here."""
         self._console = console
         self._start = time.monotonic()
         self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self.render)
@@ -68,7 +68,7 @@ class SweepBoard(Board):
     ) -> None:
         self._total, self._epochs, self._num_classes = total, epochs, num_classes
         self._done = self._failed = 0
-        self._trained = 0  # epochs of finished folds, without those that a checkpoint held
+        self._trained = 0  # epochs of finished folds, without those found in a checkpoint
         self._confusion = np.zeros((num_classes, num_classes), np.int64)
         self._flights: Sequence[Flight[FoldSpec]] = ()
         for record in done:
@@ -80,7 +80,7 @@ class SweepBoard(Board):
         self._flights = flights
 
     def finished(self, outcome: FoldOutcome, record: FoldRecord | None) -> None:
-        """Take note of a fold's end, with its record where there is one; in a log file this is a line."""
+        """Take note of a fold's end, with its record if there is one; in a log file this is a line."""
         if record is None:
             self._failed += 1
             say(self._console, f"fold {outcome.fold} failed: {outcome.reason}", style="red")
@@ -91,7 +91,7 @@ class SweepBoard(Board):
             say(self._console, f"fold {outcome.fold} done in {outcome.seconds:.0f} s  {self._headline()}")
 
     def _count(self, record: FoldRecord) -> None:
-        """Add a record to the pooled counts: to pool all of them at every end would cost ever more."""
+        """Add a record to the pooled counts: pooling all of them at every end would cost more and more."""
         self._done += 1
         guesses = selected_predictions(record, "final")
         self._confusion += metrics.confusion(record.labels, guesses, self._num_classes)
@@ -107,7 +107,7 @@ class SweepBoard(Board):
         return "  ".join(parts)
 
     def _remaining(self) -> str:
-        """Reckon the time to the end at the pace so far, in epochs of all folds; what a checkpoint held was no work."""
+        """Estimate the time to the end at the pace so far, in epochs of all folds; checkpoints count as no work."""
         running = self._running()
         trained = self._trained + sum(flight.epoch - flight.start for flight in running)
         left = max(0, self._open() * self._epochs - sum(flight.epoch for flight in running))
@@ -136,7 +136,7 @@ class SweepBoard(Board):
 
 
 class PrepareBoard(Board):
-    """Clips and subjects done, left out and still to come; a line on a terminal, a line per subject in a log file."""
+    """Clips and subjects done, left out and to do; a line on a terminal, a line per subject in a log file."""
 
     def __init__(self, console: Console, *, clips: int, subjects: int, before: Collection[int]) -> None:
         """Start at the subjects that earlier runs have done; ``before``: clips of each of them."""

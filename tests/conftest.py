@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from htnet.config import Config, DataConfig, HTNetConfig, ScoreConfig, TrainConfig
-from htnet.data.samples import Sample, SampleId
-from htnet.data.store.reader import Store
-from htnet.data.store.writer import PreparedSample, write_store
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where they are used: tests of the kernels run where the packages for data are absent
+    from htnet.config import Config
+    from htnet.data.store.reader import Store
+    from htnet.data.store.writer import PreparedSample
     from htnet.model import HTNet
     from htnet.model_folder import ModelFacts
 
@@ -45,6 +43,9 @@ def shared_data() -> Path:
 
 def random_samples(*, datasets=("casme2", "samm", "smic"), subjects=3, flow_size=28) -> Iterator[PreparedSample]:
     """Noise with a bump whose place tells the class; 3 or 4 clips a subject, landmarks that are not whole pixels."""
+    from htnet.data.samples import Sample, SampleId
+    from htnet.data.store.writer import PreparedSample
+
     rng = np.random.default_rng(7)
     for dataset in datasets:
         for person in range(subjects):
@@ -67,12 +68,16 @@ def random_samples(*, datasets=("casme2", "samm", "smic"), subjects=3, flow_size
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory) -> Store:
     """A store of three datasets with three subjects each: nine folds, thirty clips of 28 pixels. Do not change it."""
+    from htnet.data.store.writer import write_store
+
     return write_store(tmp_path_factory.mktemp("tiny") / "store", random_samples(), {"sources": "random"})
 
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_store) -> Config:
     """A sweep of the tiny store that takes a fraction of a second a fold, with everything random switched on."""
+    from htnet.config import Config, DataConfig, HTNetConfig, ScoreConfig, TrainConfig
+
     return Config(
         seed=3,
         data=DataConfig(store=str(tiny_store.path)),
@@ -86,6 +91,7 @@ def small_model(**changes) -> tuple[HTNet, Config, ModelFacts]:
     """Return a small seeded network that nobody trained, its configuration, and facts as a training has them."""
     import torch
 
+    from htnet.config import Config, HTNetConfig
     from htnet.data.transform import FlowTransform
     from htnet.model import HTNet
     from htnet.model_folder import ModelFacts, TrainedOn
@@ -114,6 +120,25 @@ def small_model(**changes) -> tuple[HTNet, Config, ModelFacts]:
     return HTNet(config.model), config, facts
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--failures", metavar="FILE", help="add each failure to FILE at once, for a run that may be cut")
+
+
+class FailureFile:
+    """A plugin that writes each failure down at once: pytest prints them at its end, if it reaches that."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.failed:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"=== {report.nodeid} ({getattr(report, 'when', 'collect')})\n{report.longreprtext}\n")
+
+    def pytest_collectreport(self, report) -> None:
+        self.pytest_runtest_logreport(report)
+
+
 def pytest_configure(config) -> None:
     """Import the Triton kernels for Triton's interpreter, unless GPU tests are asked for: one process has one kind.
 
@@ -127,6 +152,8 @@ def pytest_configure(config) -> None:
             importlib.import_module("kernels.local_attention.kernels")
             # imported by Triton at the first launch, and insists on the variable then
             importlib.import_module("triton.experimental.gluon")
+    if config.option.failures and not hasattr(config, "workerinput"):  # workers tell the process that started them
+        config.pluginmanager.register(FailureFile(Path(config.option.failures)))
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -218,3 +218,44 @@ def starts_ray(node: ast.AST) -> bool:
 def test_there_is_no_second_way(does, home):
     """One file writes whole files and locks, one knows the paths of a run, one starts Ray."""
     assert {file for file, node in nodes_of_the_product() if does(node)} == {home}
+
+
+NOT_YET = (  # these still break the rule; strike each line out as its docstrings are rewritten
+    *("dali_pipelines/frame_flow.py", "htnet/config/", "htnet/data/"),
+    *("launch/commands/sweep.py", "launch/run/folder.py"),
+)
+QUESTION = re.compile(r"(?:What|How|Where|Whether|Why)\b")
+NO_VERB = re.compile(r"[^A-Za-z]|(?:The|An?|This|That|These|Those|Its?|Each|Every|All|Both|One|Two|Of|As|In|With)\b")
+
+
+def texts_of(node: ast.AST) -> list[str]:
+    """Collect the strings that stand alone in a body: a docstring first, strings under fields after it."""
+    body = getattr(node, "body", None)
+    lines = [line.value for line in body if isinstance(line, ast.Expr)] if isinstance(body, list) else []
+    return [line.value for line in lines if isinstance(line, ast.Constant) and isinstance(line.value, str)]
+
+
+def docstring_of_a_function(node: ast.AST) -> str | None:
+    """Return the docstring of a function, None for a property and for anything else."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return None
+    is_property = any("property" in ast.unparse(name) for name in node.decorator_list)
+    return None if is_property else ast.get_docstring(node)
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    """No string that documents begins with a question word, and none of a function with an article or a sign."""
+    found = []
+    for file, node in nodes_of_the_product():
+        if not file.startswith(NOT_YET):
+            text = docstring_of_a_function(node)
+            found += [f"{file}: {text}" for text in texts_of(node) if QUESTION.match(text)]
+            found += [f"{file}: {text}"] if text is not None and NO_VERB.match(text) else []
+    assert not found, "\n".join(found)
+
+
+def test_names_of_tests_are_short():
+    """A name of a test has at most 60 characters; its docstring holds the sentence."""
+    files = [path for path in tracked_files() if path.match("tests/test_*.py")]
+    text = "\n".join((ROOT / path).read_text(encoding="utf-8") for path in files)
+    assert [name for name in re.findall(r"^ *def (test_\w+)", text, re.MULTILINE) if len(name) > 60] == []

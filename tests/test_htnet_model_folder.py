@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -14,7 +15,7 @@ import htnet
 from htnet.checkpoint import from_upstream
 from htnet.errors import InputError
 from htnet.export import FORMATS, export_model
-from htnet.model_folder import is_model_folder, load_model, save_model
+from htnet.model_folder import is_model_folder, load_model, mean_motion, save_model, seen_samples
 from launch.cli import main
 
 
@@ -38,6 +39,18 @@ def test_a_model_is_loaded_as_it_was_saved(folder):
         "model.json",
         "model.safetensors",
     ]
+
+
+def test_the_samples_that_weights_have_seen_are_described(tiny_store):
+    rows = [row for row, sample in enumerate(tiny_store.samples) if sample.id.dataset != "smic"]
+    seen = seen_samples(tiny_store, rows)
+    assert seen.stores == (tiny_store.digest,)
+    assert seen.subjects == tuple(sorted({tiny_store.samples[row].subject for row in rows}))
+    assert sum(seen.samples.values()) == len(rows)
+    assert list(seen.samples) == ["negative", "positive", "surprise"]
+    still = np.zeros((4, 4, 3), np.float16)
+    still[..., 0], still[..., 1] = 3, 4
+    assert mean_motion(still) == 5
 
 
 def test_the_card_names_data_scores_and_limits(folder):

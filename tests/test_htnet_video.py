@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -281,3 +282,14 @@ def test_sound_alone_is_refused_and_the_first_video_read(tmp_path):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
             file.mux(stream.encode())
     assert np.array_equal(VideoFrames(tmp_path / "two.mkv").read(1), shown[0])
+
+
+def test_a_missing_pyav_is_one_clear_line(tmp_path, monkeypatch):
+    """Pictures and videos alike: the package is named where they are opened."""
+    path = coded(tmp_path, "mjpeg.avi")
+    cv2.imwrite(str(tmp_path / "img1.jpg"), pictures(1)[0])
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.delitem(sys.modules, "htnet.data.video")
+    for read in (lambda: open_frames(path), lambda: read_frame(tmp_path / "img1.jpg")):
+        with pytest.raises(InputError, match="PyAV is not installed, which reads videos and checks JPEGs"):
+            read()

@@ -177,33 +177,13 @@ def test_no_access_is_wider_than_the_rows_alignment():
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_table_of_a_shape():
-    shape = ["--tokens", "16", "--head-dim", "85", "--arch", "sm_90"]
-    lines = run_without_interpreter(["-m", "kernels.local_attention.compile", *shape]).splitlines()
-    assert [line.split()[0] for line in lines] == ["kernel", "packed_forward", "packed_backward"]
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(not PINNED, reason="the tables are of the Triton that torch pins")
-def test_the_table_of_the_readme_is_what_the_command_prints(monkeypatch, capsys):
-    """The command itself, with the rows that are known already: of compiling them anew only the time would differ."""
+def test_the_table_of_the_readme_is_what_the_command_prints(monkeypatch):
+    """With the rows that are known already: of compiling them anew only the time would differ."""
     from kernels.local_attention import compile as command
 
     compile_all(core(command.IN_USE))
     monkeypatch.setattr(command, "compile_case", lambda case, archs: iter(KNOWN[case, *archs]))
-    assert command.main(["--readme"]) == 0
-    text = (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
-    assert capsys.readouterr().out.strip() in text, (
-        "paste the output of python -m kernels.local_attention.compile --readme into kernels/README.md"
+    assert command.readme_table() in (ROOT / "kernels" / "README.md").read_text(encoding="utf-8"), (
+        "paste the output of python -m kernels.local_attention.compile into kernels/README.md"
     )
-
-
-@pytest.mark.parametrize("arguments", [["--readme", "--dtype", "fp32"], ["--readme", "--tokens", "4"], []])
-def test_the_readme_table_takes_no_shape_of_ones_own(arguments, capsys):
-    """The table of the README and a shape of one's own are not mixed."""
-    from kernels.local_attention.compile import main
-
-    with pytest.raises(SystemExit) as done:
-        main(arguments)
-    assert done.value.code == 2
-    assert "--readme" in capsys.readouterr().err

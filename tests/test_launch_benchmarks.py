@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -61,15 +60,11 @@ def test_a_checked_provider_is_timed_beside_upstream(monkeypatch, name):
 
     monkeypatch.setattr(end_to_end, "_answer", watched)
     said = []
-    pair = measure(name, SETTING, rounds=2, clock=Clock(say=said.append))
-    assert {of: len(seconds) for of, seconds in pair.seconds.items()} == {BASELINE: 2, name: 2}
-    assert {of: len(shares) for of, shares in pair.shares.items()} == {BASELINE: 2, name: 2}
+    mine, beside = measure(name, SETTING, rounds=2, clock=Clock(say=said.append))
+    assert [len(part) for part in (*mine, *beside)] == [2] * 4
     assert max(alive) == 2
     assert multiprocessing.active_children() == []
     assert any(text.startswith(f"  {name}: ") for text in said)
-    record = end_to_end._record(name, SETTING, pair.seconds[name], pair.shares[name], pair.seconds[BASELINE])
-    assert record.figures["upstream_beside_s"] == statistics.median(pair.seconds[BASELINE])
-    assert record.figures["ratio_to_upstream"] == record.figures["upstream_beside_s"] / record.median
 
 
 def serve_nothing(name, setting, pipe):
@@ -102,19 +97,14 @@ def test_what_the_processor_emulates_starts_no_process(tmp_path, monkeypatch):
 
 def test_a_wrong_or_dead_provider_stops_no_other(tmp_path, monkeypatch, capsys):
     """It is a record with its reason, and the next is measured."""
-    pair = end_to_end.Pair(
-        seconds={BASELINE: [6.0, 8.0], "x": [2.0, 4.0]}, shares={BASELINE: [0.9, 0.8], "x": [1.0, 0.7]}
-    )
+    pair = (end_to_end.Epochs([2.0, 4.0], [1.0, 0.7]), end_to_end.Epochs([6.0, 8.0], [0.9, 0.8]))
     answers = iter([RuntimeError("logits before is off"), EOFError(), pair])
 
     def measured(name, setting, **_):
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
-        return end_to_end.Pair(
-            seconds={BASELINE: pair.seconds[BASELINE], name: pair.seconds["x"]},
-            shares={BASELINE: pair.shares[BASELINE], name: pair.shares["x"]},
-        )
+        return answer
 
     monkeypatch.setattr(end_to_end, "measure", measured)
     monkeypatch.setattr(end_to_end, "emulates_bf16", lambda: False)

@@ -373,6 +373,15 @@ def test_a_node_without_the_clips_or_the_store_refuses(raw, tmp_path):
     assert expected in prepare_subject(task).bad_node
 
 
+def test_a_node_without_pyav_refuses_clips_with_frames(raw, tmp_path, monkeypatch):
+    """It left every clip out, as if the pictures were damaged."""
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.delitem(sys.modules, "htnet.data.video", raising=False)
+    done = prepare_subject(task_of(raw, tmp_path))
+    expected = "PyAV is not installed, which reads videos and checks JPEGs: pip install av"
+    assert done.bad_node == f"node {platform.node()}: {expected}"
+
+
 def task_of(raw: Path, folder: Path) -> SubjectTask:
     entries = tuple(entry for entry in clips(read(raw / "samm", "samm")) if entry.id.subject == "006")
     table = LandmarkTable(

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from test_kernels_benchmarks import measured
+from test_kernels_benchmarks import chosen, measured
 
-from kernels.benchmarks.providers import PROVIDERS, select_providers
+from kernels.benchmarks.providers import PROVIDERS
 from kernels.benchmarks.record import read_records
 from launch import cli
 from launch.benchmarks import attention, training
@@ -47,7 +47,7 @@ def test_on_a_cpu_it_prints_rivals_and_static_figures(tmp_path):
     for expected in ("least traffic and arithmetic", "compiled for H200 SXM (sm_90)", "packed_backward", "needs CUDA"):
         assert expected in done.stdout
     packed = next(line.split() for line in done.stdout.splitlines() if "packed_forward" in line)
-    case, _, registers, spills, stack, _, warps, tile = packed
+    case, _, registers, spills, stack, _, warps, tile, *_ = packed
     assert (case, spills, stack, warps, tile) == ("4x5", "0", "0", "1", "16")
     assert 0 < int(registers) <= 255
     assert "4x85" not in done.stdout
@@ -86,10 +86,12 @@ def test_a_dry_run_says_what_would_be_measured_and_why_not(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["attention", "--cases", "papr"], "unknown case 'papr'; known: paper, fine, hd, and their levels as paper/0"),
-        (["attention", "--providers", "flsh"], "unknown provider 'flsh'; known: triton, reference, einsum, sdpa"),
-        (["attention", "--modes", "up"], "unknown mode 'up'; known: forward, backward, both"),
-        (["attention", "--card", "h300"], "unknown card 'h300'; known: a100, h100, h200, b200"),
-        (["attention", "--heads", "many"], "heads must be a whole number of at least 1, got 'many'"),
+        (["attention", "--providers", "flsh"], "--providers flsh: known are triton, reference, einsum, sdpa"),
+        (["attention", "--modes", "up"], "--modes up: known are forward, backward, both"),
+        (["attention", "--card", "h300"], "--card h300: known are a100, h100, h200, b200"),
+        (["attention", "--heads", "0"], "--heads must be positive, got 0"),
+        (["attention", "--tokens", "5"], "tokens must be a square number, or rows x columns as 2x8, got 5"),
+        (["attention", "--dtype", "fp8"], "dtype must be one of bf16, fp16, fp32, got 'fp8'"),
         (["attention", "--tokens", "4", "--cases", "fine"], "tokens describe a case of their own"),
         (["attention", "--rounds", "0"], "--rounds must be positive, got 0"),
         (["attention", "--time-limit", "-1"], "--time-limit must be positive, got -1"),
@@ -174,7 +176,7 @@ def test_training_leaves_out_what_the_processor_emulates(tmp_path, capsys, monke
 
 
 def test_only_a_failure_of_ours_makes_a_run_partial():
-    (copy, rival) = measured(select_providers(["reference"]))
+    (copy, rival) = measured(chosen("reference"))
     broken = dataclasses.replace(rival, status="failed", reason="x", median=None)
     assert attention._exit_code([copy, rival]) == 0
     assert attention._exit_code([copy, rival, broken]) == 0
@@ -184,7 +186,7 @@ def test_only_a_failure_of_ours_makes_a_run_partial():
 
 def test_goals_are_ratios_to_the_quickest_rival():
     """Goals are ratios to the quickest rival of the same case and mode."""
-    (_, row) = measured(select_providers(["reference"]))
+    (_, row) = measured(chosen("reference"))
 
     def timed(provider, median, mode="both", *, graph=False, **figures):
         case = {**row.case, "mode": mode, "graph": graph}

@@ -15,7 +15,7 @@ from kernels.benchmarks.record import read_records
 from launch import cli
 from launch.benchmarks import input as profile_input
 from launch.benchmarks import input_rivals
-from launch.benchmarks.input import CASES, DIFFERENCE, OURS, PROVIDERS, Plan, check_equal
+from launch.benchmarks.input import CASES, DIFFERENCE, OURS, PROVIDERS, Feed, Plan, check_equal
 from launch.benchmarks.input_rivals import PlainBatches, make_frame_store, make_store
 
 CPU = torch.device("cpu")
@@ -73,14 +73,12 @@ def test_the_rival_of_frames_makes_the_batches_of_folds(tmp_path):
     """The rival of frames makes the batches that folds train on."""
     case, plan = CASES["own-flow"], Plan(samples=6, batch=4)
     store = make_frame_store(tmp_path / "store", samples=6, size=28, side=64, working_size=64)
-    sampler, transform = profile_input._setting(case, store, plan)
-    resident = Resident(store, sampler.rows, data=case.data, mosaic_size=28, device=CPU, threads=1)
-    stream = FlowStream(resident, sampler, augment=case.data.augment, transform=transform, num_classes=3)
-    rival = case.rival(store, sampler, data=case.data, transform=transform)
+    feed = Feed(case, plan, store, CPU)
+    ours, rival = feed.ours(), feed.rival()
     for step in range(3):
-        batch, (images, labels) = stream.next(), rival[step]
-        assert torch.equal(labels, batch.labels)
-        difference = (images - batch.images).abs().max() / batch.images.abs().max()
+        (our_images, our_labels), (images, labels) = ours(), rival[step]
+        assert torch.equal(labels, our_labels)
+        difference = (images - our_images).abs().max() / our_images.abs().max()
         assert 0 <= difference < case.tolerance
 
 
@@ -186,7 +184,7 @@ def test_what_cannot_be_is_refused_in_one_line(capsys, arguments, message):
 
 
 def test_a_dry_run_lists_the_cases(capsys, monkeypatch):
-    monkeypatch.setattr(profile_input, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(profile_input, "_measure", lambda *_: pytest.fail("measured"))
     code, out, _ = run(capsys, "input", "--dry-run")
     assert code == 0
     assert [line.partition(":")[0] for line in out.splitlines()] == list(CASES)

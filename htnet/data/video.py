@@ -16,14 +16,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.video.reformatter import Interpolation
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from htnet.errors import InputError
+
+try:
+    import av
+    from av.container import InputContainer
+    from av.video.reformatter import Interpolation
+    from av.video.stream import VideoStream
+except ModuleNotFoundError:
+    raise InputError("PyAV is not installed, which reads videos and checks JPEGs: pip install av") from None
 
 _TELLING = {"vp9": "libvpx-vp9"}
 """Decoders that report damage where FFmpeg's own do not; they are asked as well, for they know of no rotation."""

@@ -1,9 +1,9 @@
-"""Scores of the field from pooled counts, how sure they are, and what a guesser reaches.
+"""Scores of the field from pooled counts, their uncertainty, and the scores of a guesser.
 
-UF1 and UAR are the unweighted means over classes of F1 and of recall, computed from counts pooled
-over all folds (MEGC2019 rules), never averaged over folds. A class without a single sample, or
-without a single prediction, scores 0 and still counts in the mean: the denominator is always
-``num_classes``, as in scikit-learn's ``f1_score(average="macro", labels=range(k), zero_division=0)``.
+UF1 and UAR are the unweighted means over classes of F1 and of recall, computed from counts pooled over all folds
+(MEGC2019 rules), never averaged over folds. A class without a sample, or without a prediction, scores 0 and still
+counts in the mean: the denominator is always ``num_classes``, as in scikit-learn's ``f1_score(average="macro",
+labels=range(k), zero_division=0)``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHUNK = 100_000  # resampled subjects held at once, so that a huge data set nee
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """A value in 0..1 of each metric of :data:`METRICS`."""
+    """Values in 0..1, one for each metric of :data:`METRICS`."""
 
     uf1: float
     """Mean of F1 over all classes."""
@@ -34,7 +34,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(Rates):
-    """Worth of a set of predictions; fractions in 0..1, per-class tuples in label order."""
+    """Scores of a set of predictions; fractions in 0..1, per-class tuples in label order."""
 
     confusion: tuple[tuple[int, ...], ...]
     """Counts, row = true class, column = predicted class."""
@@ -141,7 +141,7 @@ def scores(labels: npt.ArrayLike, predictions: npt.ArrayLike, num_classes: int) 
 def subject_confusions(
     labels: npt.ArrayLike, predictions: npt.ArrayLike, subjects: Sequence[str], num_classes: int
 ) -> IntArray:
-    """Confusion matrix of each subject, in sorted order of subjects: (S, K, K) int64."""
+    """Count the confusion matrix of each subject, in sorted order of subjects: (S, K, K) int64."""
     names, index = np.unique(np.asarray(subjects, dtype=np.str_), return_inverse=True)
     truth = _as_classes(labels, num_classes, "labels")
     guess = _as_classes(predictions, num_classes, "predictions")
@@ -155,11 +155,11 @@ def subject_confusions(
 def bootstrap_interval(
     matrices: npt.NDArray[np.int64], *, resamples: int, seed: int, level: float = 0.95
 ) -> Interval | None:
-    """Percentile bootstrap of UF1, UAR and accuracy over subjects.
+    """Bootstrap UF1, UAR and accuracy over subjects; return percentile intervals.
 
-    Clips of one person are not independent, so whole subjects are drawn with replacement, as many
-    as there are (Efron & Tibshirani 1993, chapter 13). What it covers is the choice of people; the
-    scatter from training with another seed is not in it.
+    Clips of one person are not independent, so whole subjects are drawn with replacement, as many as there are (Efron &
+    Tibshirani 1993, chapter 13). The interval covers the choice of people; it does not cover the scatter from training
+    with another seed.
 
     Args:
         matrices: (S, K, K) counts of each subject, as :func:`subject_confusions` gives them.
@@ -168,7 +168,7 @@ def bootstrap_interval(
         level: share of the resamples inside the interval.
 
     Returns:
-        None for fewer than two subjects or no resamples: no interval can be stated.
+        None for fewer than two subjects or no resamples, which allow no interval.
     """
     people, num_classes = matrices.shape[0], matrices.shape[-1]
     if people < 2 or resamples < 1:
@@ -187,7 +187,7 @@ def bootstrap_interval(
 
 
 def _hits_to_come(right: FloatArray) -> FloatArray:
-    """Distribution of the number of right guesses among samples i and later: (n+1, n+1), row i."""
+    """Compute the distribution of right guesses among samples i and later: (n+1, n+1), row i."""
     size = len(right)
     table = np.zeros((size + 1, size + 1))
     table[size, 0] = 1.0
@@ -208,7 +208,7 @@ def _best_of(pmf: FloatArray, tries: int, uniform: FloatArray) -> IntArray:
 def _guess_subject(
     labels: IntArray, prior: FloatArray, *, tries: int, trials: int, rng: np.random.Generator
 ) -> IntArray:
-    """Confusion counts of the kept try of one subject, for each trial: (trials, K, K) int64."""
+    """Draw the confusion counts of one subject's kept try, for each trial: (trials, K, K) int64."""
     num_classes = len(prior)
     table = _hits_to_come(prior[labels])
     left = _best_of(table[0], tries, rng.random(trials))
@@ -229,16 +229,16 @@ def _guess_subject(
 def chance_confusions(
     labels: npt.ArrayLike, subjects: Sequence[str], *, num_classes: int, tries: int, trials: int, seed: int
 ) -> IntArray:
-    """Draw the confusion counts of guessers of whom the best of ``tries`` tries is kept for every test subject.
+    """Draw the confusion counts of guessers; the best of ``tries`` tries is kept for every test subject.
 
-    The guesser draws every label from the class prior of the data. Each subject gets ``tries``
-    independent tries (one per epoch), and the try with the best accuracy on that subject counts, ties to
-    the last one, as upstream's ``<=`` does. The tries are independent of each other, which epochs of a
-    training run are not, so this bounds the worth of the leak from above.
+    The guesser draws every label from the class prior of the data. Each subject gets ``tries`` independent tries (one
+    per epoch). The try with the best accuracy on that subject counts, ties to the last one, as upstream's ``<=`` does.
+    Tries are independent of each other, which the epochs of a training run are not, so this bounds the worth of the
+    leak from above.
 
-    The tries are not simulated one by one: the kept one is a try given that its number of hits is
-    the largest of ``tries`` draws (ties change nothing, tries being exchangeable), so that number is drawn
-    from its exact distribution, and then one try with that many hits. Cost does not grow with ``tries``.
+    The tries are not simulated one by one. The kept try is one whose number of hits is the largest of ``tries`` draws
+    (ties change nothing, because tries are exchangeable). That number is drawn from its exact distribution, and then
+    one try with that many hits. The cost does not grow with ``tries``.
 
     Returns:
         (trials, S, K, K) int64, subjects in sorted order.

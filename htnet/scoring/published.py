@@ -1,8 +1,8 @@
-"""Published figures on the MEGC2019 composite, each with how its epoch was chosen.
+"""Published figures on the MEGC2019 composite, each with the way its epoch was chosen.
 
-They are context for a run's own scores, never a target that the code uses. ``selection`` is what the
-published code or log does, not what a paper's text claims; "not stated" where no code was found. Only
-figures that stand in a public table, figure, notebook or log are listed.
+They are context for a run's own scores, never a target that the code uses. ``selection`` follows the published code or
+log, not the text of a paper; "not stated" if no code was found. Only figures in a public table, figure, notebook or log
+are listed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEAKED: Final = "best epoch on each test subject"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFigure:
-    """UF1 and UAR of one method under LOSO, three classes; None where not published."""
+    """UF1 and UAR of one method under LOSO, three classes; None if not published."""
 
     method: str
     uf1: float | None
@@ -134,8 +134,9 @@ class Context:
 
 
 def context(counts: Mapping[str, tuple[int, int]]) -> Context:
-    """Return the published figures, and if they are about the same samples as ``counts``: (samples, subjects) scored,
-    by dataset.
+    """Return the published figures; say if they are about the same samples as ``counts``.
+
+    ``counts`` are the (samples, subjects) scored, by dataset.
     """
     return Context(
         comparable=dict(counts) == dict(MEGC2019),

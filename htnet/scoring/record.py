@@ -1,7 +1,7 @@
-"""Fold records: ``RUN/folds/<dataset>__<subject>.json``, all that is known of a finished fold.
+"""Fold records, ``RUN/folds/<dataset>__<subject>.json``: all that is known of a finished fold.
 
-A record holds the test predictions of *every* epoch, so each selection is computed after training, and none of them can
-influence it.
+A record holds the test predictions of *every* epoch. Each selection is computed after training, and none can influence
+it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from htnet.errors import InputError
 from htnet.files import read_json, write_whole
 
 FORMAT = 2
-"""Since records hold a checksum; those of format 1 have none and are read without."""
+"""Version of the format. Records of version 2 hold a checksum; those of version 1 have none and are still read."""
 
 _STRICT = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedSample:
-    """A test sample as a record names it."""
+    """Names and label of a test sample in a record."""
 
     dataset: str
     subject: str
@@ -76,7 +76,7 @@ class FoldRecord:
     test_predictions: tuple[tuple[int, ...], ...]
     """Predicted classes, epochs x samples."""
     validation: Validation | None = None
-    """Where ``validated`` was asked for."""
+    """Predictions of the validation subjects, if ``validated`` was asked for."""
     train_loss: tuple[float, ...]
     """Mean training loss of each epoch."""
     final_logits: tuple[tuple[float, ...], ...]
@@ -88,7 +88,7 @@ class FoldRecord:
     attempts: int = 1
     """Submissions until the fold finished."""
     checksum: str | None = field(default=None, compare=False)
-    """SHA-256 of the file's other content, by which an edited record is known; set when it is written."""
+    """SHA-256 of the rest of the file, set when the record is written; a wrong one betrays an edited record."""
 
     __pydantic_config__ = _STRICT
 
@@ -113,7 +113,7 @@ class FoldRecord:
             self._check("validation ", self.validation.labels, self.validation.predictions)
 
     def _check(self, what: str, labels: Sequence[int], predictions: Sequence[Sequence[int]]) -> None:
-        """Predictions must be epochs x samples, labels and predictions classes."""
+        """Check that predictions are epochs x samples, and that labels and predictions are classes."""
         if len(predictions) != self.epochs or {len(row) for row in predictions} != {len(labels)}:
             raise ValueError(f"{what}predictions must be {self.epochs} epochs x {len(labels)} samples")
         for name, values in (("labels", labels), ("predictions", np.ravel(predictions).tolist())):
@@ -123,7 +123,7 @@ class FoldRecord:
 
     @property
     def name(self) -> str:
-        """File name stem of the record, ``casme2__sub01``."""
+        """Stem of the record's file name, ``casme2__sub01``."""
         return fold_stem(self.fold)
 
     @property
@@ -133,7 +133,7 @@ class FoldRecord:
 
     @property
     def num_classes(self) -> int:
-        """Classes told apart: the width of the logits."""
+        """Number of classes: the width of the logits."""
         return len(self.final_logits[0]) if self.final_logits else 0
 
     @property
@@ -196,17 +196,17 @@ def check_record(
     test: Sequence[Sample],
     validation: Sequence[Sample],
 ) -> None:
-    """Hold a record against the run and the store that it should be of.
+    """Compare a record with the run and the store that it should be from.
 
     Args:
         record: the record that was read at ``place``.
         config_hash: identity of the run.
         epochs: epochs that the run trains.
         test: samples of the held-out subject, in the store's order.
-        validation: samples on which the epoch is chosen, likewise; none where that is not asked for.
+        validation: samples that choose the epoch, likewise; none if that is not asked for.
 
     Raises:
-        InputError: names the place, and the first thing in which the record differs.
+        InputError: the record differs; names the place and the first difference.
     """
     inner = record.validation or Validation(subjects=(), labels=(), predictions=())
     facts: dict[str, tuple[object, object]] = {

@@ -1,9 +1,9 @@
-"""Selections: which epoch's predictions of a fold count.
+"""Selections: rules for the epoch whose predictions of a fold count.
 
 - ``final``: the last epoch; no choice made.
 - ``validated``: per fold the epoch with the best UF1 on held-out *training* subjects, ties to the earliest.
 - ``test_selected``: per fold the epoch with the best accuracy on the test subject itself, ties to the
-  last, as upstream's ``<=``. It leaks the answer; it is reported to be comparable and to show its worth.
+  last, as upstream's ``<=``. It leaks the answer; it is reported for comparison and to show the worth of the leak.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def confusions_by_epoch(
 
 
 def chosen_epoch(record: FoldRecord, selection: Selection) -> int:
-    """Index of the epoch whose predictions count under ``selection`` (0 is the first epoch).
+    """Return the index of the epoch whose predictions count under ``selection`` (0 is the first epoch).
 
     Raises:
         InputError: ``validated`` of a fold without validation predictions.
@@ -43,18 +43,18 @@ def chosen_epoch(record: FoldRecord, selection: Selection) -> int:
     if record.validation is None:
         raise InputError(f"fold {record.fold} kept no validation predictions, so it has no validated epoch")
     matrices = confusions_by_epoch(record.validation.labels, record.validation.predictions, record.num_classes)
-    # rounded: epochs that are equally good must tie whatever the order of the additions; the first is
+    # rounded: equally good epochs must tie in any order of the additions; the first is
     # the one that early stopping would have kept
     return int(np.argmax(metrics.METRICS["uf1"](matrices).round(12)))
 
 
 def selected_predictions(record: FoldRecord, selection: Selection) -> tuple[int, ...]:
-    """Predicted class of each test sample under ``selection``; errors as :func:`chosen_epoch`."""
+    """Return the predicted class of each test sample under ``selection``; errors as :func:`chosen_epoch`."""
     return record.test_predictions[chosen_epoch(record, selection)]
 
 
 def selections_of(records: Iterable[FoldRecord]) -> tuple[Selection, ...]:
-    """Selections that all records allow, in reporting order."""
+    """Return the selections that all records allow, in reporting order."""
     kept = [record.validation is not None for record in records]
     with_validation = bool(kept) and all(kept)
     return tuple(name for name in SELECTIONS if name != "validated" or with_validation)

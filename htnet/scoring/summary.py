@@ -1,4 +1,4 @@
-"""The outcome of a run from its records: ``summary.json``, ``predictions.csv`` and the challenge's log."""
+"""Outcome of a run from its records: ``summary.json``, ``predictions.csv`` and the challenge's log."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ScoreRow(Scores):
     samples: int
     subjects: int
     interval: Interval | None
-    """None where none was asked for or can be stated."""
+    """Intervals of the scores; None if none was asked for or the data allow none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,26 +46,26 @@ class Chance:
     """Mean scores of guessers, by selection and row."""
 
     trials: int
-    """Guessers simulated."""
+    """Number of guessers simulated."""
     tries: Mapping[Selection, int]
-    """Tries of which each guesser keeps the best."""
+    """Number of tries of which each guesser keeps the best."""
     selections: Mapping[Selection, Mapping[str, Rates]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Content of ``RUN/summary.json``; the row of all datasets is called "composite", the others as their dataset."""
+    """Content of ``RUN/summary.json``; its rows are "composite", over all datasets, and one per dataset."""
 
     folds_total: int
-    """Folds that the run consists of."""
+    """Number of folds in the run."""
     folds_done: int
     folds_failed: tuple[FailedFold, ...] = ()
     samples: int
-    """Test samples of the folds that are done."""
+    """Number of test samples in the finished folds."""
     selections: Mapping[Selection, Mapping[str, ScoreRow]] = field(default_factory=dict)
     """Scores by selection and row; empty while no fold is done."""
     chance: Annotated[Chance | None, BeforeValidator(lambda value: value or None)] = None
-    """Empty in the file where it was not asked for."""
+    """Scores of guessers; empty in the file if not asked for."""
     published: Context
 
     def write(self, path: Path) -> None:
@@ -109,7 +109,7 @@ def _in_order(records: Iterable[FoldRecord], num_classes: int | None = None) -> 
 
 @dataclass(frozen=True)
 class _Pool:
-    """All test samples of a run, and which of them the composite and each dataset score."""
+    """Test samples of a run, with the rows (composite, datasets) that score them."""
 
     labels: npt.NDArray[np.int64]
     subjects: npt.NDArray[np.str_]
@@ -135,11 +135,11 @@ def summarise(
     chance_trials: int,
     seed: int,
 ) -> Summary:
-    """Score the finished folds of a run; the same whatever the order of the records.
+    """Score the finished folds of a run; the order of the records does not matter.
 
     Args:
         records: finished folds of one run.
-        folds_total: folds that the run consists of.
+        folds_total: number of folds in the run.
         failed: reason by fold, for folds that ended with an error. A fold with a record is done.
         num_classes: classes that count in UF1 and UAR, present or not.
         bootstrap: resamplings of subjects for the 95 % intervals; 0: no interval.
@@ -147,7 +147,7 @@ def summarise(
         seed: of both.
 
     Raises:
-        InputError: the records are not of one run.
+        InputError: the records are not from one run.
     """
     ordered = _in_order(records, num_classes)
     done = {record.fold for record in ordered}
@@ -194,7 +194,7 @@ def _score_rows(
 
 
 def _chance(pool: _Pool, tries: Mapping[Selection, int], *, num_classes: int, trials: int, seed: int) -> Chance:
-    """Mean scores of guessers, by selection and row."""
+    """Compute the mean scores of guessers, by selection and row."""
     datasets = np.asarray([subject.split("/")[0] for subject in np.unique(pool.subjects).tolist()])
     rows: dict[Selection, dict[str, Rates]] = {}
     for selection, count in tries.items():
@@ -205,7 +205,7 @@ def _chance(pool: _Pool, tries: Mapping[Selection, int], *, num_classes: int, tr
         for name in pool.groups:
             people = np.ones(len(datasets), dtype=np.bool_) if name == COMPOSITE else datasets == name
             rates = metrics.pooled_rates(drawn[:, people].sum(axis=1))
-            # (trials, metrics), added up trial by trial: a vector's mean adds in another order, to other last bits
+            # (trials, metrics), summed trial by trial: a vector's mean adds in another order, with other last bits
             means = np.stack(list(rates.values()), axis=-1).mean(axis=0).tolist()
             rows[selection][name] = Rates(**dict(zip(rates, means, strict=True)))
     return Chance(trials=trials, tries=tries, selections=rows)
@@ -214,7 +214,7 @@ def _chance(pool: _Pool, tries: Mapping[Selection, int], *, num_classes: int, tr
 def rates_by_epoch(records: Iterable[FoldRecord]) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
     """Return each metric pooled after every epoch, by row ("composite" or dataset) and metric: (E,) float64.
 
-    Taking the best epoch of such a curve is a choice made on test subjects, too.
+    To take the best epoch of such a curve is to choose on test subjects.
     """
     ordered = _in_order(records)
     counts: dict[str, npt.NDArray[np.int64]] = {}

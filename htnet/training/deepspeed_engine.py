@@ -1,6 +1,6 @@
-"""The step run by DeepSpeed with the optimizer of this project, ZeRO stage 0; the only file that imports DeepSpeed.
+"""Training step run by DeepSpeed with this project's optimizer, ZeRO stage 0; the only file that imports DeepSpeed.
 
-Nothing is compiled at run time, and a world of one opens no port: its process group lives on an in-memory store.
+Nothing is compiled at run time. A world of one opens no port: its process group uses an in-memory store.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["DeepSpeedEngine", "deepspeed_config"]
 
 _alone = 0
-"""Engines of this process that use the process group of one, which the last of them takes down."""
+"""Number of this process's engines in the process group of one; the last of them takes it down."""
 
 
 class DeepSpeedEngine:
-    """An :class:`~htnet.training.engine.Engine` around ``deepspeed.initialize``.
+    """Engine (:class:`~htnet.training.engine.Engine`) around ``deepspeed.initialize``.
 
-    In a world of several ranks the caller has joined torch's process group already, and gradients are averaged over it.
+    In a world of several ranks the caller has already joined torch's process group, over which gradients are averaged.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class DeepSpeedEngine:
             config=deepspeed_config(train, precision, world),
             dist_init_required=False,
         )
-        # in a group of one there is nothing to reduce, but DeepSpeed would copy every gradient twice for it
+        # a group of one has nothing to reduce, but DeepSpeed would copy every gradient twice
         self._engine.enable_backward_allreduce = world.ranks > 1
-        narrow_weights(self._optimizer)  # after DeepSpeed has looked: it takes bf16 weights with its own wrapper only
+        narrow_weights(self._optimizer)  # after DeepSpeed's check: it takes bf16 weights only with its own wrapper
         self.model = self._engine.module
 
     def train_step(self, images: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
@@ -91,7 +91,7 @@ class DeepSpeedEngine:
 
 
 def deepspeed_config(train: TrainConfig, precision: str, world: World) -> dict[str, Any]:
-    """Return DeepSpeed's configuration: gradients as they are, this project's optimizer, no measuring."""
+    """Return DeepSpeed's configuration: unchanged gradients, this project's optimizer, no measuring."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": -(-train.batch_size // world.ranks),
         "gradient_accumulation_steps": 1,
@@ -138,7 +138,7 @@ def _join_group(backend: str, world: World) -> None:
 
 
 def _leave_group(world: World) -> None:
-    """Take the process group of one down with its last engine: left to the exit, NCCL warns or delays it."""
+    """Take down the process group of one with its last engine; at exit NCCL would warn or delay it."""
     import deepspeed
 
     global _alone

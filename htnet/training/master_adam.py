@@ -1,7 +1,8 @@
-"""Adam for weights of 16 bits: fp32 masters and moments.
+"""Adam for weights of 16 bits, with fp32 masters and moments.
 
-Arithmetic as torch's fused Adam (Kingma and Ba, 2015) and AdamW (Loshchilov and Hutter, 2019) on the masters, in a few
-calls for all parameters of a group: on a GPU a launch for each parameter costs more than its arithmetic.
+On the masters its arithmetic is that of torch's fused Adam (Kingma and Ba, 2015) and AdamW (Loshchilov and Hutter,
+2019), in a few calls for all parameters of a group. On a GPU, a launch for each parameter costs more than its
+arithmetic.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ __all__ = ["MasterAdam"]
 class MasterAdam(torch.optim.Optimizer):
     """Adam (``decoupled=False``) or AdamW on fp32 masters of the parameters.
 
-    Build it while the parameters are fp32, then call :meth:`narrow`. Gradients are clipped here, in fp32, to a norm
-    of ``clip_norm`` over all of them (0: not at all). Parameter groups may set ``lr`` and ``weight_decay``.
+    Build it while the parameters are fp32, then call :meth:`narrow`. Gradients are clipped here, in fp32, to a norm of
+    ``clip_norm`` over all of them (0: not at all). Parameter groups may set ``lr`` and ``weight_decay``.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class MasterAdam(torch.optim.Optimizer):
                 self._update(group, parameters, widened)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load as torch does, but keep masters and moments fp32, where torch would round them to the weights' dtype."""
+        """Load as torch does, but keep masters and moments in fp32; torch would round them to the weights' dtype."""
         super().load_state_dict(dict(state_dict))
         for index, parameter in enumerate(self._parameters()):
             saved = state_dict["state"][index]
@@ -70,7 +71,7 @@ class MasterAdam(torch.optim.Optimizer):
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def _widened(self, parameters: list[Tensor]) -> list[Tensor]:
-        """Return the gradients in fp32, each laid out in memory as its master, by which fused operations go."""
+        """Return the gradients in fp32, each in its master's memory layout, which fused operations expect."""
         widened = [torch.empty_like(self.state[parameter]["master"]) for parameter in parameters]
         if parameters:
             torch._foreach_copy_(widened, [parameter.grad for parameter in parameters if parameter.grad is not None])

@@ -1,4 +1,4 @@
-"""The optimizer that a configuration names."""
+"""Optimizers by configuration."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["build_optimizer", "set_learning_rate"]
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig, precision: str) -> torch.optim.Optimizer:
-    """Build fused Adam or AdamW, for bf16 on masters.
+    """Build fused Adam or AdamW; for bf16, one that works on fp32 masters.
 
-    Decay reaches weight matrices; biases, norms and position tables have none.
+    Decay applies to weight matrices; biases, norms and position tables have none.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": [p for _, p in named], "weight_decay": 0.0}]

@@ -39,6 +39,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> None
 
 
 def narrow_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Round the weights to bf16 where the optimizer holds masters."""
+    """Round the weights to bf16 if the optimizer holds masters."""
     if isinstance(optimizer, MasterAdam):
         optimizer.narrow(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The learning rate of every optimizer step."""
+"""Learning rate of every optimizer step."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Snapshots of a training: everything that its rest depends on, on disk.
+"""Snapshots of a training on disk: everything on which the rest of it depends.
 
-PLACE/<epoch>/ is a snapshot, a folder that appears whole: ``trainer.json`` (what the trainer has noted, the state of
-its source), ``random.pt`` (torch's default generators), the files of the engine, and ``snapshot.json`` with a checksum
-of each. An older one is removed when the next is there, so that a kill at any moment leaves one of them.
+PLACE/<epoch>/ is a snapshot, a folder that appears whole: ``trainer.json`` (the trainer's results and the state of its
+source), ``random.pt`` (torch's default generators), the files of the engine, and ``snapshot.json`` with a checksum of
+each. An older snapshot is removed when the next one is there, so that a kill at any moment leaves one of them.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Snapshot:
 
 
 class Snapshots:
-    """The snapshots of one training, taken by time and written beside it by a thread.
+    """Snapshots of one training, taken at intervals and written by a thread beside it.
 
     Args:
-        place: folder of this training's snapshots alone; made when the first is written.
-        identity: the training's; a snapshot of another is refused.
+        place: folder for this training's snapshots alone; made when the first is written.
+        identity: identity of the training; a snapshot of another is refused.
         minutes: least time between two snapshots, and before the first; 0: none are taken.
     """
 
@@ -70,7 +70,7 @@ class Snapshots:
         self._writing: Future[None] | None = None
 
     def newest(self) -> Snapshot | None:
-        """Return the newest snapshot that is whole; damaged ones are renamed, which the log says.
+        """Return the newest whole snapshot; rename damaged ones, and log that.
 
         Raises:
             InputError: it belongs to another training, or another version of htnet wrote it.
@@ -84,20 +84,20 @@ class Snapshots:
         return None
 
     def save_when_due(self, trainer: Trainer) -> None:
-        """Save, if enough time has passed and epochs are left; raises the error of the last writing, if any."""
+        """Save if enough time has passed and epochs are left; raise the error of the last writing, if any."""
         if self._minutes and not trainer.finished and time.monotonic() - self._last >= 60 * self._minutes:
             self.wait()
             self._last = time.monotonic()
             self._writing = self._writer.submit(self._copied(trainer))
 
     def wait(self) -> None:
-        """Wait for the writer; raises its error."""
+        """Wait for the writer and raise its error, if any."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def close(self) -> None:
-        """Wait for the writer; an error of it is logged, for the training is over, well or ill."""
+        """Wait for the writer and log its error, if any: the training is over, well or ill."""
         try:
             self.wait()
         except Exception as error:
@@ -110,7 +110,7 @@ class Snapshots:
         return sorted(found, key=lambda path: int(path.name))
 
     def _copied(self, trainer: Trainer) -> Callable[[], None]:
-        """Copy the training's state; returns the function that writes the copy."""
+        """Copy the training's state; return the function that writes the copy."""
         folder = self._place / str(trainer.epoch)
         noted = json.dumps({"source": trainer.source.state().hex(), "trainer": trainer.state()})
         random = _random_state(trainer.engine.device)
@@ -131,7 +131,7 @@ class Snapshots:
             try:
                 fill()
             except InputError:
-                if not folder.is_dir():  # else another process that trains the same was faster
+                if not folder.is_dir():  # otherwise another process with the same training was faster
                     raise
             for older in self._folders():
                 if int(older.name) < int(folder.name):
@@ -141,7 +141,7 @@ class Snapshots:
 
 
 def _read(folder: Path, identity: str) -> Snapshot:
-    """Read a snapshot and verify it; errors other than InputError mean that it is damaged."""
+    """Read a snapshot and verify it; an error other than InputError means that it is damaged."""
     manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     for key, known, rule in (
         ("format", _FORMAT, "the snapshot was written by another version of htnet"),
@@ -172,7 +172,7 @@ def _checksum(path: Path) -> int:
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:
-    """Return the states of torch's default generators, of the CPU and of the device where it is another."""
+    """Return the states of torch's default generators: the CPU's, and the device's if it is another."""
     on_gpu = device.type == "cuda"
     return {"cpu": torch.get_rng_state(), "device": torch.cuda.get_rng_state(device) if on_gpu else None}
 

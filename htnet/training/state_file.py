@@ -1,4 +1,4 @@
-"""The file of an engine that runs in one process: weights, optimizer and gradient scaler."""
+"""State of an engine that runs in one process, as a file: weights, optimizer and gradient scaler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME = "engine.pt"
 def save_state(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
 ) -> Callable[[], None]:
-    """Copy the state to the CPU; returns the function that writes the copy into ``folder``, from any thread."""
+    """Copy the state to the CPU; return the function that writes the copy into ``folder``, from any thread."""
     state = _copied(
         {
             "model": model.state_dict(),
@@ -31,7 +31,7 @@ def save_state(
 def load_state(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
 ) -> None:
-    """Put the state in ``folder`` into the three, which are of the configuration that wrote it."""
+    """Load the state in ``folder`` into the three objects, which have the configuration that wrote it."""
     state = read_tensors(folder / _NAME)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -40,7 +40,7 @@ def load_state(
 
 
 def read_tensors(path: Path) -> Any:
-    """Read tensors and plain values that ``torch.save`` wrote, onto the CPU; no code in the file is run."""
+    """Read the tensors and plain values of a file by ``torch.save`` onto the CPU; no code in the file is run."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

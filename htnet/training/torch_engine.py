@@ -1,4 +1,4 @@
-"""The step in plain PyTorch."""
+"""Training step in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["TorchEngine"]
 
 
 class TorchEngine:
-    """An :class:`~htnet.training.engine.Engine` of one process."""
+    """Engine (:class:`~htnet.training.engine.Engine`) of one process."""
 
     def __init__(
         self, model: nn.Module, train: TrainConfig, precision: str, *, device: torch.device, weights: Tensor | None

@@ -1,4 +1,4 @@
-"""The training loop of one model."""
+"""Training loop of one model."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Source(Protocol):
         ...
 
     def state(self) -> bytes:
-        """Return enough to make a source that goes on after the last batch that was returned."""
+        """Return a state from which a new source goes on after the last batch that was returned."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Watched:
-    """A set that is classified after every epoch."""
+    """Set of samples that is classified after every epoch."""
 
     images: Tensor
     """(n, 3, S, S) float32, on the engine's device."""
@@ -52,18 +52,18 @@ def _do_nothing(trainer: Trainer) -> None:
 
 
 class Trainer:
-    """One model in training: epochs, steps, classes of the watched sets; knows no fold, file, store or Ray.
+    """One model in training: epochs, steps, classes of the watched sets. It knows no fold, file, store or Ray.
 
-    Several may live in one process. They share torch's default random generator, from which dropout draws: with
-    dropout, what one trainer does between two steps of another changes the other's result.
+    Several may live in one process. They share torch's default random generator, from which dropout draws. With
+    dropout, the steps of one trainer between two steps of another change the other's result.
 
     Args:
         engine: the model, its optimizer and its precision.
         source: the training batches.
         train: number of epochs, learning rates; ``batch_size`` also limits the images that are classified at once.
         watched: sets to classify after every epoch, by name.
-        after_epoch: called with the trainer after every epoch, when the epoch's results are noted.
-        started: the time, of ``time.monotonic``, from which the seconds of this training count; now by default.
+        after_epoch: called with the trainer after every epoch, once the epoch's results are noted.
+        started: start of this training's seconds, a time of ``time.monotonic``; now by default.
 
     Attributes:
         epoch: finished epochs.
@@ -97,7 +97,7 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Seconds that this training has taken, those before it was restored included."""
+        """Seconds that this training has taken, including those before it was restored."""
         return self._seconds_before + time.monotonic() - self._started
 
     def run(self) -> None:
@@ -114,7 +114,7 @@ class Trainer:
             self.after_epoch(self)
 
     def train_epoch(self) -> Tensor:
-        """Pass over the training samples once; returns the losses of the steps, (steps,), on the device."""
+        """Pass over the training samples once; return the losses of the steps, (steps,), on the device."""
         steps = self.source.steps_per_epoch
         losses = []
         for step in range(steps):
@@ -124,11 +124,11 @@ class Trainer:
         return torch.stack(losses)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return logits of images in any number, (n, num_classes) float32, on the device."""
+        """Return logits of any number of images, (n, num_classes) float32, on the device."""
         return torch.cat([self.engine.logits(part) for part in images.split(self.train.batch_size)])
 
     def state(self) -> dict[str, Any]:
-        """Return what this object itself has noted, as plain values; engine and source have states of their own."""
+        """Return this object's own results as plain values; engine and source have states of their own."""
         return {
             "epoch": self.epoch,
             "train_loss": self.train_loss,
@@ -137,14 +137,14 @@ class Trainer:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` returned."""
+        """Go on from a state that :meth:`state` returned."""
         self.epoch, self.train_loss = state["epoch"], list(state["train_loss"])
         self.predictions = {name: list(epochs) for name, epochs in state["predictions"].items()}
         self._seconds_before = state["seconds"]
 
     def _note(self, losses: Tensor, logits: list[Tensor]) -> None:
         """Fetch an epoch's results and keep them."""
-        # fetched together, once an epoch: each look at a result makes the host wait for the device
+        # fetched together, once an epoch: each fetch makes the host wait for the device
         fetched = torch.cat([losses, *(part.flatten() for part in logits)]).cpu()
         parts = fetched.split([len(losses), *(part.numel() for part in logits)])
         values = parts[0].tolist()

@@ -13,13 +13,14 @@ With one token per block the softmax over one key is 1: the core is a copy of V,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from kernels.benchmarks.cards import Card
 
-__all__ = ["CONFIGURATIONS", "DIRECTIONS", "KEYS", "OPERATIONS", "Case", "Direction", "Operation", "select_cases"]
+__all__ = ["CONFIGURATIONS", "DIRECTIONS", "OPERATIONS", "SHAPE", "Case", "Direction", "Operation", "select_cases"]
 
 Operation = Literal["core", "block"]
 Direction = Literal["forward", "backward", "both"]
@@ -51,11 +52,6 @@ class Case:
                 raise ValueError(f"{field.name} must be at least 1, got {value}")
         if self.dtype not in ELEMENT_SIZE:
             raise ValueError(f"dtype must be one of {', '.join(ELEMENT_SIZE)}, got {self.dtype!r}")
-        if self.height % self.blocks_per_side or self.width % self.blocks_per_side:
-            raise ValueError(
-                f"height and width must be multiples of blocks_per_side, got {self.height} x {self.width} and "
-                f"{self.blocks_per_side}"
-            )
 
     @property
     def tokens(self) -> int:
@@ -76,24 +72,19 @@ class Case:
         """Channels of q, of k and of v: A*D."""
         return self.heads * self.head_dim
 
-    @property
-    def element_size(self) -> int:
-        """Bytes of an element."""
-        return ELEMENT_SIZE[self.dtype]
-
     def bytes_moved(self, operation: Operation, direction: Direction) -> int:
         """Least traffic in bytes."""
         if direction == "both":
             return self.bytes_moved(operation, "forward") + self.bytes_moved(operation, "backward")
         if operation == "core":
-            return self.tokens * self.inner * self.element_size * self._core_maps(direction)
+            return self.tokens * self.inner * ELEMENT_SIZE[self.dtype] * self._core_maps(direction)
         gradients = 4 * self.dim * self.inner + 3 * self.dim
         weights = gradients if self.tokens_per_block > 1 else gradients - 2 * self.dim * self.inner
         if direction == "forward":
             elements = 2 * self.tokens * self.dim + weights  # x in, result out
         else:
             elements = 3 * self.tokens * self.dim + weights + gradients  # x, gradient of the result in, that of x out
-        return elements * self.element_size
+        return elements * ELEMENT_SIZE[self.dtype]
 
     def _core_maps(self, direction: Direction) -> int:
         """Maps of A*D channels that the core moves."""
@@ -125,7 +116,7 @@ class Case:
         return max(traffic, arithmetic), "traffic" if traffic >= arithmetic else "arithmetic"
 
     def floor_on(self, card: Card, operation: Operation, direction: Direction) -> tuple[float, str]:
-        """The same by a card's data sheet."""
+        """Return the same by a card's data sheet."""
         return self.floor(operation, direction, bandwidth=card.bandwidth, rate=card.rate(self.dtype))
 
 
@@ -140,7 +131,7 @@ class Configuration:
     levels: int = 3
 
     def case(self, name: str, level: int, *, batch: int, dtype: str) -> Case:
-        """The attention of one level: width and heads double from level to level, the side of the map halves."""
+        """Return the attention of one level: width and heads double from level to level, the side of the map halves."""
         side = self.image_size // self.patch_size // 2**level
         dim, heads = self.dim * 2**level, self.heads * 2**level
         return Case(
@@ -163,78 +154,63 @@ CONFIGURATIONS: Final = {
 }
 """The paper's network, and the same on finer maps, where a block holds 16 and 64 tokens instead of one."""
 
-_EVERYWHERE: Final = ("batch", "dtype")
-_SHAPE: Final = ("tokens", "heads", "head_dim", "blocks_per_side", "dim")
-KEYS: Final = _EVERYWHERE + _SHAPE
-"""What an override may set; one of the last five makes a shape of its own."""
+SHAPE: Final = ("tokens", "heads", "head_dim", "blocks_per_side", "dim")
+"""Names of what describes a case of its own."""
 
 
-def select_cases(names: Sequence[str] | None, overrides: Mapping[str, str], *, batch: int, dtype: str) -> list[Case]:
-    """Cases by name (``fine``: its levels; ``fine/0``: one of them; None: all) with overrides ``key=value``.
+def select_cases(names: Sequence[str] | None, shape: Mapping[str, Any], *, batch: int, dtype: str) -> list[Case]:
+    """Return cases by name (``fine``: its levels; ``fine/0``: one of them; None: all), or one of its own, ``16x85``.
 
-    ``batch`` and ``dtype`` are the defaults and may be overridden for any case. ``tokens`` (16, or 2x8 for a block that
-    is not square), ``heads``, ``head_dim``, ``blocks_per_side`` and ``dim`` describe one case of its own, ``16x85``.
+    ``shape`` may hold ``SHAPE``: ``tokens`` of a block (``"16"``, or ``"2x8"`` if it is not square), and numbers.
 
     Raises:
-        ValueError: an unknown name, key or value; the message lists those that are known.
+        ValueError: an unknown name or value; the message lists those that are known.
     """
-    unknown = sorted(set(overrides) - set(KEYS))
-    if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(KEYS)}")
-    batch = _count("batch", overrides.get("batch", str(batch)))
-    dtype = overrides.get("dtype", dtype)
-    shape = {key: value for key, value in overrides.items() if key in _SHAPE}
     if shape:
         if names is not None:
             raise ValueError(f"{', '.join(shape)} describe a case of their own; leave out the names of cases")
-        return [_custom(shape, batch=batch, dtype=dtype)]
+        return [_custom(batch=batch, dtype=dtype, **shape)]
     known = {
-        f"{name}/{level}": (configuration, name, level)
-        for name, configuration in CONFIGURATIONS.items()
-        for level in range(configuration.levels)
+        f"{name}/{level}": (name, level) for name in CONFIGURATIONS for level in range(CONFIGURATIONS[name].levels)
     }
-    chosen = [key for name in (names or CONFIGURATIONS) for key in _keys(name, known)]
-    return [
-        configuration.case(name, level, batch=batch, dtype=dtype)
-        for configuration, name, level in (known[key] for key in dict.fromkeys(chosen))
-    ]
+    chosen: dict[str, Case] = {}
+    for wanted in names or CONFIGURATIONS:
+        found = {key: place for key, place in known.items() if wanted in (key, place[0])}
+        if not found:
+            raise ValueError(
+                f"unknown case {wanted!r}; known: {', '.join(CONFIGURATIONS)}, and their levels as paper/0"
+            )
+        for key, (name, level) in found.items():
+            chosen[key] = CONFIGURATIONS[name].case(name, level, batch=batch, dtype=dtype)
+    return list(chosen.values())
 
 
-def _keys(name: str, known: Mapping[str, object]) -> list[str]:
-    found = [key for key in known if name in (key, key.partition("/")[0])]
-    if not found:
-        raise ValueError(
-            f"unknown case {name!r}; known: {', '.join(CONFIGURATIONS)}, and their levels as {next(iter(known))}"
-        )
-    return found
-
-
-def _custom(shape: Mapping[str, str], *, batch: int, dtype: str) -> Case:
-    height, _, width = shape.get("tokens", "16").partition("x")
-    if not width:
-        side = math.isqrt(_count("tokens", height))
-        if side * side != int(height):
-            raise ValueError(f"tokens must be a square number, or rows x columns as 2x8, got {height}")
-        height = width = str(side)
-    heads, head_dim = (_count(key, shape.get(key, str(low))) for key, low in (("heads", 3), ("head_dim", 85)))
-    side = _count("blocks_per_side", shape.get("blocks_per_side", "4"))
-    # heads need not divide the width: dim 256 with 3 heads of 85 leaves one channel
-    dim = shape.get("dim", str(math.ceil(heads * head_dim / 16) * 16))
-    rows, columns = _count("tokens", height), _count("tokens", width)
+def _custom(
+    *,
+    batch: int,
+    dtype: str,
+    tokens: str = "16",
+    heads: int = 3,
+    head_dim: int = 85,
+    blocks_per_side: int = 4,
+    dim: int | None = None,
+) -> Case:
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", tokens)
+    if found is None:
+        raise ValueError(f"tokens must be a whole number, or rows x columns as 2x8, got {tokens!r}")
+    rows = int(found[1]) if found[2] else math.isqrt(int(found[1]))
+    columns = int(found[2] or rows)
+    if not found[2] and rows * columns != int(tokens):
+        raise ValueError(f"tokens must be a square number, or rows x columns as 2x8, got {tokens}")
     return Case(
         name=f"{rows * columns}x{head_dim}",
         batch=batch,
-        height=rows * side,
-        width=columns * side,
+        height=rows * blocks_per_side,
+        width=columns * blocks_per_side,
         heads=heads,
         head_dim=head_dim,
-        blocks_per_side=side,
-        dim=_count("dim", dim),
+        blocks_per_side=blocks_per_side,
+        # heads need not divide the width: dim 256 with 3 heads of 85 leaves one channel
+        dim=dim or math.ceil(heads * head_dim / 16) * 16,
         dtype=dtype,
     )
-
-
-def _count(key: str, value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
-    return int(value)

@@ -16,18 +16,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from kernels.benchmarks.attention import COPY
-from kernels.benchmarks.providers import PROVIDERS
 from kernels.benchmarks.record import Record
 
 __all__ = ["bars", "roofline", "write_pictures"]
 
 _OURS: Final = ("triton", "block-triton", "FlowStream")
-_OURS_COLOUR: Final = "#d62728"
-_COLOURS: Final = (
-    *("#1f77b4", "#7f3c8d", "#ff7f0e", "#2ca02c", "#17becf", "#8c564b", "#e377c2"),
-    *("#bcbd22", "#0b3d91", "#9edae5", "#c49c94", "#98df8a", "#c5b0d5", "#ffbb78"),
-)
-_NAMES: Final = [*dict.fromkeys(name.removeprefix("block-") for name in PROVIDERS), "DataLoader", "DataLoader x2"]
+_COLOURS: Final = dict.fromkeys(_OURS, "#d62728") | {
+    **{COPY: "0.6", "reference": "#7f3c8d", "einsum": "#ff7f0e", "compile": "#c49c94", "flex": "#98df8a"},
+    **{"sdpa": "#2ca02c", "sdpa-flash": "#17becf", "sdpa-efficient": "#8c564b", "sdpa-cudnn": "#e377c2"},
+    **{"sdpa-math": "#bcbd22", "sdpa-pad8": "#0b3d91", "sdpa-pad32": "#9edae5", "unfused": "#1f77b4"},
+    **{"DataLoader": "#7f3c8d", "DataLoader x2": "#ff7f0e"},
+}
+"""The same for a core and the block around it."""
 _MARKERS: Final = "osD^vP*Xh<>8"
 _HATCHES: Final = {"forward": "", "backward": "////", "both": "....", "": ""}
 
@@ -67,6 +67,10 @@ def _mode(record: Record) -> str:
     return str(record.case.get("mode", ""))
 
 
+def _colour(provider: str) -> str:
+    return _COLOURS.get(provider) or _COLOURS.get(provider.removeprefix("block-"), "black")
+
+
 def roofline(records: Sequence[Record]) -> Figure | None:
     """Return arithmetic rate over intensity, both logarithmic, a panel per mode; None if nothing does arithmetic."""
     records = [record for record in records if record.figures["flops"] and record.figures["tflop_s"]]
@@ -78,16 +82,16 @@ def roofline(records: Sequence[Record]) -> Figure | None:
     figure.subplots_adjust(wspace=0.06)
     fast = max(record.figures["matrix_tflop_s"] for record in records) >= 1
     unit, factor = ("TFLOP/s", 1.0) if fast else ("GFLOP/s", 1e3)
-    cases = list(dict.fromkeys(record.case["case"] for record in records))
+    markers = dict(zip(dict.fromkeys(record.case["case"] for record in records), 9 * _MARKERS, strict=False))
     for panel, mode in zip(panels, modes, strict=True):
         _roofs(panel, records, unit, factor)
         for record in records:
             if _mode(record) == mode:
-                _point(panel, record, cases.index(record.case["case"]), factor)
+                _point(panel, record, markers[record.case["case"]], factor)
         panel.set_title(mode, fontsize=10)
         panel.set_xlabel("arithmetic over least traffic, FLOP per byte")
     panels[0].set_ylabel(f"arithmetic rate, {unit}")
-    _legends(figure, records, cases)
+    _legends(figure, records, markers)
     title = _title("Local attention against the device's two limits", records)
     figure.suptitle(title, y=0.95, va="bottom", fontsize=11)
     return figure
@@ -119,31 +123,20 @@ def _roofs(panel: Axes, records: Sequence[Record], unit: str, factor: float) -> 
     panel.grid(visible=True, which="major", linewidth=0.4, alpha=0.6)
 
 
-def _point(panel: Axes, record: Record, case: int, factor: float) -> None:
+def _point(panel: Axes, record: Record, marker: str, factor: float) -> None:
     """Draw a point; levels of a network, often of one intensity, stand beside each other, a few per cent apart."""
-    level = record.case["case"].partition("/")[2]
-    ours = record.provider in _OURS
-    panel.plot(
-        _intensity(record) * 1.07 ** int(level or 0),
-        record.figures["tflop_s"] * factor,
-        marker=_MARKERS[case % len(_MARKERS)],
-        color=_colour(record.provider),
-        markersize=9 if ours else 6,
-        markeredgecolor="black" if ours else "white",
-        markeredgewidth=0.8 if ours else 0.4,
-        linestyle="none",
-        zorder=3 if ours else 2,
-    )
+    level = int(record.case["case"].partition("/")[2] or 0)
+    size, edge, width, order = (9, "black", 0.8, 3) if record.provider in _OURS else (6, "white", 0.4, 2)
+    style: dict[str, Any] = {"markersize": size, "markeredgecolor": edge, "markeredgewidth": width, "zorder": order}
+    style |= {"marker": marker, "color": _colour(record.provider), "linestyle": "none"}
+    panel.plot(_intensity(record) * 1.07**level, record.figures["tflop_s"] * factor, **style)
 
 
-def _legends(figure: Figure, records: Sequence[Record], cases: Sequence[str]) -> None:
+def _legends(figure: Figure, records: Sequence[Record], markers: dict[str, str]) -> None:
     plain: dict[str, Any] = {"linestyle": "none", "markersize": 6}
     names = dict.fromkeys(record.provider for record in records)
     providers = [Line2D([], [], marker="o", color=_colour(name), label=name, **plain) for name in names]
-    shapes = [
-        Line2D([], [], marker=_MARKERS[place % len(_MARKERS)], color="0.35", label=case, **plain)
-        for place, case in enumerate(cases)
-    ]
+    shapes = [Line2D([], [], marker=marker, color="0.35", label=case, **plain) for case, marker in markers.items()]
     style: dict[str, Any] = {"fontsize": 8, "title_fontsize": 9, "frameon": False, "alignment": "left"}
     figure.legend(handles=providers, title="provider", loc="upper left", bbox_to_anchor=(0.91, 0.9), **style)
     figure.legend(handles=shapes, title="case", loc="lower left", bbox_to_anchor=(0.91, 0.08), **style)
@@ -215,16 +208,6 @@ def _shape_line(record: Record, modes: Sequence[str]) -> str:
     width = f", {case['dim']} channels" if case["operation"] == "block" else ""
     drawn = "forward (plain), backward (hatched)" if len(modes) > 1 else modes[0]
     return f"{case['case']}, {case['operation']}, {case['dtype']}\n{blocks}, {heads}{width}\n{drawn}"
-
-
-def _colour(provider: str) -> Any:
-    """Return the colour of a provider, the same for a core and the block around it; ours are red, the copy is grey."""
-    if provider in _OURS:
-        return _OURS_COLOUR
-    if provider == COPY:
-        return "0.6"
-    name = provider.removeprefix("block-")
-    return _COLOURS[_NAMES.index(name) % len(_COLOURS)] if name in _NAMES else "black"
 
 
 def _title(what: str, records: Sequence[Record]) -> str:

@@ -12,6 +12,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -25,7 +26,7 @@ from kernels.benchmarks.cases import Case, Operation
 from kernels.local_attention.checks import triton_limit
 from kernels.reference import local_attention_block_reference, local_attention_reference
 
-__all__ = ["DTYPES", "PROVIDERS", "Forward", "Provider", "not_taken", "select_providers"]
+__all__ = ["DTYPES", "PROVIDERS", "Forward", "Provider", "not_taken"]
 
 Forward = Callable[..., Tensor]
 Limit = Callable[[Case, torch.device], str | None]
@@ -45,26 +46,15 @@ class Provider:
     ours: bool = False
 
     def limit(self, case: Case, device: torch.device) -> str | None:
-        """The first reason why this provider does not run for a case on a device; None if it does."""
+        """Return the first reason why this provider does not run for a case on a device; None if it does."""
         return next((reason for check in self.limits if (reason := check(case, device)) is not None), None)
-
-
-def select_providers(names: Iterable[str] | None) -> list[Provider]:
-    """Providers by name, in the table's order; None: all. ValueError names an unknown one and the known."""
-    if names is None:
-        return list(PROVIDERS.values())
-    wanted = list(names)
-    unknown = [name for name in wanted if name not in PROVIDERS]
-    if unknown:
-        raise ValueError(f"unknown provider {unknown[0]!r}; known: {', '.join(PROVIDERS)}")
-    return [provider for name, provider in PROVIDERS.items() if name in wanted]
 
 
 # --- the partition, as everyone but our kernels does it: copies
 
 
 def split_blocks(qkv: Tensor, case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, H, W, 3*A*D) to queries, keys and values, each (B * blocks, A, N, D)."""
+    """Split (B, H, W, 3*A*D) into queries, keys and values, each (B * blocks, A, N, D)."""
     side = case.blocks_per_side
     pattern = "b (gh h) (gw w) (qkv a d) -> qkv (b gh gw) a (h w) d"
     query, key, value = rearrange(qkv, pattern, qkv=3, a=case.heads, gh=side, gw=side)
@@ -72,7 +62,7 @@ def split_blocks(qkv: Tensor, case: Case) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def join_blocks(out: Tensor, case: Case) -> Tensor:
-    """(B * blocks, A, N, D) to (B, H, W, A*D)."""
+    """Join (B * blocks, A, N, D) to (B, H, W, A*D)."""
     side = case.blocks_per_side
     joined: Tensor = rearrange(
         out, "(b gh gw) a (h w) d -> b (gh h) (gw w) (a d)", gh=side, gw=side, h=case.height // side
@@ -83,8 +73,9 @@ def join_blocks(out: Tensor, case: Case) -> Tensor:
 # --- core
 
 
-def _reference(case: Case) -> Forward:
-    return lambda qkv: local_attention_reference(qkv, num_heads=case.heads, blocks_per_side=case.blocks_per_side)
+def _by(compute: Callable[..., Tensor], **settings: Any) -> Callable[[Case], Forward]:
+    """Bind a function of this package to the case's numbers."""
+    return lambda case: partial(compute, num_heads=case.heads, blocks_per_side=case.blocks_per_side, **settings)
 
 
 def _einsum(case: Case) -> Forward:
@@ -133,7 +124,7 @@ def _compiled(build: Callable[[Case], Forward]) -> Callable[[Case], Forward]:
 
 
 def _flex(case: Case) -> Forward:
-    """One sequence per sample, its tokens in the order of blocks, under a block-diagonal mask."""
+    """Attend by one sequence per sample, its tokens in the order of blocks, under a block-diagonal mask."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     tokens, count = case.tokens_per_block, case.blocks_per_side**2
@@ -152,46 +143,7 @@ def _flex(case: Case) -> Forward:
     return run
 
 
-def _flash_attn(case: Case) -> Forward:
-    from flash_attn import flash_attn_func
-
-    def run(qkv: Tensor) -> Tensor:
-        query, key, value = (x.transpose(1, 2) for x in split_blocks(qkv, case))  # each (B * blocks, N, A, D)
-        return join_blocks(flash_attn_func(query, key, value).transpose(1, 2), case)
-
-    return run
-
-
-def _natten(case: Case) -> Forward:
-    """Neighbourhood attention with the stride of its window is attention inside disjoint blocks."""
-    import natten
-
-    window = (case.height // case.blocks_per_side, case.width // case.blocks_per_side)
-
-    def run(qkv: Tensor) -> Tensor:
-        query, key, value = qkv.unflatten(-1, (3, case.heads, case.head_dim)).unbind(3)  # each (B, H, W, A, D)
-        out: Tensor = natten.na2d(query, key, value, kernel_size=window, stride=window)
-        return out.flatten(-2)
-
-    return run
-
-
-def _ours(case: Case) -> Forward:
-    settings: Any = {"num_heads": case.heads, "blocks_per_side": case.blocks_per_side, "backend": "triton"}
-    return lambda qkv: local_attention(qkv, **settings)
-
-
 # --- block
-
-
-def _block_reference(case: Case) -> Forward:
-    settings = {"num_heads": case.heads, "blocks_per_side": case.blocks_per_side}
-    return lambda *tensors: local_attention_block_reference(*tensors, **settings)
-
-
-def _block(case: Case) -> Forward:
-    settings: Any = {"num_heads": case.heads, "blocks_per_side": case.blocks_per_side, "backend": "triton"}
-    return lambda *tensors: local_attention_block(*tensors, **settings)
 
 
 def _unfused(build_core: Callable[[Case], Forward]) -> Callable[[Case], Forward]:
@@ -218,11 +170,8 @@ def _needs_cuda(case: Case, device: torch.device) -> str | None:
     return None if device.type == "cuda" else "needs CUDA"
 
 
-def _needs(package: str) -> Limit:
-    def check(case: Case, device: torch.device) -> str | None:
-        return None if importlib.util.find_spec(package) else f"{package} is not installed"
-
-    return check
+def _needs_triton(case: Case, device: torch.device) -> str | None:
+    return None if importlib.util.find_spec("triton") else "triton is not installed"
 
 
 def _needs_half(case: Case, device: torch.device) -> str | None:
@@ -254,24 +203,24 @@ def not_taken(case: Case, device: torch.device) -> str | None:
 
 
 def _table() -> Iterable[Provider]:
-    def core(name: str, what: str, build: Callable[[Case], Forward], *limits: Limit) -> Provider:
-        return Provider(name=name, operation="core", what=what, build=build, limits=limits, ours=limits == ours)
+    def core(name: str, what: str, build: Callable[[Case], Forward], *limits: Limit, ours: bool = False) -> Provider:
+        return Provider(name=name, operation="core", what=what, build=build, limits=limits, ours=ours)
 
     def block(name: str, what: str, build: Callable[[Case], Forward], *limits: Limit) -> Provider:
-        is_ours = limits[: len(ours)] == ours
-        return Provider(name=name, operation="block", what=what, build=build, limits=limits, ours=is_ours)
+        return Provider(name=name, operation="block", what=what, build=build, limits=limits, ours=bool(limits))
 
     attending, cuda = _needs_several_tokens, _needs_cuda
-    ours: tuple[Limit, ...] = (cuda, _needs("triton"), not_taken)
-    yield core("triton", "ours: kernels.local_attention", _ours, *ours)
-    yield core("reference", "kernels.reference, computed in fp32", _reference)
+    limits: tuple[Limit, ...] = (cuda, _needs_triton, not_taken)
+    ours = _by(local_attention, backend="triton")
+    yield core("triton", "ours: kernels.local_attention", ours, *limits, ours=True)
+    yield core("reference", "kernels.reference, computed in fp32", _by(local_attention_reference))
     yield core("einsum", "the same in the input's dtype, as the public code does it", _einsum)
     yield core("sdpa", "scaled_dot_product_attention, torch's choice", _sdpa())
     flash, efficient, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION
     yield core("sdpa-flash", "its flash backend", _sdpa(flash), attending, cuda, _needs_half)
     padded = "D padded to a multiple of 8, as it needs"
-    limits = (attending, cuda, _grid_limit)
-    yield core("sdpa-efficient", f"its memory-efficient backend, {padded}", _sdpa(efficient, 8), *limits)
+    name, what = "sdpa-efficient", f"its memory-efficient backend, {padded}"
+    yield core(name, what, _sdpa(efficient, 8), attending, cuda, _grid_limit)
     yield core("sdpa-cudnn", f"its cuDNN backend, {padded}", _sdpa(cudnn, 8), attending, cuda, _needs_half)
     yield core("sdpa-math", "its plain backend", _sdpa(SDPBackend.MATH), attending)
     for multiple in (8, 32):
@@ -280,11 +229,10 @@ def _table() -> Iterable[Provider]:
         yield core(f"sdpa-pad{multiple}", what, _sdpa(multiple=multiple), attending, unpadded)
     yield core("compile", "torch.compile of einsum", _compiled(_einsum))
     yield core("flex", "flex_attention, compiled, block-diagonal mask", _compiled(_flex), attending, cuda)
-    yield core("flash-attn", "package flash-attn", _flash_attn, attending, cuda, _needs("flash_attn"), _needs_half)
-    yield core("natten", "package NATTEN, stride = window", _natten, attending, cuda, _needs("natten"))
-    yield block("block-triton", "ours: kernels.local_attention_block", _block, *ours)
-    yield block("block-unfused", "torch's norm and linear maps around our core", _unfused(_ours), *ours)
-    yield block("block-reference", "kernels.reference, computed in fp32", _block_reference)
+    whole = _by(local_attention_block, backend="triton")
+    yield block("block-triton", "ours: kernels.local_attention_block", whole, *limits)
+    yield block("block-unfused", "torch's norm and linear maps around our core", _unfused(ours), *limits)
+    yield block("block-reference", "kernels.reference, computed in fp32", _by(local_attention_block_reference))
     yield block("block-sdpa", "torch's norm and linear maps around its attention", _unfused(_sdpa()))
     yield block("block-compile", "torch.compile of the same around einsum", _compiled(_unfused(_einsum)))
 

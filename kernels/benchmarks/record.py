@@ -18,20 +18,10 @@ from typing import Any, Final, Literal
 
 import torch
 
+from kernels.benchmarks.race import OVER
 from kernels.machine import card_facts, commit, cpu_facts, cpu_name, emulates_bf16, package_version
 
-__all__ = [
-    "MACHINE",
-    "MEASURED",
-    "Layout",
-    "Record",
-    "Status",
-    "append_records",
-    "check_columns",
-    "figures_of",
-    "read_records",
-    "this_machine",
-]
+__all__ = ["MACHINE", "MEASURED", "Layout", "Record", "Status", "append_records", "read_records", "this_machine"]
 
 Status = Literal["ok", "skipped", "refused", "failed"]
 """ok: measured. skipped: not run here, or not in time. refused: failed the accuracy gate. failed: raised."""
@@ -48,9 +38,8 @@ class Record:
     """A provider on a case. Fields that do not apply are empty in the file and None here."""
 
     case: Mapping[str, Any]
-    """Fields of the benchmark's own."""
     provider: str
-    unit: str = ""
+    unit: str
     median: float | None = None
     low: float | None = None
     high: float | None = None
@@ -61,16 +50,15 @@ class Record:
     status: Status = "ok"
     reason: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """Further ones of the benchmark's own."""
     machine: Mapping[str, Any] = field(default_factory=dict)
-    """Of ``MACHINE``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The file of a benchmark."""
+    """The file of a benchmark: its columns beside those of all, and the unit of its samples."""
 
     file: str
+    unit: str
     case: tuple[str, ...]
     figures: tuple[str, ...] = ()
 
@@ -78,21 +66,35 @@ class Layout:
     def columns(self) -> tuple[str, ...]:
         return (*self.case, *MEASURED, *self.figures, *MACHINE)
 
+    def record(
+        self,
+        machine: Mapping[str, Any],
+        case: Mapping[str, Any],
+        provider: str,
+        samples: Sequence[float] = (),
+        *,
+        status: Status = "ok",
+        reason: str = "",
+        **figures: Any,
+    ) -> Record:
+        """Return median and quartiles of the samples; what should have some and has none was not begun in time."""
+        if status == "ok" and not samples:
+            status, reason = "skipped", OVER
+        found: dict[str, Any] = {"case": case, "provider": provider, "status": status, "reason": reason}
+        if samples:
+            low, middle, high = (
+                statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+            )
+            found |= {"median": middle, "low": low, "high": high, "spread": "quartiles", "n": len(samples)}
+        return Record(unit=self.unit, figures=dict.fromkeys(self.figures) | figures, machine=machine, **found)
 
-def figures_of(samples: Sequence[float]) -> dict[str, Any]:
-    """Return median, quartiles and n of the samples, as a :class:`Record` takes them."""
-    low, _, high = statistics.quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
-    spread = {"low": low, "high": high, "spread": "quartiles"}
-    return {"median": statistics.median(samples), **spread, "n": len(samples)}
-
-
-def check_columns(path: Path, layout: Layout) -> None:
-    """Raise ValueError where the file holds other columns: an old result is never changed."""
-    if path.exists() and path.stat().st_size:
-        with path.open(newline="", encoding="utf-8") as file:
-            header = next(csv.reader(file))
-        if header != list(layout.columns):
-            raise ValueError(f"{path}: holds other columns than this program writes; choose another place")
+    def check_columns(self, path: Path) -> None:
+        """Raise ValueError where the file holds other columns: an old result is never changed."""
+        if path.exists() and path.stat().st_size:
+            with path.open(newline="", encoding="utf-8") as file:
+                header = next(csv.reader(file))
+            if header != list(self.columns):
+                raise ValueError(f"{path}: holds other columns than this program writes; choose another place")
 
 
 def append_records(path: Path, layout: Layout, records: Iterable[Record]) -> None:
@@ -101,7 +103,7 @@ def append_records(path: Path, layout: Layout, records: Iterable[Record]) -> Non
     Raises:
         ValueError: the file has other columns (nothing is written then), or a record has a field without a column.
     """
-    check_columns(path, layout)
+    layout.check_columns(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=layout.columns)
@@ -111,7 +113,9 @@ def append_records(path: Path, layout: Layout, records: Iterable[Record]) -> Non
         for record in records:
             measured = {name: getattr(record, name) for name in MEASURED}
             row = {**record.case, **measured, **record.figures, **record.machine}
-            writer.writerow({name: _text(value) for name, value in row.items()})
+            writer.writerow(
+                {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+            )
             file.flush()
 
 
@@ -124,9 +128,8 @@ def read_records(path: Path) -> list[Record]:
         parts = {"case": names[:first], "figures": names[last : -len(MACHINE)]}
         return [
             Record(
-                **{key: _value(line[key]) for key in ("median", "low", "high")},
-                **{key: line[key] for key in ("provider", "unit", "spread", "status", "reason")},
-                n=int(line["n"]),
+                **{name: _value(line[name]) for name in ("median", "low", "high", "n")},
+                **{name: line[name] for name in ("provider", "unit", "spread", "status", "reason")},
                 machine={name: line[name] for name in MACHINE},
                 **{part: {name: _value(line[name]) for name in held} for part, held in parts.items()},
             )
@@ -137,7 +140,6 @@ def read_records(path: Path) -> list[Record]:
 def this_machine(device: torch.device) -> dict[str, Any]:
     """Return the fields of ``MACHINE``, as far as the machine says; the card's are of ``device``."""
     card, cpu = card_facts(device), cpu_facts()
-    packages = {name: package_version(name) for name in ("triton", "deepspeed", "numpy", "numba")}
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit(),
@@ -153,25 +155,17 @@ def this_machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": card.get("cuda"),
         "torch": torch.__version__,
-        **packages,
+        **{name: package_version(name) for name in ("triton", "deepspeed", "numpy", "numba")},
         "dali": package_version("nvidia-dali-cuda130") or package_version("nvidia-dali-cuda120"),
         "opencv": package_version("opencv-python-headless") or package_version("opencv-contrib-python-headless"),
     }
 
 
-def _text(value: object) -> object:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return "" if value is None else value
-
-
 def _value(text: str) -> Any:
     """Return a field as a number or truth value where it is written as one, None where it is empty."""
-    if text in ("", "True", "False"):
-        return {"": None, "True": True, "False": False}[text]
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
-    return text
+    return {"": None, "True": True, "False": False}.get(text, text)

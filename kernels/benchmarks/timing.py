@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -24,7 +24,7 @@ _COPY_BYTES: Final = {"cuda": 1 << 30, "cpu": 1 << 27}
 _MATRIX_SIDE: Final = {"cuda": 8192, "cpu": 1024}
 _CPU_CACHE: Final = 32 << 20
 _GPU_CACHE: Final = 64 << 20
-"""Where torch does not tell."""
+"""Size of the L2 cache where torch does not tell."""
 _LONGEST_CHAIN: Final = {"cuda": 32, "cpu": 8}
 
 
@@ -48,8 +48,11 @@ def chain_length(num_bytes: int, device: torch.device) -> int:
     return max(1, min(_LONGEST_CHAIN[device.type], -(-4 * cache // max(1, num_bytes))))
 
 
-def time_chain(chain: Sequence[Run], device: torch.device, rounds: int) -> Timing:
-    """``rounds`` samples of the chain, after a warm-up; by events on the current stream, or by the wall clock."""
+def time_chain(chain: Sequence[Run], device: torch.device, rounds: int, runs: int | None = None) -> Timing:
+    """Warm up, then take ``rounds`` samples of the chain of ``runs`` runs (as many as it has calls by default).
+
+    By events on the current stream of a GPU, by the wall clock of a CPU.
+    """
     start = time.perf_counter()
     while True:
         for run in chain:
@@ -57,33 +60,28 @@ def time_chain(chain: Sequence[Run], device: torch.device, rounds: int) -> Timin
         _wait(device)
         if time.perf_counter() - start > _WARM_UP_SECONDS[device.type]:
             break
-    clock = _cuda_samples if device.type == "cuda" else _cpu_samples
-    return Timing(seconds=tuple(sample / len(chain) for sample in clock(chain, rounds)), runs=len(chain))
-
-
-def _cuda_samples(chain: Sequence[Run], rounds: int) -> list[float]:
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for begin, end in events:
-        begin.record()
-        kept = [run() for run in chain]
-        end.record()
-        del kept
-    torch.cuda.synchronize()
-    return [begin.elapsed_time(end) / 1e3 for begin, end in events]
-
-
-def _cpu_samples(chain: Sequence[Run], rounds: int) -> list[float]:
-    samples = []
+    runs, on_gpu = runs or len(chain), device.type == "cuda"
+    marks: list[tuple[Any, Any]] = []
     for _ in range(rounds):
-        begin = time.perf_counter()
+        begin = _mark(on_gpu)
         kept = [run() for run in chain]
-        samples.append(time.perf_counter() - begin)
+        marks.append((begin, _mark(on_gpu)))
         del kept
-    return samples
+    _wait(device)
+    seconds = (begin.elapsed_time(end) / 1e3 if on_gpu else end - begin for begin, end in marks)
+    return Timing(seconds=tuple(second / runs for second in seconds), runs=runs)
+
+
+def _mark(on_gpu: bool) -> Any:
+    if not on_gpu:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def capture(chain: Sequence[Run]) -> list[Run]:
-    """The chain as one CUDA graph, captured on the current stream; a chain of one replay that does all its runs."""
+    """Capture the chain as one CUDA graph on the current stream; return a chain of one replay of all its runs."""
     for run in chain:
         run()
     torch.cuda.synchronize()

@@ -1,1 +1,1 @@
-"""Loops compiled for the CPU where single operations of PyTorch are held up by memory or by Python's lock."""
+"""Loops compiled for the CPU, for work in which memory or Python's lock slows down single operations of PyTorch."""

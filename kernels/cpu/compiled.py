@@ -1,9 +1,8 @@
-"""Compilation of the loops of this folder, by Numba, for the processor at hand and without Python's lock.
+"""Compilation of this folder's loops by Numba, for the processor at hand and without Python's lock.
 
-Arithmetic is that of IEEE 754, each operation as written. A compiler that may fuse or reorder operations does so by
-what it has inlined, and that differs from one process to the next. As it may not, results have the same bits whatever
-was compiled when, in whatever order and for whichever processor. A sum that should be taken in vectors is written in
-lanes.
+Arithmetic follows IEEE 754, each operation as written. A compiler that may fuse or reorder operations decides by the
+functions it has inlined, and those differ from process to process. This one may not, so results have the same bits in
+whatever order functions were compiled, and on every processor. A sum that should run in vectors is written in lanes.
 """
 
 from __future__ import annotations
@@ -29,34 +28,34 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def compiled(function: Function) -> Function:
-    """Compile at the first call and keep the machine code, that of inner functions with it, in :func:`cache_folder`.
+    """Compile a function at its first call; keep its machine code and that of inner functions in :func:`cache_folder`.
 
-    Arguments are C-contiguous arrays and float32 or integer scalars; indices are not checked. Call it with the same
-    types always: Numba numbers the files of a function by its types, and two processes may give a number to two.
+    Arguments are C-contiguous arrays and float32 or integer scalars; indices are not checked. Always call it with the
+    same types: Numba numbers a function's files by its types, and two processes may give one number to two files.
     """
     try:
         folder = cache_folder(inspect.getsource(sys.modules[function.__module__]))
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):  # Numba would take the folder of the source without a word
+        if not os.access(folder, os.W_OK):  # Numba would silently use the folder of the source
             raise PermissionError(f"{folder} cannot be written to")
         with _numba_caches_in(folder):
             return numba.njit(cache=True, **SETTINGS)(function)
-    except (RuntimeError, OSError) as error:  # no home, no folder that can be written, or no source
+    except (RuntimeError, OSError) as error:  # no home, no writable folder, or no source
         _log.warning("%s is compiled anew in every process: %s", function.__name__, error)
         return inner(function)
 
 
 def inner(function: Function) -> Function:
-    """Compile a function that only compiled ones call; it is part of their machine code."""
+    """Compile a function that only compiled functions call; it becomes part of their machine code."""
     return numba.njit(**SETTINGS)(function)
 
 
 def cache_folder(source: str) -> Path:
-    """Name the folder of machine code: in NUMBA_CACHE_DIR or the user's cache, by all that the code follows from.
+    """Name the folder of machine code, in NUMBA_CACHE_DIR or the user's cache, after everything that decides the code.
 
-    Numba writes an index of a function's files before the files. With one folder for two sources, settings, versions or
-    processors, a process that is killed between the two, or another beside it, would leave the one's index with the
-    other's code.
+    Numba writes the index of a function's files before the files. Suppose that two sources, settings, versions or
+    processors shared a folder: a process killed between the two steps, or two processes side by side, would leave the
+    index of one with the code of the other.
     """
     versions = numba.__version__, llvmlite.__version__, sys.version
     features = binding.get_host_cpu_features().flatten()
@@ -69,7 +68,7 @@ def cache_folder(source: str) -> Path:
 
 @contextmanager
 def _numba_caches_in(folder: Path) -> Iterator[None]:
-    """Numba reads the setting when it decorates; other users of Numba in this process keep theirs."""
+    """Make Numba cache in the folder; it reads the setting at decoration, so other users of Numba keep theirs."""
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
     try:
         yield

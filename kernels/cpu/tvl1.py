@@ -1,18 +1,18 @@
-"""The scheme of TV-L1 for one pair of pictures at one level of the pyramid (IPOL 3, 2013, algorithm 1).
+"""TV-L1's scheme for one pair of pictures at one level of the pyramid (IPOL 3, 2013, algorithm 1).
 
-What :mod:`htnet.data.flow.tvl1` computes plane by plane for a batch, here in whole passes over planes that stay in the
-second-level cache: a step of the scheme reads and writes some thirty planes where single operations take a hundred, and
-threads do not wait for Python. Both give the same flow but for rounding.
+:mod:`htnet.data.flow.tvl1` computes the same plane by plane for a batch. Here whole passes run over planes that stay in
+the second-level cache: a step reads and writes some thirty planes, single operations a hundred, and threads do not wait
+for Python. Both give the same flow but for rounding.
 
-Written in loops and without assignments of whole slices, whose checks take longer to compile than all the rest.
+Written in loops: assignments of whole slices have checks that take longer to compile than everything else.
 
-Planes are (H, W) float32 with one column more, flat, W + 1 numbers a row, so that a neighbour is a fixed distance away
-and a pass is one loop without borders. The column in excess, and a row of them below, repeat the border of the flow,
-which makes differences across the border zero; a dual variable stands one place after its pixel (to the right, or
-below), and what would be before the first is zero.
+Planes are (H, W) float32 stored flat with one more column, W + 1 numbers a row. A neighbour is thus a fixed distance
+away, and a pass is one loop without borders. The extra column, and an extra row below, repeat the border of the flow,
+so that differences across the border are zero. A dual variable is stored one place after its pixel (to the right, or
+below); the place before the first is zero.
 """
 
-# Numba types arguments at the call; hints would say less than the docstrings and be checked by nobody
+# Numba types arguments at the call; hints would say less than the docstrings, and nothing would check them
 # ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["refine"]
 
 _ONE = np.float32(1.0)
 _HALF = np.float32(0.5)
-_LANES = 64  # of the widest vectors, of 16 numbers, four at once, which hides how long an addition takes
+_LANES = 64  # four of the widest vectors (16 numbers) at once hide the latency of an addition
 _1, _2, _3 = np.uint64(1), np.uint64(2), np.uint64(3)  # an index that may be negative is checked at every access
 
 
@@ -75,7 +75,7 @@ def refine(onset, apex, flow, warps, iterations, check_every, tolerance, tau, at
 
 @inner
 def _spread(plane, flat, stride):
-    """(H, W) to the flat layout, its border repeated."""
+    """Copy (H, W) to the flat layout and repeat its border."""
     height, width = plane.shape
     for y in range(height):
         for x in range(width):
@@ -102,7 +102,7 @@ def _repeat_border(flat, stride, height):
 
 @inner
 def _data_term(constant, inverse, gradient_x, gradient_y, u, v, force, bound):
-    """Compute how far each pixel goes along the gradient of the picture (IPOL eq. 13)."""
+    """Compute each pixel's step along the gradient of the picture (IPOL eq. 13)."""
     for i in range(force.shape[0]):
         residual = (constant[i] + gradient_x[i] * u[i] + gradient_y[i] * v[i]) * inverse[i]
         force[i] = min(max(residual, -bound), bound)
@@ -110,7 +110,7 @@ def _data_term(constant, inverse, gradient_x, gradient_y, u, v, force, bound):
 
 @inner
 def _primal(gradient, force, u, right, down, stride, tightness):
-    """One component goes on by the data term and the divergence of its duals (eq. 14); the sum of squared changes."""
+    """Advance a component by data term and divergence of its duals (eq. 14); return its summed squared changes."""
     size = force.shape[0]
     across, along = (right[1 : size + 1], right[:size]), (down[stride : size + stride], down[:size])
     change = _advance(gradient, force, u[:size], across, along, tightness)
@@ -120,7 +120,7 @@ def _primal(gradient, force, u, right, down, stride, tightness):
 
 @inner
 def _advance(gradient, force, u, across, along, tightness):
-    """In lanes, each a sum in its own order: a plain sum is one chain, which no vector may take apart."""
+    """Advance in lanes, each with its own sum: a plain sum is one chain of additions, which vectors may not split."""
     size = force.shape[0]
     whole = size - size % _LANES
     squares = np.zeros(_LANES, np.float32)
@@ -145,11 +145,11 @@ def _advance_pixel(gradient, force, u, across, along, tightness, i):
 
 @inner
 def _dual(u, right, down, stride, height, ratio):
-    """The duals of one component go on and are projected (eq. 15)."""
+    """Advance the duals of one component and project them (eq. 15)."""
     size = height * stride
     here, to_right, below = u[:size], u[1 : size + 1], u[stride : size + stride]
     _project(here, to_right, below, right[1 : size + 1], down[stride : size + stride], ratio)
-    for y in range(1, height + 1):  # what the column in excess has left
+    for y in range(1, height + 1):  # left by the extra column
         right[y * stride] = 0.0
         down[(y + 1) * stride - 1] = 0.0
 
@@ -165,7 +165,7 @@ def _project(here, to_right, below, right, down, ratio):
 
 @inner
 def _linearise(onset, warped, flow, stride, gradient_x, gradient_y, constant, inverse):
-    """rho(u) = warped + gradient . (u - flow) - onset, its constant part, and -1 / |gradient|^2."""
+    """Compute the constant part of rho(u) = warped + gradient . (u - flow) - onset, and -1 / |gradient|^2."""
     height, width = onset.shape
     for y in range(height):
         above, below = max(y - 1, 0), min(y + 1, height - 1)
@@ -182,9 +182,9 @@ def _linearise(onset, warped, flow, stride, gradient_x, gradient_y, constant, in
 
 @inner
 def _warp(wide, flow, out):
-    """``image(p + flow(p))``, cubic convolution (Keys 1981); exact where the flow is whole.
+    """Compute ``image(p + flow(p))`` by cubic convolution (Keys 1981); exact where the flow is whole.
 
-    ``wide`` is the image with its border repeated twice, so that the sixteen pixels around a place in it exist.
+    ``wide`` is the image with its border repeated twice, so that all sixteen pixels around a place exist.
     """
     height, width = out.shape
     stride, image = np.uint64(width + 4), wide.ravel()
@@ -206,7 +206,7 @@ def _line(image, i, a, b, c, d):
 
 @inner
 def _taps(place, side):
-    """The first of four places in the widened image and their weights, a = -0.5; what is no number counts as 0."""
+    """Return the first of four places in the widened image and their weights, a = -0.5; NaN counts as place 0."""
     place = min(place, np.float32(side - 1)) if place > 0 else np.float32(0.0)
     base = np.int64(place)
     t = place - np.float32(base)
@@ -221,7 +221,7 @@ def _taps(place, side):
 
 @inner
 def _median_of_nine(plane):
-    """3 x 3 median in place, the border repeated."""
+    """Apply a 3 x 3 median in place; the border is repeated."""
     height, width = plane.shape
     wide = _padded(plane, 1)
     for y in range(height):
@@ -243,7 +243,7 @@ def _sorted(a, b, c):
 
 @inner
 def _median(plane, side):
-    """``side`` x ``side`` median in place, the border repeated; each window is sorted by insertion."""
+    """Apply a ``side`` x ``side`` median in place; the border is repeated. Each window is sorted by insertion."""
     height, width = plane.shape
     wide = _padded(plane, side // 2)
     window = np.empty(side * side, np.float32)

@@ -1,4 +1,4 @@
-"""Local attention: softmax attention inside each block of a feature map, behind one interface with several backends."""
+"""Local attention, softmax attention inside each block of a feature map: one interface, several backends."""
 
 from kernels.local_attention.interface import BACKENDS, drop_heads, local_attention
 

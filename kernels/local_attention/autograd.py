@@ -1,10 +1,10 @@
-"""The kernels as operators that the rest of torch understands.
+"""Operators that make the kernels known to the rest of torch.
 
 ``htnet::local_attention_forward`` and ``htnet::local_attention_backward`` are custom operators: opaque to
-``torch.compile``, with a fake implementation for its tracing and a rule for ``vmap``. They carry no derivative
-themselves. :class:`LocalAttention` adds it as an autograd Function with ``setup_context``: the one combination that
-works in eager mode, under ``torch.compile(fullgraph=True)``, ``vmap``, ``func.grad`` and their nesting
-(``register_autograd`` does not work with ``func.grad``). Second derivatives are not offered.
+``torch.compile``, with a fake implementation for its tracing and a rule for ``vmap``. They have no derivative
+themselves. :class:`LocalAttention` adds it as an autograd Function with ``setup_context``. No other combination works
+in eager mode, under ``torch.compile(fullgraph=True)``, ``vmap``, ``func.grad`` and their nesting (``register_autograd``
+does not work with ``func.grad``). There are no second derivatives.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["LocalAttention", "local_attention_backward", "local_attention_forwar
 
 
 def triton_attention(qkv: Tensor, *, num_heads: int, blocks_per_side: int, scale: float | None) -> Tensor:
-    """Local attention by the Triton kernels; arguments as in ``local_attention``, taken as checked."""
+    """Compute local attention by the Triton kernels; arguments as in ``local_attention``, not checked here."""
     scale = (qkv.shape[-1] // (3 * num_heads)) ** -0.5 if scale is None else float(scale)
     out: Tensor = LocalAttention.apply(qkv, num_heads, blocks_per_side, scale)[0]
     return out
@@ -28,7 +28,7 @@ def triton_attention(qkv: Tensor, *, num_heads: int, blocks_per_side: int, scale
 
 @torch.library.custom_op("htnet::local_attention_forward", mutates_args=())
 def local_attention_forward(qkv: Tensor, num_heads: int, blocks_per_side: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Output and log-sums; see :func:`kernels.local_attention.host.attend`."""
+    """Return output and log-sums; see :func:`kernels.local_attention.host.attend`."""
     return host.attend(qkv, num_heads, blocks_per_side, scale)
 
 
@@ -47,7 +47,7 @@ def local_attention_backward(
     blocks_per_side: int,
     scale: float,
 ) -> Tensor:
-    """Gradient of qkv; see :func:`kernels.local_attention.host.attend_backward`."""
+    """Return the gradient of qkv; see :func:`kernels.local_attention.host.attend_backward`."""
     return host.attend_backward(grad_out, qkv, out, log_sums, num_heads, blocks_per_side, scale)
 
 
@@ -94,7 +94,7 @@ def _(
 
 
 def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
-    """Make the mapped dimension part of the samples: blocks are independent, so more of them is all that vmap is."""
+    """Fold the mapped dimension into the samples: blocks are independent, so vmap only means more of them."""
     stacked = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return stacked.flatten(0, 1)
 
@@ -115,7 +115,7 @@ class LocalAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Keep qkv, and for large blocks the output (the projection behind it keeps it anyway) and the log-sums."""
+        """Keep qkv. For large blocks keep the output (the projection behind it does so anyway) and the log-sums."""
         qkv, *ctx.settings = inputs
         out, log_sums = output
         ctx.mark_non_differentiable(log_sums)
@@ -123,12 +123,12 @@ class LocalAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, _grad_log_sums: Tensor) -> tuple[Tensor, None, None, None]:
-        """Run the backward operator, in a Function of its own: ``func.grad`` records the backward pass too."""
+        """Run the backward operator in a Function of its own, because ``func.grad`` records the backward pass too."""
         return _LocalAttentionGradient.apply(grad_out, *ctx.saved_tensors, *ctx.settings), None, None, None
 
 
 class _LocalAttentionGradient(torch.autograd.Function):
-    """Gradient of qkv. Has no derivative: nothing here needs second derivatives, and a wrong one would be silent."""
+    """Gradient of qkv. It has no derivative: nothing here needs a second one, and a wrong one would go unnoticed."""
 
     generate_vmap_rule = True
 

@@ -1,7 +1,7 @@
-"""The rules that arguments of the public operations obey, checked in one place for every backend.
+"""Rules for the arguments of the public operations, checked in one place for every backend.
 
-Each violation raises ValueError, or TypeError where the type or dtype is wrong, with the rule and the value found.
-Only shapes, dtypes and devices are looked at, never data, so a check costs no synchronisation with the device.
+A violation raises ValueError, or TypeError for a wrong type or dtype, with the rule and the value found. Checks read
+shapes, dtypes and devices, never data, so they need no synchronisation with the device.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def check_block(
 
 
 def triton_limit(x: Tensor, *, num_heads: int, head_dim: int, blocks_per_side: int) -> str | None:
-    """The rule that keeps a feature map ``x`` (B, H, W, channels) from the Triton kernels, and what breaks it.
+    """Name the rule that keeps a feature map ``x`` (B, H, W, channels) from the Triton kernels, with the value found.
 
-    None if they take it. The device is not looked at.
+    Return None if the kernels take it. The device is not checked here.
     """
     batch, height, width = x.shape[:3]
     tokens, blocks = height * width // blocks_per_side**2, batch * blocks_per_side**2
@@ -126,7 +126,7 @@ def _check_settings(num_heads: int, scale: float | None, dropout_p: float) -> No
 
 
 def _check_number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):  # a tensor would have to be waited for
+    if isinstance(value, bool) or not isinstance(value, int | float):  # a tensor's value would have to be fetched
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 

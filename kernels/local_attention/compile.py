@@ -1,26 +1,19 @@
-"""Compile the kernels of a shape ahead of time, without a GPU, and print what each needs of one.
+"""Compile the kernels of a shape ahead of time, without a GPU, and say what each needs of one.
 
-    python -m kernels.local_attention.compile --tokens 16 --head-dim 85 --dtype bf16
-    python -m kernels.local_attention.compile --readme
-
-The first prints one row per kernel and architecture: the tile, registers and stack bytes per thread, instructions that
-spill, shared memory per program, instructions and matrix instructions of the machine code, global loads and stores by
-width in bits. The second prints the table of kernels/README.md, for the shapes ``IN_USE``. This stands in for a GPU
-where there is none: a tile that spills, that needs more shared memory than a card has, or that the compiler refuses,
-shows here. Triton's interpreter must be off (it checks no shape of a product).
+This stands in for a GPU where there is none: a tile that spills, that needs more shared memory than a card has, or that
+the compiler refuses, shows here. Triton's interpreter must be off (it checks no shape of a product). ``python -m
+kernels.local_attention.compile`` prints the table of kernels/README.md, for the shapes ``IN_USE``; ``htnet profile
+attention`` prints any shape for any card.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,16 +24,7 @@ from triton.compiler import ASTSource
 
 from kernels.local_attention import host, kernels
 
-__all__ = [
-    "ARCHITECTURES",
-    "DTYPES",
-    "IN_USE",
-    "SHARED_LIMIT",
-    "Case",
-    "Resources",
-    "compile_case",
-    "launches",
-]
+__all__ = ["ARCHITECTURES", "DTYPES", "IN_USE", "SHARED_LIMIT", "Case", "Resources", "compile_case", "launches"]
 
 ARCHITECTURES: Final = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -229,29 +213,16 @@ def _tool(name: str, *arguments: object) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _table(rows: list[Resources]) -> str:
-    names = [field.name for field in fields(Resources)]
-    cells = [names, *([str(getattr(row, name)) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
-
-
-def _markdown(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A table as markdown."""
-    cells = [columns, ["---"] * len(columns), *lines]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in cells)
-
-
-def _readme() -> str:
-    """The table of kernels/README.md: a line per shape and pass, a column per architecture."""
-    lines = []
+def readme_table() -> str:
+    """Return the table of kernels/README.md: a line per shape and pass, a column per architecture."""
+    lines = [("dtype, N, pass", "blocks", *ARCHITECTURES), ("---",) * (2 + len(ARCHITECTURES))]
     for case in IN_USE:
         rows = {arch: list(compile_case(case, (arch,))) for arch in ARCHITECTURES}
         for number, way in enumerate(("forward", "backward")):
             passes = [rows[arch][number] for arch in ARCHITECTURES]
             name = f"{case.dtype} {passes[0].tokens} {way}"
-            lines.append((name, passes[0].packed or "-", *map(_needs, passes)))
-    return _markdown(("dtype, N, pass", "blocks", *ARCHITECTURES), lines)
+            lines.append((name, str(passes[0].packed or "-"), *map(_needs, passes)))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _needs(row: Resources) -> str:
@@ -259,41 +230,5 @@ def _needs(row: Resources) -> str:
     return f"{row.tile} x {row.warps}: {row.registers} / {row.shared:,}{spills}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns 2 for input that no kernel takes."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="python -m kernels.local_attention.compile", description="What the kernels of a shape need."
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--tokens", type=int, help="tokens per block")
-    what.add_argument("--readme", action="store_true", help="the table of kernels/README.md; takes no other option")
-    parser.add_argument("--block-width", type=int, help="tokens in a row of a block (default: a square block)")
-    parser.add_argument("--head-dim", type=int, default=85)
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--heads", type=int, default=3)
-    parser.add_argument("--blocks-per-side", type=int, default=4)
-    parser.add_argument("--arch", action="append", choices=ARCHITECTURES, help="default: all")
-    options = parser.parse_args(arguments)
-    if options.readme:
-        if len(arguments) > 1:
-            parser.error(f"--readme takes no other option, got {' '.join(arguments)}")
-        print(_readme())
-        return 0
-    width = options.block_width or math.isqrt(options.tokens)
-    if options.tokens < 2 or options.tokens % width:
-        parser.error(f"--block-width must divide --tokens, which must be at least 2, got {options.tokens} and {width}")
-    case = Case(
-        block_h=options.tokens // width,
-        block_w=width,
-        head_dim=options.head_dim,
-        dtype=options.dtype,
-        num_heads=options.heads,
-        blocks_per_side=options.blocks_per_side,
-    )
-    print(_table(list(compile_case(case, options.arch or ARCHITECTURES))))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print(readme_table())

@@ -1,7 +1,7 @@
-"""From tensors to launches: which kernel, which tile, which grid; and the two functions that run them.
+"""Launches made from tensors: which kernel, which tile, which grid; and the two functions that run them.
 
-A :class:`Launch` is all that a kernel is called with. The same object is run on a device and, made from meta tensors,
-compiled ahead of time by :mod:`kernels.local_attention.compile`, so that what is inspected is what runs.
+A :class:`Launch` holds everything that a kernel is called with. The same object runs on a device, or is made from meta
+tensors and compiled ahead of time by :mod:`kernels.local_attention.compile`: the code inspected is the code that runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.local_attention import kernels
 
 __all__ = [
-    "NARROW_SPAN",
+    "MAX_SPAN_32_BIT",
     "Launch",
     "Tiling",
     "attend",
@@ -26,18 +26,18 @@ __all__ = [
     "tiling",
 ]
 
-NARROW_SPAN: Final = 2**31 - 1
-"""Elements that a tensor may span for its offsets to be computed in 32 bits."""
+MAX_SPAN_32_BIT: Final = 2**31 - 1
+"""Largest span of a tensor, in elements, whose offsets are computed in 32 bits."""
 
 _LOG2_E: Final = math.log2(math.e)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """Division of a kernel: ``tile`` slots a program, of which ``packed`` whole blocks are filled (0: tiled kernel).
+    """Division of a kernel's work: ``tile`` slots a program, filled by ``packed`` whole blocks (0: tiled kernel).
 
-    ``registers`` bounds those of a thread, 0 leaves the choice to the compiler. ``late`` is for a packed backward that
-    would spill if it loaded all its input at once.
+    ``registers`` limits the registers of a thread; 0 leaves them to the compiler. ``late`` is for a packed backward
+    that would spill if it loaded all its input at once.
     """
 
     tile: int
@@ -49,21 +49,22 @@ class Tiling:
 
 
 def largest_packed(element_size: int) -> int:
-    """Tokens per block up to which whole blocks are packed into a tile; larger blocks are walked tile by tile.
+    """Return the most tokens of a block that is packed whole into a tile; larger blocks are read tile by tile.
 
-    Half as many in float32, whose products take no matrix instruction (none keeps its precision) and hold twice the
-    registers: 64 x 64 tiles spill.
+    In float32 it is half as many. Its products use no matrix instruction, for none keeps its precision, and hold twice
+    the registers: tiles of 64 x 64 spill.
     """
     return 64 if element_size == 2 else 32
 
 
 def tiling(tokens: int, head_dim: int, element_size: int, capability: int, *, backward: bool) -> Tiling:
-    """The tile of a shape: a fixed rule and no autotuning, so that equal input gives equal bits on one kind of device.
+    """Choose the tile of a shape by a fixed rule, so that equal input gives equal bits on one kind of device.
 
-    The smallest tile that holds a block, and as many whole blocks as it holds. With one block to a tile the empty slots
-    are known to the compiler and cost next to nothing, so 9 tokens in 16 slots take half the instructions per token
-    that three blocks take in 32. A warp per 16 slots is the least work in all: nothing is exchanged between the warps
-    of a product's rows. Twice as many where one would run out of registers. The figures are in kernels/README.md.
+    There is no autotuning. The tile is the smallest one that holds a block, with as many whole blocks as fit. With one
+    block to a tile the compiler knows the empty slots, which then cost next to nothing: 9 tokens in 16 slots take half
+    the instructions per token that three blocks take in 32. One warp per 16 slots is the least work in all, because the
+    warps of a product's rows exchange nothing. There are twice as many where one would run out of registers.
+    kernels/README.md has the figures.
     """
     row = sum(column_parts(head_dim)) * element_size
     if tokens > largest_packed(element_size):
@@ -71,7 +72,7 @@ def tiling(tokens: int, head_dim: int, element_size: int, capability: int, *, ba
     tile = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     warps = tile // 16 * (2 if row > 192 or (backward and tile == 64) else 1)
     warps *= 2 if row > 384 and tile == 32 else 1  # float32 with D over 96
-    # left alone, ptxas stops at 128 registers on sm_80 and spills two
+    # without a limit, ptxas stops at 128 registers on sm_80 and spills two
     ampere = 80 <= capability < 90
     registers = 144 if ampere and not backward and tile // tokens > 1 else 0
     late = ampere and backward and tile == 64
@@ -79,10 +80,10 @@ def tiling(tokens: int, head_dim: int, element_size: int, capability: int, *, ba
 
 
 def _tiled(row: int, element_size: int, capability: int, *, backward: bool) -> Tiling:
-    """Large tiles read keys and values less often; they are as large as the registers of the card allow.
+    """Choose the largest tile that the card's registers allow: a larger tile reads keys and values less often.
 
-    From sm_90 on a product takes its second operand from shared memory; before, it waits in registers too, and a
-    backward with more than 16 slots spills, as it does in float32.
+    From sm_90 on a product reads its second operand from shared memory. On older cards it waits in registers, and a
+    backward of more than 16 slots spills, as it does in float32.
     """
     warps = 8 if row > 384 else 4  # float32 with D over 96
     if backward and (element_size > 2 or capability < 90):
@@ -91,7 +92,7 @@ def _tiled(row: int, element_size: int, capability: int, *, backward: bool) -> T
 
 
 def _capability(x: Tensor) -> int:
-    """90 for an NVIDIA card of compute capability 9.0, and so on; 0 for ROCm. Without a card, that of Hopper."""
+    """Return the compute capability times ten (90 for 9.0); 0 for ROCm, Hopper's 90 without a card."""
     if x.device.type != "cuda":
         return 90
     major, minor = (0, 0) if torch.version.hip else torch.cuda.get_device_capability(x.device)
@@ -99,7 +100,7 @@ def _capability(x: Tensor) -> int:
 
 
 def column_parts(head_dim: int) -> tuple[int, int]:
-    """Widths of the two column parts that cover ``head_dim``: powers of two from 16 on, the second 0 if not needed."""
+    """Return the widths of two column parts that cover ``head_dim``: powers of two from 16; the second may be 0."""
     whole = max(16, 1 << (head_dim - 1).bit_length())
     first = whole // 2
     second = max(16, 1 << (head_dim - first - 1).bit_length()) if head_dim > first else 0
@@ -108,7 +109,7 @@ def column_parts(head_dim: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """A kernel with everything that it is called with."""
+    """A kernel with all its arguments, constants and options."""
 
     kernel: Any
     programs: int
@@ -130,7 +131,7 @@ class Launch:
 
 
 def attend(qkv: Tensor, num_heads: int, blocks_per_side: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Output (B, H, W, A*D) and log-sums (blocks, A, N), base 2; these are (blocks, A, 0) where nothing needs them."""
+    """Return output (B, H, W, A*D) and base-2 log-sums (blocks, A, N); (blocks, A, 0) where nothing needs them."""
     qkv = last_dim_dense(qkv)
     out, log_sums = empty_outputs(qkv, num_heads, blocks_per_side)
     forward_launch(qkv, out, log_sums, num_heads, blocks_per_side, scale).run()
@@ -138,7 +139,7 @@ def attend(qkv: Tensor, num_heads: int, blocks_per_side: int, scale: float) -> t
 
 
 def empty_outputs(qkv: Tensor, num_heads: int, blocks_per_side: int) -> tuple[Tensor, Tensor]:
-    """Memory for what :func:`attend` returns; also its fake implementation, so that the two cannot differ."""
+    """Allocate the tensors that :func:`attend` returns; also its fake implementation, so that the two cannot differ."""
     batch, height, width, channels = qkv.shape
     tokens = height * width // blocks_per_side**2
     statistics = (batch * blocks_per_side**2, num_heads, tokens if tokens > largest_packed(qkv.element_size()) else 0)
@@ -154,9 +155,9 @@ def attend_backward(
     blocks_per_side: int,
     scale: float,
 ) -> Tensor:
-    """Gradient of ``qkv``, contiguous. ``out`` and ``log_sums`` are what :func:`attend` returned, None if N <= 64."""
+    """Return the contiguous gradient of ``qkv``; ``out`` and ``log_sums`` are :func:`attend`'s, None if packed."""
     qkv, grad_out = last_dim_dense(qkv), last_dim_dense(grad_out)
-    # contiguous from the forward, but expanded by vmap where one forward serves many upstream gradients
+    # contiguous from the forward; vmap expands them where one forward serves many upstream gradients
     out, log_sums = (None if x is None else x.contiguous() for x in (out, log_sums))
     grad_qkv = new_empty(qkv, tuple(qkv.shape))
     backward_launch(grad_out, qkv, out, log_sums, grad_qkv, num_heads, blocks_per_side, scale).run()
@@ -172,11 +173,11 @@ def forward_launch(
     scale: float,
     capability: int | None = None,
 ) -> Launch:
-    """The forward pass of ``qkv`` into ``out`` and, for large blocks, ``log_sums``."""
+    """Prepare the forward pass of ``qkv`` into ``out`` and, for large blocks, ``log_sums``."""
     cut, programs, constants = _plan(qkv, num_heads, blocks_per_side, capability, backward=False)
     vec = constants["VEC"] = _vector(qkv)
     dense = qkv.is_contiguous()
-    constants |= {"WIDE": int(_span(qkv) > NARROW_SPAN), "DENSE": int(dense)}
+    constants |= {"WIDE": int(_span(qkv) > MAX_SPAN_32_BIT), "DENSE": int(dense)}
     strides = _strides("stride", qkv, vec, dense=dense)
     arguments: dict[str, Tensor | int | float] = {"qkv": qkv, "out": out}
     if cut.packed:
@@ -199,11 +200,11 @@ def backward_launch(
     scale: float,
     capability: int | None = None,
 ) -> Launch:
-    """The backward pass into ``grad_qkv``."""
+    """Prepare the backward pass into ``grad_qkv``."""
     cut, programs, constants = _plan(qkv, num_heads, blocks_per_side, capability, backward=True)
     vec = constants["VEC"] = min(_vector(qkv), _vector(grad_out))
-    constants["WIDE"] = int(max(_span(qkv), _span(grad_out), _span(grad_qkv)) > NARROW_SPAN)
-    # computed from strides, the addresses leave registers where there are none to spare: Triton 3.9 would spill
+    constants["WIDE"] = int(max(_span(qkv), _span(grad_out), _span(grad_qkv)) > MAX_SPAN_32_BIT)
+    # a late backward has no registers to spare: addresses computed from strides take fewer, else Triton 3.9 spills
     dense, grad_dense = qkv.is_contiguous() and not cut.late, grad_out.is_contiguous()
     constants |= {"DENSE": int(dense), "GRAD_DENSE": int(grad_dense)}
     arguments: dict[str, Tensor | int | float] = {"grad_out": grad_out, "qkv": qkv, "grad_qkv": grad_qkv}
@@ -223,7 +224,7 @@ def backward_launch(
 def _plan(
     qkv: Tensor, num_heads: int, blocks_per_side: int, capability: int | None, *, backward: bool
 ) -> tuple[Tiling, int, dict[str, int]]:
-    """Tile, number of programs and the constants that both directions share."""
+    """Choose the tile, the number of programs and the constants that both directions share."""
     batch, height, width, channels = qkv.shape
     head_dim = channels // (3 * num_heads)
     block_h, block_w = height // blocks_per_side, width // blocks_per_side
@@ -246,26 +247,26 @@ def _plan(
 
 
 def _vector(x: Tensor) -> int:
-    """Elements in the widest aligned load, at most 16 bytes: the largest power of two that divides every offset."""
+    """Return the elements of the widest aligned load, at most 16 bytes: a power of two that divides all offsets."""
     return math.gcd(16 // x.element_size(), x.shape[-1], *x.stride()[:3])
 
 
 def _span(x: Tensor) -> int:
-    """Elements of memory from the first to the last element of ``x``."""
+    """Count the elements of memory from the first to the last element of ``x``."""
     return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def _strides(name: str, x: Tensor, vec: int, *, dense: bool) -> dict[str, int]:
-    """Strides in units of ``vec`` elements; zeros where the kernel does not read them, so that it is compiled once."""
+    """Return strides in units of ``vec`` elements; zeros where the kernel reads none, so that it is compiled once."""
     strides = (0, 0, 0) if dense else x.stride()[:3]
     return {f"{name}_{axis}": stride // vec for axis, stride in zip("bhw", strides, strict=True)}
 
 
 def last_dim_dense(x: Tensor) -> Tensor:
-    """``x`` itself, with any strides of the other dimensions; a copy only where its channels are apart in memory."""
+    """Return ``x`` itself, or a copy if its channels are not adjacent in memory; other strides may be anything."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def new_empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-    """Memory for an output, on the device of ``like``. The kernels write all of it: tests fill it with NaN first."""
+    """Allocate an output on the device of ``like``. The kernels write all of it; tests fill it with NaN first."""
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)

@@ -1,11 +1,11 @@
-"""The public operations: argument checks, exact short cuts, and the choice of a backend.
+"""Public operation: argument checks, exact short cuts, and the choice of a backend.
 
-A backend is an entry of ``_ATTENTION``; it gets arguments that :mod:`kernels.local_attention.checks` has passed, and
-blocks of at least two tokens. The block of norm, projections and residual around it is in
-:mod:`kernels.attention_block`. What ``auto`` means is decided by :func:`_resolve` alone.
+A backend is an entry of ``_ATTENTION``. It gets arguments that :mod:`kernels.local_attention.checks` has passed, and
+blocks of at least two tokens. :mod:`kernels.attention_block` puts norm, projections and residual around it.
+:func:`_resolve` alone decides the meaning of ``auto``.
 
-The Triton kernels are imported when they are first used: the package works without Triton, and whoever wants the
-interpreter sets TRITON_INTERPRET before that.
+The Triton kernels are imported at their first use. The package therefore works without Triton, and TRITON_INTERPRET may
+be set until then.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ def local_attention(
     dropout_p: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    """Softmax attention inside each of ``blocks_per_side`` x ``blocks_per_side`` blocks of a feature map.
+    """Compute softmax attention inside each of ``blocks_per_side`` x ``blocks_per_side`` blocks of a feature map.
 
     Args:
         qkv: (B, H, W, 3*A*D), channels-last, any floating dtype: queries, keys, values, each A heads of D channels.
         num_heads: A.
         blocks_per_side: blocks along height and along width; must divide H and W. H and W may differ.
         scale: factor of the scores; D^-0.5 by default.
-        dropout_p: probability of dropping an attention weight; 0 outside training. Drawn from torch's generator.
+        dropout_p: probability of dropping an attention weight, drawn from torch's generator; 0 outside training.
         backend: ``reference`` (plain, float32 inside), ``sdpa`` (torch's scaled_dot_product_attention), ``triton``
             (float32, bfloat16 or float16 on CUDA or ROCm; D up to 128; up to 1024 tokens in a block), or ``auto``:
-            ``triton`` where it takes the input, else ``sdpa``. Dropout goes to ``sdpa`` with either, and so does,
-            under ``auto``, what ``triton`` does not take on a GPU; the reason is logged once.
+            ``triton`` where it takes the input, else ``sdpa``. Both run dropout on ``sdpa``. So does ``auto`` with
+            input on a GPU that ``triton`` does not take. The log gives the reason once.
 
     Returns:
         (B, H, W, A*D) in the dtype of ``qkv``, contiguous.
 
     Raises:
-        ValueError: a shape, a setting or the backend's name breaks a rule, or the input one of ``triton`` where that
-            was asked for; the message names rule and value.
+        ValueError: a shape, a setting or the backend's name breaks a rule, or ``triton`` was asked for and does not
+            take the input; the message names rule and value.
         TypeError: ``qkv`` is not a floating-point tensor, or a count is not an int.
     """
     check_attention(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p)
@@ -71,18 +71,18 @@ def local_attention(
         value = qkv[..., 2 * (qkv.shape[-1] // 3) :]
         return drop_heads(value, num_heads, dropout_p) if dropout_p else value.contiguous()
     out = run(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p)
-    # autocast narrows what sdpa computes
+    # under autocast, sdpa returns a narrower dtype
     return out.to(qkv.dtype).contiguous()
 
 
 def drop_heads(value: Tensor, num_heads: int, dropout_p: float) -> Tensor:
-    """Dropout of attention weights where each token attends to itself alone: whole heads of ``value`` (..., A*D)."""
+    """Drop whole heads of ``value`` (..., A*D): attention dropout where each token attends to itself alone."""
     keep = F.dropout(value.new_ones(*value.shape[:-1], num_heads, 1), dropout_p)
     return (value.reshape(*value.shape[:-1], num_heads, -1) * keep).flatten(-2)
 
 
 def _resolve(backend: str, x: Tensor, num_heads: int, head_dim: int, blocks_per_side: int, dropout_p: float) -> str:
-    """The backend that runs: never ``auto``, and ``triton`` only where the kernels take the input."""
+    """Choose the backend that runs: never ``auto``, and ``triton`` only where the kernels take the input."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if x.shape[1] == x.shape[2] == blocks_per_side:
@@ -105,7 +105,7 @@ def _resolve(backend: str, x: Tensor, num_heads: int, head_dim: int, blocks_per_
 
 
 def _missing(x: Tensor) -> str | None:
-    """Say what the Triton kernels lack to run where ``x`` is, or return None."""
+    """Name the thing that the Triton kernels lack to run on the device of ``x``; return None if they lack nothing."""
     if not _TRITON_INSTALLED:
         return "the package triton is not installed"
     if x.device.type == "cuda" or (x.device.type == "cpu" and _interpreted()):

@@ -1,22 +1,21 @@
-"""The Triton kernels of local attention: a packed pair for small blocks, a tiled pair for large ones.
+"""Triton kernels of local attention: a packed pair for small blocks, a tiled pair for large ones.
 
-Names: a *tile* is the TILE tokens that a program holds at once, a *slot* is a place in it. Shape letters in comments:
-T slots of a tile, D head_dim, and W0, W1 the columns of the two parts below.
+Names: a *tile* is the TILE tokens that a program holds at once, a *slot* is a place in it. Shape letters in comments: T
+slots of a tile, D head_dim, and W0, W1 the columns of the two parts below.
 
-Columns. A tile's columns must be powers of two, D need not be. Up to two parts, FIRST and SECOND columns wide, cover D:
-85 = 64 + 21 of 32, so 96 columns are loaded, multiplied and kept in registers where the next power of two has 128.
-Every value of a tile is therefore a pair; SECOND = 0 leaves the second part out.
+Columns. A tile's columns must be powers of two, D need not be. Up to two parts, FIRST and SECOND columns wide, cover D.
+For D = 85 they are 64 and 32: 96 columns are loaded, multiplied and kept in registers instead of 128. Every value of a
+tile is therefore a pair; SECOND = 0 leaves the second part out.
 
-Alignment. Strides are passed in units of VEC elements, the largest power of two that divides them and D, so that the
-compiler sees how wide a load may be: 16 bytes where D and the row are multiples of 8 bf16 elements, one element where
-they are odd (D = 85).
+Alignment. Strides are passed in units of VEC elements, the largest power of two that divides them and D. This tells the
+compiler the width of a load: 16 bytes where D and the row are multiples of 8 bf16 elements, one element where they are
+odd (D = 85).
 
-No inter-program communication, no atomics: the same input gives the same bits.
+Programs do not communicate and there are no atomics: the same input gives the same bits.
 """
 
-# arguments of kernels are pointers and scalars of Triton, described beside them; an annotation other than constexpr
-# would be read as a type to cast to
-# Triton's compiler reads these functions: it takes no Python type hints for values
+# a kernel's arguments are pointers and scalars of Triton, described beside them; Triton takes no type hints for values:
+# it would read an annotation other than constexpr as a type to cast to
 # ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ import triton.language as tl
 __all__ = ["INTERPRETED", "packed_backward", "packed_forward", "tiled_backward", "tiled_forward"]
 
 INTERPRETED: Final[bool] = triton.knobs.runtime.interpret
-"""Whether Triton's interpreter runs these kernels: TRITON_INTERPRET was set when this module was first imported."""
+"""True if Triton's interpreter runs these kernels, because TRITON_INTERPRET was set when this module was imported."""
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
 def _dot(x, y, total):
-    """``x @ y + total`` in float32; float32 operands are not rounded to TF32."""
+    """Compute ``x @ y + total`` in float32; float32 operands are not rounded to TF32."""
     if _INTERPRETED:
         # the interpreter multiplies the bit patterns of bfloat16; in float32 the products are the same and exact
         x = x.to(tl.float32)
@@ -46,10 +45,10 @@ def _dot(x, y, total):
 
 @triton.jit
 def _narrow(x, dtype: tl.constexpr):
-    """float32 ``x`` in another dtype, rounded to nearest, ties to even."""
+    """Convert float32 ``x`` to another dtype, rounded to nearest, ties to even."""
     if _INTERPRETED:  # noqa: SIM102, Triton decides such conditions one at a time
         if dtype == tl.bfloat16:
-            # the interpreter cuts off instead of rounding; rounded here, what it cuts off are zeros
+            # the interpreter cuts off instead of rounding; rounded here, it cuts off zeros only
             bits = x.to(tl.uint32, bitcast=True)
             x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
     return x.to(dtype)
@@ -57,7 +56,7 @@ def _narrow(x, dtype: tl.constexpr):
 
 @triton.jit
 def _load_part(base, rows, valid, START: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Columns START .. START + WIDTH of the rows that begin at ``base + rows``; 0 past HEAD_DIM and in empty slots."""
+    """Load columns START .. START + WIDTH of the rows at ``base + rows``; 0 past HEAD_DIM and in empty slots."""
     column = START + tl.arange(0, WIDTH)  # [WIDTH]
     mask = valid[:, None]
     if START + WIDTH > HEAD_DIM:
@@ -67,7 +66,7 @@ def _load_part(base, rows, valid, START: tl.constexpr, WIDTH: tl.constexpr, HEAD
 
 @triton.jit
 def _load(base, rows, valid, FIRST: tl.constexpr, SECOND: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """The two column parts of a tile, [T, W0] and [T, W1]; without a second part, the first one twice."""
+    """Load the two column parts of a tile, [T, W0] and [T, W1]; without a second part, the first one twice."""
     first = _load_part(base, rows, valid, 0, FIRST, HEAD_DIM)
     second = first
     if SECOND > 0:
@@ -94,7 +93,7 @@ def _store(base, rows, valid, first, second, FIRST: tl.constexpr, SECOND: tl.con
 
 @triton.jit
 def _products(x0, x1, y0, y1, SECOND: tl.constexpr):
-    """Dot products of the rows of two tiles over all columns, in float32: [T, T]."""
+    """Compute the dot products of the rows of two tiles over all columns, in float32: [T, T]."""
     products = _dot(x0, tl.trans(y0), None)
     if SECOND > 0:
         products = _dot(x1, tl.trans(y1), products)
@@ -103,7 +102,7 @@ def _products(x0, x1, y0, y1, SECOND: tl.constexpr):
 
 @triton.jit
 def _combine(weights, x0, x1, SECOND: tl.constexpr):
-    """``weights`` [T, T] times the rows of a tile, in float32, by column part."""
+    """Multiply ``weights`` [T, T] by the rows of a tile, in float32, by column part."""
     first = _dot(weights, x0, None)
     second = first
     if SECOND > 0:
@@ -113,10 +112,10 @@ def _combine(weights, x0, x1, SECOND: tl.constexpr):
 
 @triton.jit
 def _locate(block, token, SIDE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, WIDE: tl.constexpr):
-    """Sample, row and column on the feature map of token ``token`` of block ``block``; the partition is this formula.
+    """Return sample, row and column on the feature map of token ``token`` of block ``block``: the partition's formula.
 
-    Where WIDE they have 64 bits, and with them all offsets. Else offsets fit into 32, which halves the registers and
-    the arithmetic that addresses take.
+    With WIDE they have 64 bits, and so do all offsets. Otherwise offsets fit into 32 bits, which halves the registers
+    and the arithmetic of addresses.
     """
     sample = block // (SIDE * SIDE)
     row = block // SIDE % SIDE * BLOCK_H + token // BLOCK_W
@@ -131,9 +130,10 @@ def _locate(block, token, SIDE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl
 @triton.jit
 def _dense(sample, row, column, VEC: tl.constexpr, CHANNELS: tl.constexpr, SIDE: tl.constexpr, BLOCK_H: tl.constexpr,
            BLOCK_W: tl.constexpr):  # fmt: skip
-    """Element offset of each token in a contiguous (B, H, W, CHANNELS) tensor, a multiple of VEC.
+    """Compute the element offset of each token in a contiguous (B, H, W, CHANNELS) tensor, a multiple of VEC.
 
-    VEC is said, not left to the compiler: for one head and blocks of an even width it finds more than there is.
+    VEC is stated because the compiler, left alone, finds a larger multiple than is true for one head and blocks of even
+    width.
     """
     offset = ((sample * (SIDE * BLOCK_H) + row) * (SIDE * BLOCK_W) + column) * CHANNELS
     return tl.multiple_of(offset, VEC)
@@ -142,10 +142,10 @@ def _dense(sample, row, column, VEC: tl.constexpr, CHANNELS: tl.constexpr, SIDE:
 @triton.jit
 def _rows(sample, row, column, stride_b, stride_h, stride_w, DENSE: tl.constexpr, VEC: tl.constexpr,
           CHANNELS: tl.constexpr, SIDE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):  # fmt: skip
-    """Element offset of each token in a (B, H, W, CHANNELS) tensor whose strides count units of VEC elements.
+    """Compute the element offset of each token in a (B, H, W, CHANNELS) tensor with strides in units of VEC elements.
 
-    Where DENSE the tensor is contiguous. Offsets are then multiples of the token's number, one value to keep for all
-    such tensors, which saves registers and arithmetic in the usual case.
+    With DENSE the tensor is contiguous. Offsets are then multiples of the token's number, so one value serves all such
+    tensors, which saves registers and arithmetic in the usual case.
     """
     offset = _dense(sample, row, column, VEC, CHANNELS, SIDE, BLOCK_H, BLOCK_W)
     if not DENSE:
@@ -155,9 +155,9 @@ def _rows(sample, row, column, stride_b, stride_h, stride_w, DENSE: tl.constexpr
 
 @triton.jit
 def _packed_slots(tile, num_blocks, PACKED: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr):
-    """Block and token of each slot of a tile of PACKED whole blocks, and whether the slot is in use; each [T].
+    """Return block, token and validity of each slot of a tile of PACKED whole blocks; each [T].
 
-    With one block to a tile its number stays a scalar, and so does most of the arithmetic on addresses.
+    With one block to a tile the block's number stays a scalar, and so does most of the arithmetic on addresses.
     """
     slot = tl.arange(0, TILE)
     block = tile
@@ -172,10 +172,10 @@ def _packed_slots(tile, num_blocks, PACKED: tl.constexpr, TOKENS: tl.constexpr, 
 
 @triton.jit
 def _packed_weights(scores, TOKENS: tl.constexpr, TILE: tl.constexpr):
-    """Softmax of base-2 scores [T, T] inside each block of a tile.
+    """Compute the softmax of base-2 scores [T, T] inside each block of a tile.
 
-    Slots of the same block see each other. The slots left over at the end form an incomplete block of their own, with
-    zeros as queries and keys, and so do the blocks after the last one: no row is ever without a key, none gives NaN.
+    Slots of the same block see each other. The slots left over at the end form an incomplete block of their own, whose
+    queries and keys are zeros; so do the blocks after the last one. No row is ever without a key, so none gives NaN.
     """
     if TOKENS < TILE:
         slot = tl.arange(0, TILE)
@@ -195,9 +195,9 @@ def packed_forward(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, TILE: tl.constexpr, PACKED: tl.constexpr, VEC: tl.constexpr,
     WIDE: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
-    """Attention within blocks of at most TILE tokens.
+    """Compute attention within blocks of at most TILE tokens.
 
-    Grid: one dimension of cdiv(num_blocks, PACKED) * A programs, the head running fastest, so that neighbours read
+    Grid: one dimension of cdiv(num_blocks, PACKED) * A programs. The head runs fastest, so that neighbours read
     neighbouring parts of the same rows while these are in the cache. A program computes one head of PACKED blocks.
     """
     program = tl.program_id(0)
@@ -235,11 +235,11 @@ def packed_backward(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, TILE: tl.constexpr, PACKED: tl.constexpr, VEC: tl.constexpr,
     WIDE: tl.constexpr, DENSE: tl.constexpr, GRAD_DENSE: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of :func:`packed_forward` from qkv and the upstream gradient alone.
+    """Compute the gradients of :func:`packed_forward` from qkv and the upstream gradient alone.
 
-    Grid and tiles are those of the forward. The weights are computed again, which costs two small products and saves
-    reading statistics; what the softmax's gradient needs of a row, sum(P * dP), is a row sum of the tile. Where LATE,
-    values and upstream gradient are loaded when the weights are there: fewer loads under way, and fewer registers.
+    Grid and tiles are those of the forward. The weights are computed again: two small products instead of reading
+    statistics. The softmax's gradient needs sum(P * dP) of a row, which is a row sum of the tile. With LATE, values and
+    upstream gradient are loaded after the weights are computed: fewer loads under way, and fewer registers.
     """
     program = tl.program_id(0)
     head = program % NUM_HEADS
@@ -301,9 +301,9 @@ def tiled_forward(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, TILE: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr,
     DENSE: tl.constexpr,
 ):  # fmt: skip
-    """Attention within blocks of more than TILE tokens: one pass over the keys with a running softmax.
+    """Compute attention within blocks of more than TILE tokens, in one pass over the keys with a running softmax.
 
-    Grid: one dimension of blocks * cdiv(N, TILE) * A programs, the head running fastest, then the query tile, so that
+    Grid: one dimension of blocks * cdiv(N, TILE) * A programs. The head runs fastest, then the query tile, so that
     programs that share keys and values run at the same time. A program computes one head of one query tile.
     """
     TOKENS: tl.constexpr = BLOCK_H * BLOCK_W
@@ -366,7 +366,7 @@ def tiled_forward(
 @triton.jit
 def _query_tile(query, base, grad_base, out_base, log_sums, rows, grad_rows, out_rows,
                 FIRST: tl.constexpr, SECOND: tl.constexpr, HEAD_DIM: tl.constexpr, TOKENS: tl.constexpr):  # fmt: skip
-    """Load what the backward needs of a query tile: queries, output gradient, log-sums, delta = sum(dO * O) per row."""
+    """Load a query tile for the backward: queries, output gradient, log-sums, delta = sum(dO * O) per row."""
     valid = query < TOKENS
     q0, q1 = _load(base, rows, valid, FIRST, SECOND, HEAD_DIM)  # [T, W0], [T, W1]
     g0, g1 = _load(grad_base, grad_rows, valid, FIRST, SECOND, HEAD_DIM)
@@ -382,8 +382,8 @@ def _query_tile(query, base, grad_base, out_base, log_sums, rows, grad_rows, out
 def tiled_backward(
     grad_out,  # (B, H, W, A*D), last dimension dense, else any strides
     qkv,  # (B, H, W, 3*A*D), last dimension dense, else any strides
-    out,  # (B, H, W, A*D), contiguous: what the forward returned
-    log_sums,  # (blocks, A, N) float32, contiguous: what the forward left
+    out,  # (B, H, W, A*D), contiguous, from the forward
+    log_sums,  # (blocks, A, N) float32, contiguous, from the forward
     grad_qkv,  # (B, H, W, 3*A*D), contiguous
     grad_stride_b, grad_stride_h, grad_stride_w,  # strides of grad_out in units of VEC elements
     stride_b, stride_h, stride_w,  # strides of qkv in units of VEC elements
@@ -393,11 +393,11 @@ def tiled_backward(
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, TILE: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr,
     DENSE: tl.constexpr, GRAD_DENSE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of :func:`tiled_forward`.
+    """Compute the gradients of :func:`tiled_forward`.
 
-    Grid as in the forward. The program of tile t computes dQ of its tokens as queries, in a loop over key tiles, then
-    dK and dV of the same tokens as keys, in a loop over query tiles. The scores are thus computed twice; in return each
-    gradient is written once by one program, without atomics and in a fixed order of summation.
+    Grid as in the forward. The program of tile t computes dQ of its tokens as queries, in a loop over key tiles. Then
+    it computes dK and dV of the same tokens as keys, in a loop over query tiles. The scores are thus computed twice. In
+    return one program writes each gradient once, without atomics and in a fixed order of summation.
     """
     TOKENS: tl.constexpr = BLOCK_H * BLOCK_W
     TILES: tl.constexpr = (TOKENS + TILE - 1) // TILE
@@ -445,7 +445,7 @@ def tiled_backward(
         )  # [T]
         k0, k1 = _load(base + CHANNELS, rows, key < TOKENS, FIRST, SECOND, HEAD_DIM)
         v0, v1 = _load(base + 2 * CHANNELS, rows, key < TOKENS, FIRST, SECOND, HEAD_DIM)
-        # the scores are masked, not the weights: a key of zeros has score 0, which may be so far above the log-sum of a
+        # mask the scores, not the weights: a key of zeros has score 0, which may be so far above the log-sum of a
         # query that exp2 overflows
         scores = _products(q0, q1, k0, k1, SECOND) * score_scale - sums[:, None]  # [T, T]
         weights = tl.exp2(tl.where((key < TOKENS)[None, :], scores, float("-inf")))

@@ -11,9 +11,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import cv2
 import numpy as np
@@ -27,37 +26,35 @@ from htnet.data.frames import Frames, to_gray
 from htnet.data.samples import Landmarks
 from htnet.data.synth.clips import Difficulty, SynthClip, plan_clips, render_frame
 from htnet.data.synth.layouts import LAYOUTS
-from htnet.errors import EXIT_DONE
-from kernels.benchmarks.race import OVER, Clock, race
-from kernels.benchmarks.record import Layout, Record, figures_of, this_machine
-from launch.benchmarks.frame import Frame, digits
+from kernels.benchmarks.race import race
+from kernels.benchmarks.record import Layout
+from launch.benchmarks.frame import Frame, table_of
 
 __all__ = ["LAYOUT", "PROVIDERS", "run"]
 
-LAYOUT: Final = Layout(
-    file="apex_cpu.csv",
-    case=("difficulty", "image_size"),
-    figures=("exact", "mean_error_frames", "largest_error_frames"),
-)
-_WITHOUT_FRAMES = "htnet_release"
+_DIFFICULTIES: Final = get_args(Difficulty)
+_FIGURES: Final = ("exact", "mean_error_frames", "largest_error_frames")
+LAYOUT: Final = Layout(file="apex_cpu.csv", unit="s", case=("difficulty", "image_size"), figures=_FIGURES)
 Finder = Callable[[Frames, int, int, FaceCrop, Landmarks], int]
 
 
-@dataclass(frozen=True)
-class _Rendered:
-    """Frames in memory."""
+class _Rendered(dict[int, NDArray[np.uint8]]):
+    """Frames in memory, by number."""
 
-    pictures: dict[int, NDArray[np.uint8]]
+    def __init__(self, clip: SynthClip) -> None:
+        super().__init__((number, render_frame(clip, number)) for number in range(clip.onset, clip.offset + 1))
+        self.clip = clip
+        self.crop = face_crop(clip.landmarks, (clip.image_size, clip.image_size))
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        return tuple(self.pictures)
+        return tuple(self)
 
     def read(self, number: int) -> NDArray[np.uint8]:
-        return self.pictures[number]
+        return self[number]
 
     def read_each(self, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
-        return (self.read(number) for number in numbers)
+        return map(self.read, numbers)
 
 
 def by_grey(frames: Frames, onset: int, offset: int, crop: FaceCrop, landmarks: Landmarks) -> int:
@@ -84,59 +81,38 @@ PROVIDERS: Final[dict[str, Finder]] = {"flow": find_apex, "grey differences": by
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Measure both difficulties; return the exit code."""
-    difficulties = get_args(Difficulty)
-    frame = Frame(LAYOUT, options, console, steps=len(difficulties))
-    sizes = {name: getattr(options, name) for name in ("subjects", "clips", "image_size", "seed")}
-    if options.dry_run:
-        frame.say(f"{len(_plans('easy', sizes))} clips each, {' and '.join(difficulties)}: {', '.join(PROVIDERS)}")
-        return EXIT_DONE
+    frame = Frame(LAYOUT, options, console)
+    steps = {f"{kind} clips: {', '.join(PROVIDERS)}": partial(_measure, frame, options, kind) for kind in _DIFFICULTIES}
+    title = "apexes of synthetic clips: CPU time of one thread, errors in frames"
+    columns = {"exact": "exact", "mean error": "mean_error_frames", "largest": "largest_error_frames"}
+    return frame.run(steps, partial(table_of, title=title, case=("difficulty",), columns=columns))
+
+
+def _measure(frame: Frame, options: argparse.Namespace, difficulty: Difficulty) -> None:
+    """Find the apexes of the clips of all layouts with frames by each provider in turn."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    for difficulty in difficulties:
-        frame.clock.begin(f"{difficulty} clips")
-        frame.keep(_measure(difficulty, sizes, frame.clock))
-    columns = {
-        "exact": lambda record: str(record.figures["exact"]),
-        "mean error": lambda record: digits(record.figures["mean_error_frames"]),
-        "largest": lambda record: str(record.figures["largest_error_frames"]),
-    }
-    title = "apexes of synthetic clips: CPU time of one thread, errors in frames"
-    frame.show(frame.records, title, case=("difficulty",), columns=columns)
-    return frame.exit_code()
-
-
-def _measure(difficulty: Difficulty, sizes: dict[str, Any], clock: Clock) -> Iterator[Record]:
-    """Find the apexes of all layouts' clips by each provider in turn; sizes as of ``synth.generate``."""
+    sizes = {name: getattr(options, name) for name in ("subjects", "clips", "image_size", "seed")}
+    with_frames = [layout for layout in LAYOUTS if layout != "htnet_release"]
+    clips = [clip for layout in with_frames for clip in plan_clips(layout, difficulty=difficulty, **sizes)]
     errors: dict[str, list[int]] = {name: [] for name in PROVIDERS}
-    planned = _plans(difficulty, sizes)
-    rendered = (_rendered(clip) for clip in planned)
-    current: dict[str, tuple[SynthClip, _Rendered, FaceCrop]] = {}
+    rendered = map(_Rendered, clips)
+    current: list[_Rendered] = []
 
     def find(name: str) -> float:
-        clip, frames, crop = current["clip"]
-        start = time.process_time()
-        apex = PROVIDERS[name](frames, clip.onset, clip.offset, crop, clip.landmarks)
+        [frames] = current
+        clip, start = frames.clip, time.process_time()
+        apex = PROVIDERS[name](frames, clip.onset, clip.offset, frames.crop, clip.landmarks)
         seconds = time.process_time() - start
         errors[name].append(abs(apex - clip.apex))
         return seconds
 
+    def follow() -> None:
+        current[:] = [next(rendered)]
+
     ways = {name: partial(find, name) for name in PROVIDERS}
-    seconds = race(ways, rounds=len(planned), clock=clock, prepare=lambda: current.update(clip=next(rendered)))
-    machine = this_machine(torch.device("cpu"))
-    case = {"difficulty": difficulty, "image_size": sizes["image_size"]}
-    for name, found in errors.items():
-        measured: dict[str, Any] = {"status": "skipped", "reason": OVER}
-        if found:
-            figures = (found.count(0), statistics.mean(found), max(found))
-            measured = {**figures_of(seconds[name]), "figures": dict(zip(LAYOUT.figures, figures, strict=True))}
-        yield Record(case=case, provider=name, unit="s", machine=machine, **measured)
-
-
-def _plans(difficulty: Difficulty, sizes: dict[str, Any]) -> list[SynthClip]:
-    layouts = [layout for layout in LAYOUTS if layout != _WITHOUT_FRAMES]
-    return [clip for layout in layouts for clip in plan_clips(layout, difficulty=difficulty, **sizes)]
-
-
-def _rendered(clip: SynthClip) -> tuple[SynthClip, _Rendered, FaceCrop]:
-    pictures = {number: render_frame(clip, number) for number in range(clip.onset, clip.offset + 1)}
-    return clip, _Rendered(pictures), face_crop(clip.landmarks, (clip.image_size, clip.image_size))
+    for name, seconds in race(ways, rounds=len(clips), clock=frame.clock, prepare=follow).items():
+        found = errors[name]
+        figures = (found.count(0), statistics.mean(found), max(found)) if found else (None, None, None)
+        case = {"difficulty": difficulty, "image_size": options.image_size}
+        frame.add(case, name, seconds, **dict(zip(_FIGURES, figures, strict=True)))

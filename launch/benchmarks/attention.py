@@ -10,20 +10,29 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
-import torch
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from kernels.benchmarks.attention import LAYOUT, Plan, measure
 from kernels.benchmarks.cards import CARDS, Card
-from kernels.benchmarks.cases import DIRECTIONS, KEYS, OPERATIONS, Case, select_cases
-from kernels.benchmarks.providers import PROVIDERS, select_providers
+from kernels.benchmarks.cases import DIRECTIONS, OPERATIONS, SHAPE, Case, select_cases
+from kernels.benchmarks.providers import PROVIDERS
 from kernels.benchmarks.record import Record, read_records
 from kernels.benchmarks.static import kernel_rows
-from launch.benchmarks.frame import Frame, compact_table, digits, percent
+from launch.benchmarks.frame import (
+    Columns,
+    Frame,
+    compact_table,
+    digits,
+    fastest_device,
+    known_names,
+    percent,
+    table_of,
+)
 
 __all__ = ["SLOW_ON_CPU", "run"]
 
@@ -35,53 +44,50 @@ SLOW_ON_CPU: Final = ("compile", "block-compile")
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Measure what the options ask for; return the exit code."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    frame = Frame(LAYOUT, options, console)
-    try:  # the benchmarks know no errors of ours
-        plan, static = _plan(options, device, frame)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    device = fastest_device()
+    frame = Frame(LAYOUT, options, console, device)
+    plan = _plan(options, frame)
+    [card] = (CARDS[name] for name in known_names("--card", options.card, list(CARDS)))
     if options.dry_run:
         _say_plan(plan, console)
         return EXIT_DONE
-    card = CARDS[options.card]
+    static = _cases(options, *DEFAULTS["cuda"][:2])
     _say_floors(static, card, console)
     if device.type == "cpu":
         _say_kernels(static, card, frame)
     # a group ends when its case and operation are complete; its records are in the file by then
     for _, records in groupby(measure(plan), lambda record: (record.case["case"], record.case["operation"])):
-        _show_results(frame.keep(records), frame)
+        console.print(_results(frame.keep(records)))
     _say_goals(frame.records, console)
     if frame.path is not None:
         _draw(frame)
     return _exit_code(frame.records)
 
 
-def _plan(options: argparse.Namespace, device: torch.device, frame: Frame) -> tuple[Plan, list[Case]]:
-    """Return what to measure here, and the cases as a card would get them.
-
-    Raises:
-        ValueError: names what is wrong and the known.
-    """
-    names = _listed(options.cases)
-    overrides = {key: value for key in KEYS if (value := getattr(options, key)) is not None}
-    batch, dtype, rounds = DEFAULTS[device.type]
-    cases = select_cases(names, overrides, batch=batch, dtype=dtype)
-    batch, dtype, _ = DEFAULTS["cuda"]
-    static = select_cases(names, overrides, batch=batch, dtype=dtype)
-    providers = select_providers(_listed(options.providers))
-    if device.type == "cpu" and options.providers is None:
-        providers = [provider for provider in providers if provider.name not in SLOW_ON_CPU]
-    modes = _listed(options.modes) or list(DIRECTIONS)
-    for mode in modes:
-        if mode not in DIRECTIONS:
-            raise ValueError(f"unknown mode {mode!r}; known: {', '.join(DIRECTIONS)}")
-    if options.card not in CARDS:
-        raise ValueError(f"unknown card {options.card!r}; known: {', '.join(CARDS)}")
+def _plan(options: argparse.Namespace, frame: Frame) -> Plan:
+    """Return what to measure here; InputError names what is wrong and the known."""
+    batch, dtype, rounds = DEFAULTS[frame.device.type]
+    cases = _cases(options, batch, dtype)
+    usual = [name for name in PROVIDERS if frame.device.type == "cuda" or name not in SLOW_ON_CPU]
+    wanted = usual if options.providers is None else known_names("--providers", options.providers, list(PROVIDERS))
+    providers = [provider for name, provider in PROVIDERS.items() if name in wanted]
+    modes = known_names("--modes", options.modes, DIRECTIONS)
     frame.clock.steps = len(cases) * len({provider.operation for provider in providers})
     rounds = options.rounds or rounds
-    plan = Plan(cases=cases, providers=providers, directions=modes, device=device, rounds=rounds, clock=frame.clock)
-    return plan, static
+    return Plan(
+        cases=cases, providers=providers, directions=modes, device=frame.device, rounds=rounds, clock=frame.clock
+    )
+
+
+def _cases(options: argparse.Namespace, batch: int, dtype: str) -> list[Case]:
+    """Return the cases that are asked for; ``batch`` and ``dtype`` are the defaults."""
+    names = None if options.cases is None else [name.strip() for name in options.cases.split(",")]
+    shape = {key: value for key in SHAPE if (value := getattr(options, key)) is not None}
+    try:
+        cases: list[Case] = select_cases(names, shape, batch=options.batch or batch, dtype=options.dtype or dtype)
+    except ValueError as error:  # the benchmarks know no errors of ours
+        raise InputError(str(error)) from None
+    return cases
 
 
 def _draw(frame: Frame) -> None:
@@ -89,18 +95,17 @@ def _draw(frame: Frame) -> None:
     from kernels.benchmarks.plots import write_pictures
 
     assert frame.path is not None
-    same = {_made(record) for record in frame.records}
-    alike = [record for record in read_records(frame.path) if _made(record) in same]
+
+    def made(record: Record) -> tuple[Any, ...]:
+        return (*(record.machine[name] or "" for name in ("card", "processor", "commit")), record.case["dtype"])
+
+    same = {made(record) for record in frame.records}
+    alike = [record for record in read_records(frame.path) if made(record) in same]
     last = {record.case["case"]: record.case["batch"] for record in alike}
     alike = [record for record in alike if record.case["batch"] == last[record.case["case"]]]
-    title, names = "Time of local attention", {"roofline": "roofline.png", "bars": "bars.png"}
-    for written in (frame.path, *write_pictures(alike, frame.path.parent, title=title, **names)):
+    names = {"roofline": "roofline.png", "bars": "bars.png"}
+    for written in (frame.path, *write_pictures(alike, frame.path.parent, title="Time of local attention", **names)):
         frame.say(f"written: {written}")
-
-
-def _made(record: Record) -> tuple[str, ...]:
-    facts = (record.machine[name] or "" for name in ("card", "processor", "commit"))
-    return (*facts, record.case["dtype"])
 
 
 def _exit_code(records: Sequence[Record]) -> int:
@@ -118,12 +123,11 @@ def _say_plan(plan: Plan, console: Console) -> None:
         size = f"{case.batch} x {case.height} x {case.width}"
         facts = (case.blocks, case.tokens_per_block, case.heads, case.head_dim, case.dim)
         shapes.add_row(case.name, case.dtype, size, *(f"{fact:,}" for fact in facts))
-    console.print(shapes)
     ways = compact_table("providers", "provider", "what", "here", words=3)
     for provider in plan.providers:
         reasons = dict.fromkeys(provider.limit(case, plan.device) or "runs" for case in plan.cases)
         ways.add_row(provider.name, escape(provider.what), escape("; ".join(reasons)))
-    console.print(ways)
+    console.print(shapes, ways)
 
 
 def _say_floors(cases: Sequence[Case], card: Card, console: Console) -> None:
@@ -148,13 +152,14 @@ def _say_floors(cases: Sequence[Case], card: Card, console: Console) -> None:
 
 def _say_kernels(cases: Sequence[Case], card: Card, frame: Frame) -> None:
     """Print what the compiler makes of our kernels for the card; a machine that cannot compile them says why."""
-    columns = ("registers", "spills", "stack B", "shared B", "warps", "tile")
+    shown = {"regs": "registers", "spills": "spilled", "stack": "stack", "shared": "shared", "warps": "warps"}
+    shown |= {"tile": "tile", "instr.": "instructions", "matrix": "matrix"}
     title = f"GPU kernels compiled for {card.name} ({card.arch}); nothing was run"
-    table = compact_table(title, "cases", "kernel", *columns, words=2)
+    caption = "registers and bytes of stack per thread, instructions that spill, bytes of shared memory per program"
+    table = compact_table(title, "cases", "kernel", *shown, words=2, caption=caption)
     try:
-        for row in kernel_rows(cases, card):
-            numbers = (row.registers, row.spilled, row.stack, row.shared, row.warps, row.tile)
-            table.add_row(", ".join(row.cases), row.kernel, *map(str, numbers))
+        for names, found in kernel_rows(cases, card):
+            table.add_row(", ".join(names), found.kernel, *(str(getattr(found, name)) for name in shown.values()))
     except Exception as error:  # Triton absent, interpreted, or without its tools: the rest goes on
         frame.say(f"GPU kernels not compiled: {error}")
         return
@@ -162,25 +167,25 @@ def _say_kernels(cases: Sequence[Case], card: Card, frame: Frame) -> None:
         frame.console.print(table)
 
 
-def _show_results(records: Sequence[Record], frame: Frame) -> None:
-    """Print one case and operation."""
+def _results(records: Sequence[Record]) -> Table:
+    """Return the table of one case and operation."""
     case, machine, figures = records[0].case, records[0].machine, records[0].figures
     size = f"{case['batch']} x {case['height']} x {case['width']}, {case['heads']} heads of {case['head_dim']}"
     title = (
         f"{case['case']}, {case['operation']}: {size}, {case['dtype']}, tokens per block: {case['tokens_per_block']}"
     )
-    rates = [f"{machine['card'] or machine['processor']}, torch {machine['torch']}"]
+    note = f"{machine['card'] or machine['processor']}, torch {machine['torch']}"
     if figures["copy_gb_s"]:
         copy, product = digits(figures["copy_gb_s"]), digits(figures["matrix_tflop_s"])
-        rates += [f"measured here: copy {copy} GB/s, matrix product {product} TFLOP/s"]
-    columns = {
+        note += f"; measured here: copy {copy} GB/s, matrix product {product} TFLOP/s"
+    columns: Columns = {
         "graph": lambda record: "yes" if record.case["graph"] else "",
-        "of copy": lambda record: percent(record.figures["copy_percent"]),
-        "of matrix": lambda record: percent(record.figures["matrix_percent"]),
-        "MiB": lambda record: digits(record.figures["peak_mib"]),
+        "of copy": "copy_percent",
+        "of matrix": "matrix_percent",
+        "MiB": "peak_mib",
         "error": _worst_error,
     }
-    frame.show(records, title, case=("mode",), columns=columns, notes=["; ".join(rates)])
+    return table_of(records, title=title, case=("mode",), columns=columns, notes=[note])
 
 
 def _worst_error(record: Record) -> str:
@@ -216,7 +221,3 @@ def _ratio(best: Mapping[tuple[str, str, str], Record], case: str, ours: str, ri
     mine = best.get((case, ours, "both"))
     theirs = [found.median for name in rivals if (found := best.get((case, name, "both"))) and found.median]
     return f"{min(theirs) / mine.median:.2f}" if mine is not None and mine.median and theirs else ""
-
-
-def _listed(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]

@@ -10,44 +10,44 @@ once take memory and huge pages from each other. On a small network of the same 
 the logits after an epoch must equal upstream's within ``TOLERANCES`` before anything is timed. Then each of the two
 trains an epoch uncounted, and rounds: an epoch of each, in turn. The ratio is of medians to upstream's in the same
 pair; upstream's own row has its epochs of all pairs.
-
-A provider is a way to train: an entry of ``PROVIDERS``, its name with a factory that takes the configuration and the
-weights (state dict of :class:`htnet.HTNet`) and returns a :class:`Provider`.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from htnet.checkpoint import to_upstream
 from htnet.config import EngineConfig, HTNetConfig, TrainConfig
 from htnet.cpu import configure_cpu
-from htnet.errors import EXIT_DONE, InputError
 from htnet.model import HTNet
-from htnet.training.engine import create_engine
+from htnet.training.engine import Engine, create_engine
 from kernels.benchmarks.race import OVER, Clock, race
-from kernels.benchmarks.record import Layout, Record, figures_of, this_machine
+from kernels.benchmarks.record import Layout
 from kernels.machine import emulates_bf16
-from launch.benchmarks.frame import Frame, digits, percent
+from launch.benchmarks.frame import Columns, Frame, digits, known_names, table_of
 from launch.benchmarks.upstream import UpstreamHTNet
 
-__all__ = ["BASELINE", "LAYOUT", "PROVIDERS", "Provider", "Setting", "check_equal", "first_epoch", "run"]
+__all__ = ["BASELINE", "LAYOUT", "PROVIDERS", "Setting", "check_equal", "first_epoch", "run"]
 
 LAYOUT: Final = Layout(
     file="end_to_end_cpu.csv",
+    unit="s",
     case=("batches",),
     figures=("min", "max", "least_cpu_share", "ratio_to_upstream", "upstream_beside_s"),
 )
@@ -63,6 +63,7 @@ TOLERANCES: Final = {"fp32": 1e-3, "bf16": 5e-2}
 
 State = Mapping[str, Tensor]
 Batch = tuple[Tensor, Tensor]
+Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,26 +75,15 @@ class Setting:
     threads: int = 2
 
 
-class Provider(Protocol):
-    """A network with its optimizer."""
+class Upstream:
+    """Upstream's network and optimizer, with an engine's way to call them."""
 
-    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One optimizer step on (B, 3, S, S) float32 and (B,) int64; the mean loss before it, a scalar."""
-        ...
+    def __init__(self, config: HTNetConfig, state: State) -> None:
+        self.model = UpstreamHTNet(config)
+        self.model.load_state_dict(to_upstream(state))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, foreach=False, fused=False)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """(B, num_classes) of (B, 3, S, S) float32, without gradients."""
-        ...
-
-
-class PlainLoop:
-    """A float32 network and one of torch's optimizers."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.model = model
-        self.optimizer = optimizer
-
-    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+    def train_step(self, images: Tensor, labels: Tensor, learning_rate: float) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(self.model(images), labels)
         loss.backward()
@@ -106,46 +96,20 @@ class PlainLoop:
         return out
 
 
-def _upstream(config: HTNetConfig, state: State) -> Provider:
-    model = UpstreamHTNet(config)
-    model.load_state_dict(to_upstream(state))
-    return PlainLoop(model, torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, foreach=False, fused=False))
+def _engine(name: str, precision: str, config: HTNetConfig, state: State) -> Engine:
+    """Return one of the project's engines, as a fold uses it."""
+    model = HTNet(config)
+    model.load_state_dict(state)
+    train = TrainConfig(optimizer="adam", learning_rate=LEARNING_RATE, batch_size=256)
+    settings: Any = {"name": name, "precision": precision, "threads": torch.get_num_threads()}
+    return create_engine(model, train, EngineConfig(**settings), device=torch.device("cpu"))
 
 
-class EngineLoop:
-    """One of the project's engines, as a fold uses it."""
-
-    def __init__(
-        self, model: nn.Module, name: Literal["deepspeed", "torch"], precision: Literal["fp32", "bf16"]
-    ) -> None:
-        train = TrainConfig(optimizer="adam", learning_rate=LEARNING_RATE, batch_size=256)
-        engine = EngineConfig(name=name, precision=precision, threads=torch.get_num_threads())
-        self._engine = create_engine(model, train, engine, device=torch.device("cpu"))
-
-    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        return self._engine.train_step(images, labels, LEARNING_RATE)
-
-    def logits(self, images: Tensor) -> Tensor:
-        return self._engine.logits(images)
-
-
-def _engine(
-    name: Literal["deepspeed", "torch"], precision: Literal["fp32", "bf16"]
-) -> Callable[[HTNetConfig, State], Provider]:
-    def build(config: HTNetConfig, state: State) -> Provider:
-        model = HTNet(config)
-        model.load_state_dict(state)
-        return EngineLoop(model, name, precision)
-
-    return build
-
-
-PROVIDERS: Final[dict[str, Callable[[HTNetConfig, State], Provider]]] = {
-    BASELINE: _upstream,
-    "torch engine, fp32": _engine("torch", "fp32"),
-    "torch engine, bf16": _engine("torch", "bf16"),
-    "DeepSpeed engine, fp32": _engine("deepspeed", "fp32"),
-    "DeepSpeed engine, bf16": _engine("deepspeed", "bf16"),
+Provider = Upstream | Engine
+PROVIDERS: Final[dict[str, Callable[[HTNetConfig, State], Provider]]] = {BASELINE: Upstream} | {
+    f"{name} engine, {precision}": partial(_engine, name.lower(), precision)
+    for name in ("torch", "DeepSpeed")
+    for precision in ("fp32", "bf16")
 }
 
 
@@ -162,15 +126,17 @@ def make_batches(config: HTNetConfig, sizes: Iterable[int]) -> list[Batch]:
     ]
 
 
-def first_epoch(provider: Provider, batches: list[Batch]) -> dict[str, Tensor]:
+def first_epoch(provider: Provider, batches: list[Batch]) -> dict[str, Array]:
     """Train one epoch; return logits of 32 samples before and after it, and the loss of each step."""
     probe = batches[0][0][:32]
     found = {"logits before": provider.logits(probe)}
-    found |= {f"loss of step {i}": provider.train_step(*batch).float() for i, batch in enumerate(batches)}
-    return found | {"logits after an epoch": provider.logits(probe)}
+    for number, batch in enumerate(batches):
+        found[f"loss of step {number}"] = provider.train_step(*batch, LEARNING_RATE).float()
+    found["logits after an epoch"] = provider.logits(probe)
+    return {quantity: value.numpy() for quantity, value in found.items()}  # which pass to another process as they are
 
 
-def check_equal(name: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_equal(name: str, found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
     """Hold a provider's first epoch against the baseline's.
 
     Raises:
@@ -178,7 +144,7 @@ def check_equal(name: str, found: Mapping[str, Tensor], expected: Mapping[str, T
     """
     tolerance = TOLERANCES[name.split()[-1]]
     for quantity, value in found.items():
-        error = ((value - expected[quantity]).abs().max() / expected[quantity].abs().max()).item()
+        error = np.abs(value - expected[quantity]).max() / np.abs(expected[quantity]).max()
         if not error <= tolerance:
             raise RuntimeError(f"{name}: {quantity} is off by {error:.2e} (relative), more than {tolerance}")
 
@@ -190,14 +156,14 @@ def serve(name: str, setting: Setting, pipe: Connection) -> None:
     torch.set_num_threads(setting.threads)
     torch.manual_seed(0)
     small = PROVIDERS[name](SMALL, HTNet(SMALL).state_dict())
-    pipe.send({key: value.numpy() for key, value in first_epoch(small, make_batches(SMALL, SMALL_BATCHES)).items()})
+    pipe.send(first_epoch(small, make_batches(SMALL, SMALL_BATCHES)))
     provider = PROVIDERS[name](setting.config, HTNet(setting.config).state_dict())
     batches = make_batches(setting.config, setting.sizes)
     while True:
         pipe.recv()
         start, start_cpu = time.perf_counter(), time.process_time()
         for batch in batches:
-            provider.train_step(*batch).item()  # reading the loss waits for the step
+            provider.train_step(*batch, LEARNING_RATE).item()  # reading the loss waits for the step
         pipe.send((time.perf_counter() - start, time.process_time() - start_cpu))
 
 
@@ -216,16 +182,15 @@ def served(name: str, setting: Setting) -> Iterator[Connection]:
         process.join()
 
 
-@dataclass(kw_only=True)
-class Pair:
-    """A provider and the baseline beside it: seconds of their epochs, and shares of a CPU."""
+class Epochs(NamedTuple):
+    """Epochs of a provider: seconds, and the share of its threads' time that it had a CPU."""
 
-    seconds: dict[str, list[float]]
-    shares: dict[str, list[float]]
+    seconds: list[float]
+    shares: list[float]
 
 
-def measure(name: str, setting: Setting, *, rounds: int, clock: Clock) -> Pair:
-    """Check a provider and time its epochs in turn with the baseline's; of ``BASELINE`` itself, its epochs alone.
+def measure(name: str, setting: Setting, *, rounds: int, clock: Clock) -> tuple[Epochs, Epochs]:
+    """Check a provider and time its epochs in turn with the baseline's; return the provider's and the baseline's.
 
     Raises:
         RuntimeError: it does not compute what the baseline does.
@@ -241,15 +206,16 @@ def measure(name: str, setting: Setting, *, rounds: int, clock: Clock) -> Pair:
         return float(seconds)
 
     with served(BASELINE, setting) as first:
-        expected = _tensors(_answer(first, clock))
+        expected = _answer(first, clock)
         with served(name, setting) as second:
-            check_equal(name, _tensors(_answer(second, clock)), expected)
+            check_equal(name, _answer(second, clock), expected)
             clock.say("  computes what upstream's way does on a small network; an epoch of each before the count")
             ways = {BASELINE: partial(epoch, BASELINE, first), name: partial(epoch, name, second)}
             for of, way in ways.items():
                 clock.say(f"  {of}: {way():.2f} s")
                 shares[of].clear()
-            return Pair(seconds=race(ways, rounds=rounds, clock=clock), shares=shares)
+            seconds = race(ways, rounds=rounds, clock=clock)
+    return Epochs(seconds[name], shares[name]), Epochs(seconds[BASELINE], shares[BASELINE])
 
 
 def _answer(pipe: Connection, clock: Clock) -> Any:
@@ -259,75 +225,54 @@ def _answer(pipe: Connection, clock: Clock) -> Any:
     return pipe.recv()
 
 
-def _tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {key: torch.from_numpy(value) for key, value in arrays.items()}
-
-
 def run(options: argparse.Namespace, console: Console) -> int:
     """Check and measure every provider beside upstream's way; return the exit code."""
-    names = _chosen(options.providers)
-    frame = Frame(LAYOUT, options, console, steps=len(names))
-    if options.dry_run:
-        frame.say(f"{options.rounds} epochs each, on the CPU, beside {BASELINE}: {'; '.join(names)}")
-        return EXIT_DONE
-    torch.set_num_threads(options.threads)
-    setting = Setting(threads=options.threads)
-    beside: dict[str, list[float]] = {"seconds": [], "shares": []}
-    for name in names:
-        frame.clock.begin(name)
-        frame.keep([_measured(name, setting, options.rounds, frame.clock, beside)])
-    if beside["seconds"]:
-        frame.keep([_record(BASELINE, setting, beside["seconds"], beside["shares"], beside["seconds"])])
-    columns = {
-        "min .. max": lambda record: f"{digits(record.figures['min'])} .. {digits(record.figures['max'])}",
-        "CPU": lambda record: percent(100 * record.figures["least_cpu_share"]),
-        "x upstream": lambda record: f"{record.figures['ratio_to_upstream']:.2f}",
-    }
-    frame.show(frame.records, f"an epoch at the paper's size, {options.threads} threads", case=(), columns=columns)
-    return frame.exit_code()
-
-
-def _chosen(text: str | None) -> list[str]:
-    """Return the names of the providers beside the baseline."""
     known = [name for name in PROVIDERS if name != BASELINE]
-    names = known if text is None else [name.strip() for name in text.split(";")]
-    for name in names:
-        if name not in known:
-            raise InputError(f"--providers {name}: known are {'; '.join(known)}")
-    return names
+    names = known_names("--providers", options.providers, known, ";")
+    frame = Frame(LAYOUT, options, console)
+    setting, beside = Setting(threads=options.threads), Epochs([], [])
+
+    def add(name: str) -> None:
+        torch.set_num_threads(setting.threads)
+        _record(frame, setting, name, **_measured(name, setting, options.rounds, frame.clock, beside))
+        if name == names[-1] and beside.seconds:
+            _record(frame, setting, BASELINE, beside, beside)
+
+    columns: Columns = {
+        "min .. max": lambda record: f"{digits(record.figures['min'])} .. {digits(record.figures['max'])}",
+        "CPU": "least_cpu_share",
+        "x upstream": "ratio_to_upstream",
+    }
+    title = f"an epoch at the paper's size, {options.threads} threads, beside {BASELINE}"
+    return frame.run(
+        {name: partial(add, name) for name in names}, partial(table_of, title=title, case=(), columns=columns)
+    )
 
 
-def _measured(name: str, setting: Setting, rounds: int, clock: Clock, beside: dict[str, list[float]]) -> Record:
-    """Measure one provider; a failure is a record with its reason. The baseline's epochs are added to ``beside``."""
+def _measured(name: str, setting: Setting, rounds: int, clock: Clock, beside: Epochs) -> dict[str, Any]:
+    """Return a provider's epochs and the baseline's, which are kept in ``beside`` too, or why there are none."""
     if name.endswith("bf16") and emulates_bf16():
-        return _unmeasured(name, setting, "skipped", "this processor emulates bf16")
+        return {"status": "skipped", "reason": "this processor emulates bf16"}
     if clock.over():
-        return _unmeasured(name, setting, "skipped", OVER)
+        return {}
     try:
-        pair = measure(name, setting, rounds=rounds, clock=clock)
+        mine, theirs = measure(name, setting, rounds=rounds, clock=clock)
     except TimeoutError:
-        return _unmeasured(name, setting, "skipped", OVER)
+        return {}
     except RuntimeError as error:
-        return _unmeasured(name, setting, "refused", str(error))
+        return {"status": "refused", "reason": str(error)}
     except EOFError:
-        return _unmeasured(name, setting, "failed", "its process died")
-    beside["seconds"] += pair.seconds[BASELINE]
-    beside["shares"] += pair.shares[BASELINE]
-    if not (pair.seconds[name] and pair.seconds[BASELINE]):
-        return _unmeasured(name, setting, "skipped", OVER)
-    return _record(name, setting, pair.seconds[name], pair.shares[name], pair.seconds[BASELINE])
+        return {"status": "failed", "reason": "its process died"}
+    beside.seconds.extend(theirs.seconds)
+    beside.shares.extend(theirs.shares)
+    return {"mine": mine, "beside": theirs}
 
 
-def _record(name: str, setting: Setting, seconds: list[float], shares: list[float], beside: list[float]) -> Record:
-    measured, upstream = figures_of(seconds), figures_of(beside)["median"]
-    figures = (min(seconds), max(seconds), min(shares), upstream / measured["median"], upstream)
-    return _base(name, setting, figures=dict(zip(LAYOUT.figures, figures, strict=True)), **measured)
-
-
-def _unmeasured(name: str, setting: Setting, status: str, reason: str) -> Record:
-    return _base(name, setting, status=status, reason=reason)
-
-
-def _base(name: str, setting: Setting, **measured: Any) -> Record:
-    case = {"batches": "+".join(map(str, setting.sizes))}
-    return Record(case=case, provider=name, unit="s", machine=this_machine(torch.device("cpu")), **measured)
+def _record(
+    frame: Frame, setting: Setting, name: str, mine: Epochs | None = None, beside: Epochs | None = None, **found: Any
+) -> None:
+    if mine and beside and mine.seconds and beside.seconds:
+        upstream, median = (statistics.median(epochs.seconds) for epochs in (beside, mine))
+        figures = (min(mine.seconds), max(mine.seconds), min(mine.shares), upstream / median, upstream)
+        found |= {"samples": mine.seconds, **dict(zip(LAYOUT.figures, figures, strict=True))}
+    frame.add({"batches": "+".join(map(str, setting.sizes))}, name, **found)

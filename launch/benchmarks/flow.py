@@ -8,6 +8,7 @@ provider computes its pairs, in turn; the rivals, which take a pair at a time, c
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,14 +22,13 @@ from rich.console import Console
 
 from htnet.data.flow.tvl1 import tvl1
 from htnet.data.synth.pairs import synth_pairs
-from htnet.errors import EXIT_DONE
-from kernels.benchmarks.race import OVER, race
-from kernels.benchmarks.record import Layout, Record, figures_of, this_machine
-from launch.benchmarks.frame import Frame, digits
+from kernels.benchmarks.race import race
+from kernels.benchmarks.record import Layout
+from launch.benchmarks.frame import Frame, Step, table_of
 
 __all__ = ["LAYOUT", "OURS", "PROVIDERS", "run"]
 
-LAYOUT: Final = Layout(file="flow_cpu.csv", case=("side",), figures=("end_point_error_px", "times_ours"))
+LAYOUT: Final = Layout(file="flow_cpu.csv", unit="s/pair", case=("side",), figures=("end_point_error_px", "times_ours"))
 OURS: Final = "ours"
 SLACK: Final = 1.05
 """Largest end-point error of ours, as a multiple of a rival's."""
@@ -63,50 +63,43 @@ PROVIDERS: Final[dict[str, tuple[Callable[[Gray, Gray], Fields], int | None]]] =
 """Each with the pairs that it computes in a round; None: all."""
 
 
-def end_point_error(found: Fields, truth: Fields) -> float:
-    """Return the mean end-point error in pixels."""
-    return float(np.hypot(*np.moveaxis(found - truth, -1, 0)).mean())
-
-
 def run(options: argparse.Namespace, console: Console) -> int:
     """Check, then measure; return 0, or 1 where ours is less accurate or nothing could be timed."""
-    frame = Frame(LAYOUT, options, console, steps=len(PROVIDERS) + 1)
-    if options.dry_run:
-        frame.say(f"{options.rounds} rounds of pairs of {options.side} pixels: {', '.join(PROVIDERS)}")
-        return EXIT_DONE
+    frame = Frame(LAYOUT, options, console)
+    errors: dict[str, float] = {}
+    steps: dict[str, Step] = {
+        f"accuracy of {name}": partial(_check, name, frame, errors, options) for name in PROVIDERS
+    }
+    steps[f"{options.rounds} rounds of pairs of {options.side} pixels"] = partial(_race, frame, errors, options)
+    columns = {"end-point error, px": "end_point_error_px", "x ours": "times_ours"}
+    return frame.run(
+        steps, partial(table_of, title=f"TV-L1, {options.threads} threads", case=("side",), columns=columns)
+    )
+
+
+def _check(name: str, frame: Frame, errors: dict[str, float], options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
-    onsets, apexes, truth = synth_pairs(options.pairs, options.side)
-    few = slice(None, _RIVAL_PAIRS)
-    errors: dict[str, float] = {}
-    for name, (compute, _) in PROVIDERS.items():
-        frame.clock.begin(f"accuracy of {name}")
-        if not frame.clock.over():
-            errors[name] = end_point_error(compute(onsets[few], apexes[few]), truth[few])
+    if not frame.clock.over():
+        onsets, apexes, truth = synth_pairs(options.pairs, options.side)
+        off = PROVIDERS[name][0](onsets[:_RIVAL_PAIRS], apexes[:_RIVAL_PAIRS]) - truth[:_RIVAL_PAIRS]
+        errors[name] = float(np.hypot(*np.moveaxis(off, -1, 0)).mean())
+
+
+def _race(frame: Frame, errors: dict[str, float], options: argparse.Namespace) -> None:
+    onsets, apexes, _ = synth_pairs(options.pairs, options.side)
+    ways = {name: partial(_sample, compute, onsets[:n], apexes[:n]) for name, (compute, n) in PROVIDERS.items()}
     worse = [name for name, error in errors.items() if errors[OURS] > SLACK * error]
     seconds: dict[str, list[float]] = {name: [] for name in PROVIDERS}
-    if not worse:
-        frame.clock.begin(f"{options.rounds} rounds")
-        ways = {name: partial(_sample, compute, onsets[:n], apexes[:n]) for name, (compute, n) in PROVIDERS.items()}
+    found: dict[str, Any] = {}
+    if worse:
+        found = {"status": "refused", "reason": f"ours is off by {errors[OURS]:.4f} px, more than {worse[0]}"}
+    else:
         seconds = race(ways, rounds=options.rounds, clock=frame.clock)
-    ours = figures_of(seconds[OURS])["median"] if seconds[OURS] else None
-    machine = this_machine(torch.device("cpu"))
-    for name in PROVIDERS:
-        measured: dict[str, Any] = {"status": "skipped", "reason": OVER}
-        figures = {"end_point_error_px": errors.get(name)}
-        if worse:
-            measured = {"status": "refused", "reason": f"ours is off by {errors[OURS]:.4f} px, more than {worse[0]}"}
-        elif seconds[name]:
-            measured = figures_of(seconds[name])
-            figures["times_ours"] = measured["median"] / ours if ours else None
-        case = {"side": options.side}
-        frame.keep([Record(case=case, provider=name, unit="s/pair", figures=figures, machine=machine, **measured)])
-    columns = {
-        "end-point error, px": lambda record: digits(record.figures["end_point_error_px"]),
-        "x ours": lambda record: digits(record.figures.get("times_ours")),
-    }
-    frame.show(frame.records, f"TV-L1, {options.threads} threads", case=("side",), columns=columns)
-    return frame.exit_code()
+    for name, samples in seconds.items():
+        times = statistics.median(samples) / statistics.median(seconds[OURS]) if samples and seconds[OURS] else None
+        figures = {"end_point_error_px": errors.get(name), "times_ours": times}
+        frame.add({"side": options.side}, name, samples, **found, **figures)
 
 
 def _sample(compute: Callable[[Gray, Gray], Fields], onsets: Gray, apexes: Gray) -> float:

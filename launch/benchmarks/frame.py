@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Final
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -14,31 +17,74 @@ from rich.table import Table
 
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from kernels.benchmarks.race import Clock
-from kernels.benchmarks.record import Layout, Record, append_records, check_columns
+from kernels.benchmarks.record import Layout, Record, append_records, this_machine
 
-__all__ = ["Frame", "compact_table", "digits", "percent", "results_file"]
+__all__ = [
+    "Columns",
+    "Frame",
+    "Step",
+    "compact_table",
+    "digits",
+    "fastest_device",
+    "known_names",
+    "percent",
+    "table_of",
+]
 
-Columns = Mapping[str, Callable[[Record], str]]
+
+CPU: Final = torch.device("cpu")
+Step = Callable[[], object]
+Columns = Mapping[str, str | Callable[[Record], str]]
+"""Heads with the figure, or the text, below them."""
 
 
 class Frame:
     """One run of a benchmark: keeps every record as it comes and speaks on the terminal."""
 
-    def __init__(self, layout: Layout, options: argparse.Namespace, console: Console, *, steps: int = 1) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        options: argparse.Namespace,
+        console: Console,
+        device: torch.device = CPU,
+    ) -> None:
         """Look at the place for results and start the clock.
 
         Raises:
             InputError: results cannot be written there.
         """
-        self.layout = layout
-        self.console = console
-        self.path = results_file(options.out, layout)
+        self.layout, self.console, self.device, self.dry = layout, console, device, options.dry_run
+        self.path = None if options.out is None else _results_file(options.out, layout)
         self.records: list[Record] = []
-        self.clock = Clock(options.time_limit, steps=steps, say=self.say)
+        self.clock = Clock(options.time_limit, say=self.say)
+
+    @cached_property
+    def machine(self) -> dict[str, Any]:
+        """Facts on this machine when the first record is made."""
+        facts: dict[str, Any] = this_machine(self.device)
+        return facts
 
     def say(self, text: str) -> None:
         """Print a line as it is."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def run(self, steps: Mapping[str, Step], shown: Callable[[Sequence[Record]], Table]) -> int:
+        """Do the steps, each said before it begins; show the records and return the exit code. A dry run only says."""
+        self.clock.steps = len(steps)
+        for text, step in steps.items():
+            if self.dry:
+                self.say(text)
+            else:
+                self.clock.begin(text)
+                step()
+        if self.dry:
+            return EXIT_DONE
+        self.console.print(shown(self.records))
+        return self.exit_code()
+
+    def add(self, case: Mapping[str, Any], provider: str, samples: Sequence[float] = (), **found: Any) -> None:
+        """Keep a record; arguments as of :meth:`Layout.record`."""
+        self.keep([self.layout.record(self.machine, case, provider, samples, **found)])
 
     def keep(self, records: Iterable[Record]) -> list[Record]:
         """Append records to the file one by one, as they come; return them."""
@@ -50,44 +96,37 @@ class Frame:
         self.records += kept
         return kept
 
-    def show(
-        self, records: Sequence[Record], title: str, *, case: Sequence[str], columns: Columns, notes: Sequence[str] = ()
-    ) -> None:
-        """Print a line per measured record, with fields of its case and further columns, and the others' reasons."""
-        measured = [record for record in records if record.status == "ok"]
-        unit = measured[0].unit if measured else ""
-        table = compact_table(
-            escape(title),
-            *(*case, "provider", unit, measured[0].spread if measured else "", "n", *columns),
-            words=len(case) + 1,
-            caption=escape("\n".join((*notes, *_reasons(records, case)))),
-        )
-        before: list[str] = []
-        for record in measured:
-            words = [*(str(record.case[name]) for name in case), record.provider]
-            spread = f"{digits(record.low)} .. {digits(record.high)}"
-            figures = (digits(record.median), spread, str(record.n), *(of(record) for of in columns.values()))
-            shown = [
-                "" if words[: place + 1] == before[: place + 1] else words[place] for place in range(len(words) - 1)
-            ]
-            table.add_row(*map(escape, (*shown, words[-1])), *figures)
-            before = words
-        self.console.print(table)
-
     def exit_code(self) -> int:
         """Return 1 when nothing was measured, or when something was refused or failed; else 0."""
         states = {record.status for record in self.records}
         return EXIT_DONE if "ok" in states and not states & {"refused", "failed"} else EXIT_PARTIAL
 
 
-def results_file(folder: Path | None, layout: Layout) -> Path | None:
-    """Return the file in the folder of ``--out``, which may be new; None where nothing is to be written.
+def table_of(
+    records: Sequence[Record], *, title: str, case: Sequence[str], columns: Columns, notes: Sequence[str] = ()
+) -> Table:
+    """Return a line per measured record, with fields of its case and figures; the others' reasons stand below."""
+    measured = [record for record in records if record.status == "ok"]
+    unit, spread = (measured[0].unit, measured[0].spread) if measured else ("", "")
+    caption = escape("\n".join((*notes, *_reasons(records, case))))
+    heads = (*case, "provider", unit, spread, "n", *columns)
+    table = compact_table(escape(title), *heads, words=len(case) + 1, caption=caption)
+    before: list[str] = []
+    for record in measured:
+        words = [*(str(record.case[name]) for name in case), record.provider]
+        shown = ["" if words[: i + 1] == before[: i + 1] else word for i, word in enumerate(words[:-1])]
+        figures = (digits(record.median), f"{digits(record.low)} .. {digits(record.high)}", str(record.n))
+        table.add_row(*map(escape, (*shown, words[-1])), *figures, *(_figure(record, of) for of in columns.values()))
+        before = words
+    return table
+
+
+def _results_file(folder: Path, layout: Layout) -> Path:
+    """Return the file in the folder of ``--out``, which may be new.
 
     Raises:
         InputError: no such file can be there, or one with other columns is. Nothing is made for the answer.
     """
-    if folder is None:
-        return None
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise InputError(f"--out {folder}: {there} is a file, where a folder is needed")
@@ -97,10 +136,26 @@ def results_file(folder: Path | None, layout: Layout) -> Path | None:
     if path.is_dir():
         raise InputError(f"--out {folder}: {path} is a folder, where the results are to be a file")
     try:
-        check_columns(path, layout)
+        layout.check_columns(path)
     except ValueError as error:
         raise InputError(str(error)) from None
     return path
+
+
+def fastest_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def known_names(option: str, text: str | None, known: Sequence[str], separator: str = ",") -> list[str]:
+    """Return the names in an option's value, all without one; InputError names one that is unknown, and the known."""
+    if text is None:
+        return list(known)
+    names = [name.strip() for name in text.split(separator) if name.strip()]
+    for name in names or [text]:
+        if name not in known:
+            raise InputError(f"{option} {name}: known are {f'{separator} '.join(known)}")
+    return names
 
 
 def compact_table(title: str, *columns: str, words: int = 1, caption: str = "") -> Table:
@@ -123,6 +178,15 @@ def digits(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """Return a share in per cent."""
     return "" if value is None else f"{value:.0f} %" if value >= 10 else f"{value:.1f} %"
+
+
+def _figure(record: Record, what: str | Callable[[Record], str]) -> str:
+    if callable(what):
+        return what(record)
+    value = record.figures[what]
+    if what.endswith("_share") and value is not None:
+        return percent(100 * value)
+    return (percent if what.endswith("_percent") else digits)(value)
 
 
 def _reasons(records: Sequence[Record], case: Sequence[str]) -> list[str]:

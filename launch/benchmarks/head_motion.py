@@ -11,19 +11,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import cv2
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from htnet.config import Config, DataConfig
+from htnet.config import Config
 from htnet.config.load import load_config
 from htnet.data.entries import clips_of
 from htnet.data.extraction import extract
@@ -34,11 +34,9 @@ from htnet.data.samples import COMPOSITE
 from htnet.data.store.reader import Store
 from htnet.data.store.writer import write_store
 from htnet.data.synth.generate import generate
-from htnet.errors import EXIT_DONE
 from htnet.scoring.record import read_records
 from htnet.scoring.summary import summarise
-from kernels.benchmarks.race import OVER, Clock
-from kernels.benchmarks.record import Layout, Record, this_machine
+from kernels.benchmarks.record import Layout, Record
 from launch.benchmarks.frame import Frame, compact_table
 from launch.commands.sweep import check_folds
 from launch.run.folder import open_run
@@ -48,6 +46,7 @@ __all__ = ["LAYOUT", "run"]
 
 LAYOUT: Final = Layout(
     file="head_motion.csv",
+    unit="UF1",
     case=("motion", "scaling", "seed", "samples", "subjects", "clips", "image_size"),
     figures=("uar",),
 )
@@ -62,43 +61,29 @@ _PERIODS: Final = (30.0, 60.0)
 """Frames of a turn there and back, as of the generator's sway."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """The ``final`` scores of a sweep, of the composite."""
-
-    motion: Motion
-    scaling: Scaling
-    head_motion: HeadMotion
-    seed: int
-    samples: int
-    uf1: float | None
-    """None where the time was over before."""
-    uar: float | None
-
-
-def measure(
-    config: Config, work: Path, *, seed: int, clock: Clock, subjects: int, clips: int, image_size: int
-) -> Iterator[Scored]:
-    """Make the seed's clips in ``work`` and score every case of them; sizes as of ``synth.generate``."""
-    for motion in get_args(Motion):
-        raw = work / f"raw {motion}"
-        generate(raw, subjects=subjects, clips=clips, seed=seed, image_size=image_size, difficulty="realistic")
-        sources = tuple(replace(source, root=str(raw / source.adapter)) for source in config.prepare.sources)
-        seeded = replace(config, seed=seed, prepare=replace(config.prepare, sources=sources))
-        if motion != "sway":
-            _turn_frames(seeded, np.random.default_rng(seed))
-        for kind in get_args(HeadMotion):
-            prepared = replace(seeded, prepare=replace(seeded.prepare, head_motion=kind))
-            store = _store(prepared, work / f"store {motion} {kind}")
-            for scaling in get_args(Scaling):
-                trained = replace(prepared, data=_data(prepared.data, store, scaling))
-                clock.begin(f"seed {seed}: {motion}, {kind}, {scaling}")
-                run_at = work / f"run {motion} {kind} {scaling}"
-                uf1, uar = (None, None) if clock.over() else _final(trained, store, run_at)
-                yield Scored(
-                    motion=motion, scaling=scaling, head_motion=kind, seed=seed, samples=len(store.rows), uf1=uf1,
-                    uar=uar,
-                )  # fmt: skip
+def _measure(frame: Frame, config: Config, options: argparse.Namespace, seed: int) -> None:
+    """Make the seed's clips and score every case of them."""
+    sizes = {name: getattr(options, name) for name in ("subjects", "clips", "image_size")}
+    with tempfile.TemporaryDirectory() as folder:
+        for motion in get_args(Motion):
+            work = Path(folder) / motion
+            generate(work / "raw", seed=seed, difficulty="realistic", **sizes)
+            sources = [replace(source, root=str(work / "raw" / source.adapter)) for source in config.prepare.sources]
+            seeded = replace(config, seed=seed, prepare=replace(config.prepare, sources=tuple(sources)))
+            if motion != "sway":
+                _turn_frames(seeded, np.random.default_rng(seed))
+            for kind in get_args(HeadMotion):
+                prepared = replace(seeded, prepare=replace(seeded.prepare, head_motion=kind))
+                store = _store(prepared, work / f"store {kind}")
+                for scaling in get_args(Scaling):
+                    data = replace(prepared.data, store=str(store.path), scaling=scaling)
+                    case = {"motion": motion, "scaling": scaling, "seed": seed, "samples": len(store.rows), **sizes}
+                    frame.say(f"  {motion}, {kind}, {scaling}")
+                    found: dict[str, Any] = {}
+                    if not frame.clock.over():
+                        uf1, uar = _final(replace(prepared, data=data), store, work / f"run {kind} {scaling}")
+                        found = {"samples": [uf1], "uar": uar}
+                    frame.add(case, kind, **found)
 
 
 def _turn_frames(config: Config, rng: np.random.Generator) -> None:
@@ -125,10 +110,6 @@ def _store(config: Config, path: Path) -> Store:
     return write_store(path, (sample for part in found for sample in part.samples), plan.recipe)
 
 
-def _data(data: DataConfig, store: Store, scaling: Scaling) -> DataConfig:
-    return replace(data, store=str(store.path), scaling=scaling)
-
-
 def _final(config: Config, store: Store, path: Path) -> tuple[float, float]:
     """UF1 and UAR of a sweep."""
     with open_run(path, config, store) as run:
@@ -151,28 +132,10 @@ def run(options: argparse.Namespace, console: Console) -> int:
     Raises:
         InputError: the configuration is wrong.
     """
-    cases = list(product(get_args(Motion), get_args(HeadMotion), get_args(Scaling)))
-    frame = Frame(LAYOUT, options, console, steps=options.seeds * len(cases))
-    config = load_config(options.config)
-    if options.dry_run:
-        frame.say(f"{options.seeds} seeds of {len(cases)} sweeps with {options.config}")
-        return EXIT_DONE
-    sizes = {name: getattr(options, name) for name in ("subjects", "clips", "image_size")}
-    for seed in range(options.seeds):
-        with tempfile.TemporaryDirectory() as work:
-            for scored in measure(config, Path(work), seed=seed, clock=frame.clock, **sizes):
-                frame.keep([_record(scored, sizes)])
-    frame.console.print(_table(frame.records))
-    return frame.exit_code()
-
-
-def _record(scored: Scored, sizes: Mapping[str, int]) -> Record:
-    case = {name: getattr(scored, name) for name in ("motion", "scaling", "seed", "samples")}
-    what: dict[str, Any] = {"status": "skipped", "reason": OVER}
-    if scored.uf1 is not None:
-        what = {"median": scored.uf1, "n": 1, "figures": {"uar": scored.uar}}
-    machine = this_machine(torch.device("cpu"))
-    return Record(case={**case, **sizes}, provider=scored.head_motion, unit="UF1", machine=machine, **what)
+    frame = Frame(LAYOUT, options, console)
+    measure = partial(_measure, frame, load_config(options.config), options)
+    steps = {f"seed {seed}: sweeps with {options.config}": partial(measure, seed) for seed in range(options.seeds)}
+    return frame.run(steps, _table)
 
 
 def _table(records: Sequence[Record]) -> Table:
@@ -182,11 +145,12 @@ def _table(records: Sequence[Record]) -> Table:
     done = [record for record in records if record.status == "ok"]
     for motion, scaling, kind in product(get_args(Motion), get_args(Scaling), get_args(HeadMotion)):
         alike = [record for record in done if (record.case["motion"], record.case["scaling"]) == (motion, scaling)]
-        of = {name: {r.case["seed"]: r for r in alike if r.provider == name} for name in (kind, "none")}
-        uf1 = {seed: record.median or 0.0 for seed, record in of[kind].items()}
-        gains = [value - (of["none"][seed].median or 0.0) for seed, value in uf1.items() if seed in of["none"]]
-        scores = _spread(list(uf1.values())), _spread([record.figures["uar"] for record in of[kind].values()])
-        out.add_row(motion, scaling, kind, str(len(uf1)), *scores, "" if kind == "none" else _spread(gains, "+"))
+        none = {record.case["seed"]: record.median or 0.0 for record in alike if record.provider == "none"}
+        found = [record for record in alike if record.provider == kind]
+        uf1 = {record.case["seed"]: record.median or 0.0 for record in found}
+        gains = [value - none[seed] for seed, value in uf1.items() if seed in none]
+        cells = [_spread([*uf1.values()]), _spread([record.figures["uar"] for record in found])]
+        out.add_row(motion, scaling, kind, str(len(uf1)), *cells, "" if kind == "none" else _spread(gains, "+"))
     return out
 
 

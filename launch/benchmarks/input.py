@@ -16,9 +16,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from dali_pipelines import Batch, EpochSampler, FlowStream, FlowTransform, Resident, fit_transform
+from dali_pipelines import EpochSampler, FlowStream, FlowTransform, Resident, fit_transform
 from dali_pipelines.frame_flow import FrameFlow
 from htnet.config import (
     AugmentConfig,
@@ -41,26 +42,28 @@ from htnet.config import (
 from htnet.cpu import configure_cpu
 from htnet.data.flow.tvl1 import tvl1
 from htnet.data.store.reader import Store
-from htnet.errors import EXIT_DONE, InputError
+from htnet.errors import InputError
 from kernels.benchmarks.plots import write_pictures
-from kernels.benchmarks.race import OVER, Clock, race
-from kernels.benchmarks.record import Layout, Record, Status, figures_of, this_machine
-from launch.benchmarks.frame import Frame, percent
+from kernels.benchmarks.race import OVER, race
+from kernels.benchmarks.record import Layout, Record
+from launch.benchmarks.frame import Columns, Frame, fastest_device, known_names, table_of
 from launch.benchmarks.input_rivals import (
     PlainBatches,
     PlainFrames,
     PlainFramesOurFlow,
     PlainPictures,
+    Rival,
     loader,
     make_frame_store,
     make_store,
 )
 from launch.cluster import usable_cpus
 
-__all__ = ["CASES", "DIFFERENCE", "LAYOUT", "OURS", "PROVIDERS", "Plan", "check_equal", "measure", "run"]
+__all__ = ["CASES", "DIFFERENCE", "LAYOUT", "OURS", "PROVIDERS", "Feed", "Plan", "check_equal", "run"]
 
 LAYOUT: Final = Layout(
     file="input.csv",
+    unit="samples/s",
     case=("case", "samples", "size", "batch", "steps", "dali_threads"),
     figures=(
         *("ours_is_times_as_fast", "start_s", "difference", "difference_is"),
@@ -97,7 +100,7 @@ class Case:
 
     data: DataConfig
     text: str
-    rival: type[PlainBatches] | type[PlainPictures] | type[PlainFrames] = PlainBatches
+    rival: type[Rival] = PlainBatches
     tolerance: float = 1e-5
     """Largest difference of a batch from ours, relative to its largest value, or as ``same_solver`` says."""
     same_solver: bool = True
@@ -105,10 +108,6 @@ class Case:
 
     largest_batch: int | None = None
     """Of a case whose samples take long; None: as asked for."""
-
-    @property
-    def of_frames(self) -> bool:
-        return self.rival is not PlainBatches
 
 
 CASES: Final[dict[str, Case]] = {
@@ -157,8 +156,20 @@ class Plan:
     rounds: int = 10
     train_step: bool = False
 
-    def of(self, case: Case) -> Plan:
-        """Return the same for a case whose samples take a hundred times as long."""
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Plan:
+        """Return what the options ask for; InputError where it cannot be."""
+        plan = cls(**{name: getattr(options, name) for name in cls.__dataclass_fields__})
+        if plan.size < 4:
+            raise InputError(f"--size {plan.size}: must be at least 4")
+        if plan.train_step and plan.size % 28:
+            raise InputError(
+                f"--train-step: the network takes mosaics of a multiple of 28 pixels, got --size {plan.size}"
+            )
+        return plan
+
+    def for_case(self, case: Case) -> Plan:
+        """Return the same, smaller for a case whose samples take a hundred times as long."""
         if case.largest_batch is None:
             return self
         batch, steps = min(self.batch, case.largest_batch), max(1, self.steps // 10)
@@ -167,30 +178,16 @@ class Plan:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Measure the cases; return the exit code: 1 where a rival does not make our batches, for nothing compares then."""
-    names = _chosen(options.cases)
-    plan = _plan(options)
-    frame = Frame(LAYOUT, options, console, steps=len(names))
+    names, plan = known_names("--cases", options.cases, list(CASES)), Plan.of(options)
+    frame = Frame(LAYOUT, options, console, fastest_device())
     configure_cpu(usable_cpus())  # as in a fold
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if options.dry_run:
-        for name in names:
-            frame.say(f"{name}: {CASES[name].text}; {', '.join(PROVIDERS)}")
-        return EXIT_DONE
-    for name in names:
-        frame.clock.begin(f"{name}: {CASES[name].text}")
-        frame.keep(measure(name, plan, device, frame.clock.share()))
-    columns = {
-        "ours": _times,
-        "start s": lambda record: f"{record.figures['start_s']:.2f}",
-        "waiting": lambda record: (
-            percent(100 * share) if (share := record.figures["waiting_share"]) is not None else ""
-        ),
-    }
-    title = f"the {device.type}; flow images of {plan.size} px, pictures of {_SIDE} px"
-    frame.show(frame.records, title, case=("case",), columns=columns)
+    steps = {f"{name}: {CASES[name].text}": partial(_measure, frame, name, plan) for name in names}
+    title = f"the {frame.device.type}; flow images of {plan.size} px, pictures of {_SIDE} px"
+    columns: Columns = {"ours": _times, "start s": "start_s", "waiting": "waiting_share"}
+    code = frame.run(steps, partial(table_of, title=title, case=("case",), columns=columns))
     if frame.path is not None:
         write_pictures(frame.records, frame.path.parent, title="Input of a fold", bars="input.png")
-    return frame.exit_code()
+    return code
 
 
 def _times(record: Record) -> str:
@@ -198,230 +195,157 @@ def _times(record: Record) -> str:
     return "" if record.provider == OURS or times is None else f"{times:.2f}"
 
 
-def _chosen(text: str | None) -> list[str]:
-    """Return the names of cases; InputError names those that are known."""
-    names = list(CASES) if text is None else [name.strip() for name in text.split(",") if name.strip()]
-    if not names or not set(names) <= set(CASES):
-        raise InputError(f"--cases {text}: known are {', '.join(CASES)}")
-    return names
+Batch = tuple[Tensor, Tensor]
+Next = Callable[[], Batch]
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    names = ("samples", "size", "batch", "steps", "rounds", "train_step")
-    plan = Plan(**{name: getattr(options, name) for name in names})
-    if plan.size < 4:
-        raise InputError(f"--size {plan.size}: must be at least 4")
-    if plan.train_step and plan.size % 28:
-        raise InputError(f"--train-step: the network takes mosaics of a multiple of 28 pixels, got --size {plan.size}")
-    return plan
+@dataclass(frozen=True)
+class Feed:
+    """A case with its data: the samples of a fold, and the ways to its batches on the device."""
+
+    case: Case
+    plan: Plan
+    store: Store
+    device: torch.device
+
+    @cached_property
+    def sampler(self) -> EpochSampler:
+        rows = tuple(range(len(self.store.rows)))
+        return EpochSampler(rows=rows, batch_size=self.plan.batch, seed=0, shuffle=True)
+
+    @cached_property
+    def transform(self) -> FlowTransform:
+        stored, size = replace(self.case.data, input="flow", augment=AugmentConfig()), self.plan.size // 4 * 4
+        rows, cpu = self.sampler.rows, torch.device("cpu")
+        resident = Resident(self.store, rows, data=stored, mosaic_size=size, device=cpu, threads=1)
+        return fit_transform(resident, rows, standardise=self.case.data.standardise)
+
+    def ours(self) -> Next:
+        placed: dict[str, Any] = {"device": self.device, "threads": usable_cpus()}
+        sampler, data = self.sampler, self.case.data
+        if self.case.rival is not PlainPictures:
+            size = self.transform.mosaic_size
+            resident = Resident(self.store, sampler.rows, data=data, mosaic_size=size, **placed)
+            stream = FlowStream(resident, sampler, augment=data.augment, transform=self.transform, num_classes=3)
+            return lambda: ((batch := stream.next()).images, batch.labels)
+        flows = FrameFlow(self.store, sampler, augment=data.augment, ahead=2, **placed)
+        labels, steps = torch.tensor([sample.label for sample in self.store.samples], device=self.device), count()
+        return lambda: (
+            torch.stack(flows.next_pair(), dim=1),
+            labels[torch.from_numpy(sampler.batch(next(steps)).copy())],
+        )
+
+    def rival(self) -> Rival:
+        return self.case.rival(self.store, self.sampler, data=self.case.data, transform=self.transform)
+
+    @contextmanager
+    def by(self, provider: str) -> Iterator[Next]:
+        """Give a function that returns the next batch; processes of the provider end with the block."""
+        workers = PROVIDERS[provider]
+        if workers is None:
+            yield self.ours()
+            return
+        made = iter(loader(self.rival(), workers))
+
+        def following() -> Batch:
+            images, labels = next(made)
+            return images.to(self.device), labels.to(self.device)
+
+        yield following  # the workers end with the last reference to the iterator
 
 
-# --- the providers
-
-
-Next = Callable[[], tuple[Tensor, Tensor]]
-Setting = tuple[EpochSampler, FlowTransform]
-
-
-@contextmanager
-def _provided(name: str, case: Case, store: Store, setting: Setting, device: torch.device) -> Iterator[Next]:
-    """Give a function that returns the next batch on the device; its processes end with the block."""
-    sampler, transform = setting
-    workers = PROVIDERS[name]
-    if workers is None:
-        yield _ours(case, store, setting, device)
-        return
-    made = iter(loader(case.rival(store, sampler, data=case.data, transform=transform), workers))
-
-    def following() -> tuple[Tensor, Tensor]:
-        images, labels = next(made)
-        return images.to(device), labels.to(device)
-
-    yield following  # the workers end with the last reference to the iterator
-
-
-def _ours(case: Case, store: Store, setting: Setting, device: torch.device) -> Next:
-    sampler, transform = setting
-    placed: dict[str, Any] = {"device": device, "threads": usable_cpus()}
-    if case.rival is not PlainPictures:
-        resident = Resident(store, sampler.rows, data=case.data, mosaic_size=transform.mosaic_size, **placed)
-        stream = FlowStream(resident, sampler, augment=case.data.augment, transform=transform, num_classes=3)
-        return lambda: _pair(stream.next())
-    flows = FrameFlow(store, sampler, augment=case.data.augment, ahead=2, **placed)
-    labels = torch.tensor([sample.label for sample in store.samples], device=device)
-    steps = iter(range(1 << 40))
-
-    def following() -> tuple[Tensor, Tensor]:
-        return torch.stack(flows.next_pair(), dim=1), labels[torch.from_numpy(sampler.batch(next(steps)).copy())]
-
-    return following
-
-
-def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
-    return batch.images, batch.labels
-
-
-# --- measuring
-
-
-def measure(name: str, plan: Plan, device: torch.device, clock: Clock) -> Iterator[Record]:
+def _measure(frame: Frame, name: str, plan: Plan) -> None:
     """Check and time a case; ours comes first. What is not measured is a record with its reason."""
-    case = CASES[name]
-    plan = plan.of(case)
-    if (reason := OVER if clock.over() else _cannot_run(case)) is not None:
-        yield from (_unmeasured(name, provider, plan, reason, device) for provider in PROVIDERS)
+    case, clock = CASES[name], frame.clock.share()
+    plan = plan.for_case(case)
+    kept = {field: getattr(plan, field) for field in ("samples", "size", "batch", "steps")}
+    add = partial(frame.add, {"case": name, **kept, "dali_threads": usable_cpus()})
+    no_rival = case.rival is PlainFrames and not hasattr(cv2, "optflow")
+    if clock.over() or no_rival:
+        reason = OVER if clock.over() else "this OpenCV has no DualTVL1 (it is in opencv-contrib-python-headless)"
+        for provider in PROVIDERS:
+            add(provider, status="skipped", reason=reason)
         return
-    with _made_store(case, plan) as store:
-        yield from _measure_case(name, store, plan, device, clock)
-
-
-def _cannot_run(case: Case) -> str | None:
-    if case.rival is PlainFrames and not hasattr(cv2, "optflow"):
-        return "this OpenCV has no DualTVL1 (it is in opencv-contrib-python-headless)"
-    return None
-
-
-@contextmanager
-def _made_store(case: Case, plan: Plan) -> Iterator[Store]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "store"
-        if case.of_frames:
-            yield make_frame_store(
-                path, samples=plan.samples, size=plan.size, side=_SIDE, working_size=max(_WORKING_SIZE, plan.size)
-            )
-        else:
-            yield make_store(path, samples=plan.samples, size=plan.size)
-
-
-def _setting(case: Case, store: Store, plan: Plan) -> Setting:
-    rows = tuple(range(len(store.rows)))
-    sampler = EpochSampler(rows=rows, batch_size=plan.batch, seed=0, shuffle=True)
-    placed: dict[str, Any] = {"device": torch.device("cpu"), "threads": 1}
-    stored = replace(case.data, input="flow", augment=AugmentConfig())
-    resident = Resident(store, rows, data=stored, mosaic_size=plan.size // 4 * 4, **placed)
-    return sampler, fit_transform(resident, rows, standardise=case.data.standardise)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Begun:
-    """A provider that runs: how to get its next batch, its first two batches, and the seconds until the first."""
-
-    following: Next
-    first: list[tuple[Tensor, Tensor]]
-    seconds: float
-
-
-def _measure_case(name: str, store: Store, plan: Plan, device: torch.device, clock: Clock) -> Iterator[Record]:
-    case, setting = CASES[name], _setting(CASES[name], store, plan)
     begun: dict[str, _Begun] = {}
-    differences = {OURS: 0.0}
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        feed = Feed(case, plan, _make_store(case, plan, Path(folder) / "store"), frame.device)
         if case.rival in (PlainFrames, PlainFramesOurFlow):
             tvl1(*torch.zeros(2, 1, 16, 16))  # compiled once per machine, which is no provider's start
         for provider in PROVIDERS:
             if clock.over():
-                yield from (_unmeasured(name, provider, plan, OVER, device) for provider in PROVIDERS)
-                return
+                break
             clock.say(f"  {provider}: start and first batches")
-            begun[provider] = _begin(stack, _provided(provider, case, store, setting, device), device)
-            if provider != OURS:
-                try:
-                    differences[provider] = check_equal(name, provider, begun[provider].first, begun[OURS].first)
-                except RuntimeError as error:
-                    yield _unmeasured(name, provider, plan, str(error), device, status="refused")
-                    return
-        shortest = _SHORTEST[case.largest_batch is not None]
-        ways = {who: partial(_rate, one.following, plan.steps, shortest, device) for who, one in begun.items()}
-        rates = race(ways, rounds=plan.rounds, clock=clock)
-    wanted = plan.train_step and case.rival is not PlainPictures  # what has no flow yet trains nothing
-    waiting = _waiting_shares(case, store, plan, device) if wanted and not clock.over() else ()
-    ours = statistics.median(rates[OURS]) if rates[OURS] else None
-    for provider, found in rates.items():
-        figures = {"start_s": begun[provider].seconds, "difference": differences[provider]}
-        figures |= _waiting_figures(waiting if provider == OURS else ())
-        yield _result(name, provider, plan, device, found, ours, figures)
+            begun[provider] = _Begun(stack, feed, provider)
+            try:
+                begun[provider].difference = check_equal(name, provider, begun[provider].first, begun[OURS].first)
+            except RuntimeError as error:
+                add(provider, status="refused", reason=str(error))
+                return
+        ways = {provider: partial(_rate, one.following, feed) for provider, one in begun.items()}
+        rates = race(ways, rounds=plan.rounds, clock=clock) if len(begun) == len(PROVIDERS) else {}
+        wanted = plan.train_step and case.rival is not PlainPictures  # what has no flow yet trains nothing
+        waiting = _waiting_shares(feed) if wanted and not clock.over() else []
+    for provider in PROVIDERS:
+        samples, figures = rates.get(provider, []), {}
+        if samples:
+            one, times = begun[provider], statistics.median(rates[OURS]) / statistics.median(samples)
+            figures = {"ours_is_times_as_fast": times, "start_s": one.seconds, "difference": one.difference}
+            figures["difference_is"] = "largest" if case.same_solver else "root mean square"
+            if provider == OURS and waiting:
+                middle, most = statistics.median(waiting), max(waiting)
+                figures |= {"waiting_n": len(waiting), "waiting_share": middle, "waiting_most": most}
+        add(provider, samples, **figures)
 
 
-def _begin(stack: ExitStack, provided: AbstractContextManager[Next], device: torch.device) -> _Begun:
-    time.sleep(_SETTLE)
-    start = time.perf_counter()
-    following = stack.enter_context(provided)
-    first = [following()]
-    _wait(device)
-    seconds = time.perf_counter() - start
-    return _Begun(following=following, first=[*first, following()], seconds=seconds)
+def _make_store(case: Case, plan: Plan, path: Path) -> Store:
+    if case.rival is PlainBatches:
+        return make_store(path, samples=plan.samples, size=plan.size)
+    working = max(_WORKING_SIZE, plan.size)
+    return make_frame_store(path, samples=plan.samples, size=plan.size, side=_SIDE, working_size=working)
 
 
-def _waiting_figures(shares: Sequence[float]) -> dict[str, Any]:
-    middle, most = (statistics.median(shares), max(shares)) if shares else (None, None)
-    return {"waiting_n": len(shares) or None, "waiting_share": middle, "waiting_most": most}
+class _Begun:
+    """A provider that runs: its next batch, its first two, the seconds until the first, its difference from ours."""
+
+    def __init__(self, stack: ExitStack, feed: Feed, provider: str) -> None:
+        time.sleep(_SETTLE)
+        start = time.perf_counter()
+        self.following = stack.enter_context(feed.by(provider))
+        first = self.following()
+        _wait(feed.device)
+        self.seconds = time.perf_counter() - start
+        self.first = [first, self.following()]
+        self.difference = 0.0
 
 
-def _result(
-    name: str,
-    provider: str,
-    plan: Plan,
-    device: torch.device,
-    rates: Sequence[float],
-    ours: float | None,
-    figures: dict[str, Any],
-) -> Record:
-    """Return a provider's record; ``ours`` is the median of our rates."""
-    if not rates:
-        return _unmeasured(name, provider, plan, OVER, device)
-    measured = figures_of(rates)
-    figures["ours_is_times_as_fast"] = ours / measured["median"] if ours else None
-    figures["difference_is"] = "largest" if CASES[name].same_solver else "root mean square"
-    return _record(name, provider, plan, device, figures=figures, **measured)
-
-
-def _record(name: str, provider: str, plan: Plan, device: torch.device, **measured: Any) -> Record:
-    kept = {field: getattr(plan, field) for field in ("samples", "size", "batch", "steps")}
-    case = {"case": name, **kept, "dali_threads": usable_cpus()}
-    return Record(case=case, provider=provider, unit="samples/s", machine=this_machine(device), **measured)
-
-
-def _unmeasured(
-    name: str, provider: str, plan: Plan, reason: str, device: torch.device, *, status: Status = "skipped"
-) -> Record:
-    return _record(name, provider, plan, device, status=status, reason=reason)
-
-
-def check_equal(
-    case: str, name: str, found: Sequence[tuple[Tensor, Tensor]], expected: Sequence[tuple[Tensor, Tensor]]
-) -> float:
+def check_equal(case: str, name: str, found: Sequence[Batch], expected: Sequence[Batch]) -> float:
     """Return the largest difference of images, relative to the largest value; RuntimeError above the tolerance."""
     worst = 0.0
     for (images, labels), (our_images, our_labels) in zip(found, expected, strict=True):
         if images.shape != our_images.shape or not torch.equal(labels, our_labels):
             raise RuntimeError(f"{case}, {name}: {DIFFERENCE} in shape or labels")
-        size = _largest if CASES[case].same_solver else _root_mean_square
-        difference = (size(images - our_images) / size(our_images)).item()
+        difference = (_size(images - our_images, case) / _size(our_images, case)).item()
         if not difference <= CASES[case].tolerance:  # NaN is no small difference
             raise RuntimeError(f"{case}, {name}: {DIFFERENCE} by {difference:.2e} of ours")
         worst = max(worst, difference)
     return worst
 
 
-def _largest(values: Tensor) -> Tensor:
-    return values.abs().max()
+def _size(values: Tensor, case: str) -> Tensor:
+    return values.abs().max() if CASES[case].same_solver else values.square().mean().sqrt()
 
 
-def _root_mean_square(values: Tensor) -> Tensor:
-    return values.square().mean().sqrt()
-
-
-def _rate(way: Next, steps: int, shortest: float, device: torch.device) -> float:
-    """Return samples per second over ``steps`` batches, ``shortest`` seconds or more, less what was made ahead."""
+def _rate(way: Next, feed: Feed) -> float:
+    """Return samples per second over the plan's steps, or ``_SHORTEST`` seconds, less what was made ahead."""
     time.sleep(_SETTLE)
     for _ in range(_AHEAD):
         way()
-    _wait(device)
-    start, made, count = time.perf_counter(), 0, 0
-    while made < steps or time.perf_counter() - start < shortest:
-        count, made = count + len(way()[1]), made + 1
-    _wait(device)
-    return count / (time.perf_counter() - start)
+    _wait(feed.device)
+    start, made, samples = time.perf_counter(), 0, 0
+    while made < feed.plan.steps or time.perf_counter() - start < _SHORTEST[feed.case.largest_batch is not None]:
+        samples, made = samples + len(way()[1]), made + 1
+    _wait(feed.device)
+    return samples / (time.perf_counter() - start)
 
 
 def _wait(device: torch.device) -> None:
@@ -429,26 +353,24 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _waiting_shares(case: Case, store: Store, plan: Plan, device: torch.device) -> tuple[float, ...]:
+def _waiting_shares(feed: Feed) -> list[float]:
     """Return shares of next() in next() and a training step at the paper's size, after an epoch."""
     from htnet.config import EngineConfig, HTNetConfig, TrainConfig
     from htnet.model import HTNet
     from htnet.training.engine import create_engine
 
     torch.manual_seed(0)
-    train = TrainConfig(optimizer="adam", learning_rate=5e-5, batch_size=plan.batch)
-    threads = EngineConfig(name="torch", threads=torch.get_num_threads())
-    engine = create_engine(HTNet(HTNetConfig(image_size=plan.size)), train, threads, device=device)
-    setting = _setting(case, store, plan)
-    shares = []
-    with _provided(OURS, case, store, setting, device) as way:
-        for step in range(setting[0].steps_per_epoch + plan.rounds):
+    train = TrainConfig(optimizer="adam", learning_rate=5e-5, batch_size=feed.plan.batch)
+    settings = EngineConfig(name="torch", threads=torch.get_num_threads())
+    engine = create_engine(HTNet(HTNetConfig(image_size=feed.plan.size)), train, settings, device=feed.device)
+    shares, epoch = [], feed.sampler.steps_per_epoch
+    with feed.by(OURS) as way:
+        for _ in range(epoch + feed.plan.rounds):
             start = time.perf_counter()
             batch = way()
-            _wait(device)
+            _wait(feed.device)
             ready = time.perf_counter()
             engine.train_step(*batch, 5e-5).item()
-            if step >= setting[0].steps_per_epoch:
-                shares.append((ready - start) / (time.perf_counter() - start))
+            shares.append((ready - start) / (time.perf_counter() - start))
     engine.close()
-    return tuple(shares)
+    return shares[epoch:]

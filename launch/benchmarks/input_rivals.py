@@ -25,7 +25,7 @@ from dali_pipelines.stream import changes_pixels
 from htnet.config import DataConfig
 from htnet.data.flow.image import flow_image_tensor, flow_tensor
 from htnet.data.regions import region_starts, scale_minmax
-from htnet.data.samples import Landmarks, Sample, SampleId
+from htnet.data.samples import Sample, SampleId
 from htnet.data.store.reader import Store
 from htnet.data.store.writer import PreparedSample, write_store
 from htnet.data.synth.pairs import synth_pairs
@@ -35,6 +35,7 @@ __all__ = [
     "PlainFrames",
     "PlainFramesOurFlow",
     "PlainPictures",
+    "Rival",
     "loader",
     "make_frame_store",
     "make_store",
@@ -42,7 +43,7 @@ __all__ = [
 
 
 def make_store(path: Path, *, samples: int, size: int) -> Store:
-    """A store of smooth random flow images, (size, size, 3), of as many people as the composite has, or fewer."""
+    """Make a store of smooth random flow images, (size, size, 3), of as many people as the composite has, or fewer."""
     rng = np.random.default_rng(0)
 
     def items() -> Iterator[PreparedSample]:
@@ -50,95 +51,83 @@ def make_store(path: Path, *, samples: int, size: int) -> Store:
             noise = rng.normal(size=(size, size, 3)).astype(np.float32)
             image = (10 * cv2.GaussianBlur(noise, (0, 0), size / 14)).astype(np.float16)
             points = (rng.uniform(0.2, 0.8, size=(5, 2)) * size).astype(np.float32).tolist()
-            yield PreparedSample(sample=_sample(number, size, tuple((x, y) for x, y in points)), flow_image=image)
+            yield PreparedSample(sample=_sample(number, size, points), flow_image=image)
 
     return write_store(path, items(), {"sources": "random"})
 
 
 def make_frame_store(path: Path, *, samples: int, size: int, side: int, working_size: int) -> Store:
-    """A store of drawn faces: onset and apex as JPEGs of ``side`` pixels, for flow images of ``size``."""
-    face: Landmarks = tuple(
-        (x * size, y * size) for x, y in ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.35, 0.7), (0.65, 0.7))
-    )
-    onsets, apexes, _ = synth_pairs(samples, side)
+    """Make a store of drawn faces: onset and apex as JPEGs of ``side`` pixels, for flow images of ``size``."""
+    face = [[x * size, y * size] for x, y in ((0.3, 0.3), (0.7, 0.3), (0.5, 0.5), (0.35, 0.7), (0.65, 0.7))]
     blank = np.zeros((size, size, 3), np.float16)
-    items = (
-        PreparedSample(
-            sample=_sample(number, size, face),
-            flow_image=blank,
-            frames=tuple((f"{part}.jpg", _jpeg(picture)) for part, picture in (("onset", onset), ("apex", apex))),
-        )
-        for number, (onset, apex) in enumerate(zip(onsets, apexes, strict=True))
-    )
-    recipe = {
-        "sources": "synthetic",
-        "flow": {"method": "none", "size": size, "working_size": working_size, "strain": "central"},
-    }
-    return write_store(path, items, recipe)
+    onsets, apexes, _ = synth_pairs(samples, side)
+
+    def items() -> Iterator[PreparedSample]:
+        for number, pair in enumerate(zip(onsets, apexes, strict=True)):
+            coded = (bytes(cv2.imencode(".jpg", part, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()) for part in pair)
+            frames = tuple(zip(("onset.jpg", "apex.jpg"), coded, strict=True))
+            yield PreparedSample(sample=_sample(number, size, face), flow_image=blank, frames=frames)
+
+    flow = {"method": "none", "size": size, "working_size": working_size, "strain": "central"}
+    return write_store(path, items(), {"sources": "synthetic", "flow": flow})
 
 
-def _sample(number: int, size: int, points: Landmarks) -> Sample:
+def _sample(number: int, size: int, points: list[list[float]]) -> Sample:
     identity = SampleId(dataset="random", subject=f"sub{number % 68:02d}", clip=f"clip{number:04d}")
-    return Sample(id=identity, label=number % 3, landmarks=points, flow_size=size)
+    return Sample(id=identity, label=number % 3, landmarks=tuple((x, y) for x, y in points), flow_size=size)
 
 
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
-    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    assert done  # encoding to memory has no input that could be wrong
-    return bytes(data.tobytes())
-
-
-class PlainBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Batches by step, made by numpy and OpenCV: images (B, 3, S, S) float32 and labels (B,) int64.
-
-    It keeps what :class:`FlowStream` keeps: finished mosaics, decoded flow images, or nothing.
-    """
+class Rival(Dataset[tuple[Tensor, Tensor]]):
+    """Batches by step, images float32 and labels (B,) int64, a whole one at a time."""
 
     def __init__(self, store: Store, sampler: EpochSampler, *, data: DataConfig, transform: FlowTransform) -> None:
-        self._store, self._sampler, self._data = store, sampler, data
-        self._mean = np.asarray(transform.mean, np.float32)
-        self._scale = np.float32(1.0) / np.asarray(transform.std, np.float32)
-        self._minmax = transform.minmax
+        self._store, self._sampler, self._data, self._transform = store, sampler, data, transform
         self._labels = torch.tensor([sample.label for sample in store.samples])
-        self._places = Places.of(store.samples)
-        self._decoded: dict[int, NDArray[np.float16]] = {}
-        self._finished: Tensor | None = None
-        rows = range(len(store.rows))
-        if data.cache_mb and changes_pixels(data.augment):
-            self._decoded = {row: store.read_flow(row) for row in rows}
-        elif data.cache_mb:
-            self._finished = torch.from_numpy(np.stack([self._mosaic(row, None) for row in rows]))
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         rows = self._sampler.batch(step)
-        labels = self._labels[torch.from_numpy(rows.copy())]
+        return self.images(step, rows.tolist()), self._labels[torch.from_numpy(rows.copy())]
+
+    def images(self, step: int, rows: list[int]) -> Tensor:
+        """Return the images of a step, which has these rows."""
+        raise NotImplementedError
+
+
+class PlainBatches(Rival):
+    """Mosaics (B, 3, S, S) by numpy and OpenCV; keeps what :class:`FlowStream` does: them, flow images, or nothing."""
+
+    def __init__(self, store: Store, sampler: EpochSampler, *, data: DataConfig, transform: FlowTransform) -> None:
+        super().__init__(store, sampler, data=data, transform=transform)
+        self._mean = np.asarray(transform.mean, np.float32)
+        self._scale = np.float32(1.0) / np.asarray(transform.std, np.float32)
+        self._places = Places.of(store.samples)
+        self.decoded: dict[int, NDArray[np.float16]] = {}
+        """Flow images by row."""
+        self._finished: Tensor | None = None
+        rows = range(len(store.rows))
+        if data.cache_mb and changes_pixels(data.augment):
+            self.decoded = {row: store.read_flow(row) for row in rows}
+        elif data.cache_mb:
+            self._finished = torch.from_numpy(np.stack([self._mosaic(row, None) for row in rows]))
+
+    def images(self, step: int, rows: list[int]) -> Tensor:
         if self._finished is not None:
-            return self._finished[torch.from_numpy(rows.copy())], labels
-        if not changes_pixels(self._data.augment):
-            return torch.from_numpy(np.stack([self._mosaic(row, None) for row in rows.tolist()])), labels
-        changes = self._changes(step, rows)
-        images = [self._mosaic(row, changes, index) for index, row in enumerate(rows.tolist())]
-        return torch.from_numpy(np.stack(images)), labels
-
-    def of_images(self, step: int, images: dict[int, NDArray[np.float16]]) -> Tensor:
-        """The mosaics of a step's flow images, by row, that lie nowhere."""
-        self._decoded = images
-        return self[step][0]
-
-    def _changes(self, step: int, rows: NDArray[np.int64]) -> Changes:
-        draws = draw(self._sampler.seed, step, self._sampler.size_of(step))
-        return plan_changes(self._data.augment, draws, places=self._places.chosen(rows), rule=self._data.crop)
+            return self._finished[rows]
+        changes = None
+        if changes_pixels(self._data.augment):
+            draws, places = draw(self._sampler.seed, step, len(rows)), self._places.chosen(np.asarray(rows))
+            changes = plan_changes(self._data.augment, draws, places=places, rule=self._data.crop)
+        return torch.from_numpy(np.stack([self._mosaic(row, changes, index) for index, row in enumerate(rows)]))
 
     def _mosaic(self, row: int, changes: Changes | None, index: int = 0) -> NDArray[np.float32]:
-        """(3, S, S) float32; ``index`` is the sample's in the changes."""
-        stored = self._decoded[row] if self._decoded else self._store.read_flow(row)
-        image = stored.astype(np.float32)
+        """Return a mosaic, (3, S, S) float32; ``index`` is the place of the sample in the changes."""
+        image = (self.decoded[row] if self.decoded else self._store.read_flow(row)).astype(np.float32)
         if changes is None:
             sample = self._store.samples[row]
             starts = region_starts(sample.landmarks, sample.flow_size, self._data.crop)
         else:
             image, starts = changed_image(image, changes, index), changes.starts[index]
-        if self._minmax:
+        if self._transform.minmax:
             image = scale_minmax(image)
         side = image.shape[0] // 4 * 2
         parts = [image[top : top + side, left : left + side] for top, left in starts.tolist()]
@@ -146,30 +135,22 @@ class PlainBatches(Dataset[tuple[Tensor, Tensor]]):
         return np.ascontiguousarray(((whole - self._mean) * self._scale).transpose(2, 0, 1))
 
 
-class PlainPictures(Dataset[tuple[Tensor, Tensor]]):
-    """Onsets and apexes by step, (B, 2, S, S) float32 grey after their changes of light, and labels (B,) int64."""
+class PlainPictures(Rival):
+    """Onsets and apexes, (B, 2, S, S) grey after their changes of light."""
 
     def __init__(self, store: Store, sampler: EpochSampler, *, data: DataConfig, transform: FlowTransform) -> None:
-        self._store, self._sampler, self._light = store, sampler, data.augment.photometric
+        super().__init__(store, sampler, data=data, transform=transform)
         self._side = int(store.recipe["flow"]["working_size"])
-        self._labels = torch.tensor([sample.label for sample in store.samples])
         self._decoded: dict[tuple[int, str], NDArray[np.uint8]] = {}
         if data.cache_mb:
-            self._decoded = {
-                (row, part): self._decode(row, part) for row in range(len(store.rows)) for part in ("onset", "apex")
-            }
+            pictures = itertools.product(range(len(store.rows)), ("onset", "apex"))
+            self._decoded = {picture: self._decode(*picture) for picture in pictures}
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        rows = self._sampler.batch(step)
-        drawn = draw_strengths(self._light, self._sampler, step)
-        pairs = [
-            [
-                self._picture(row, part, drawn["contrast"][index], drawn["brightness"][index])
-                for part in ("onset", "apex")
-            ]
-            for index, row in enumerate(rows.tolist())
-        ]
-        return torch.from_numpy(np.asarray(pairs)), self._labels[torch.from_numpy(rows.copy())]
+    def images(self, step: int, rows: list[int]) -> Tensor:
+        drawn = draw_strengths(self._data.augment.photometric, self._sampler, step)
+        lights = list(zip(rows, drawn["contrast"], drawn["brightness"], strict=True))
+        pairs = [[self._picture(row, part, *light) for part in ("onset", "apex")] for row, *light in lights]
+        return torch.from_numpy(np.asarray(pairs))
 
     def _picture(self, row: int, part: str, contrast: np.float32, brightness: np.float32) -> NDArray[np.float32]:
         grey = self._decoded[row, part] if self._decoded else self._decode(row, part)
@@ -186,21 +167,22 @@ class PlainPictures(Dataset[tuple[Tensor, Tensor]]):
         return np.asarray(grey, np.uint8)
 
 
-class PlainFrames(Dataset[tuple[Tensor, Tensor]]):
-    """Mosaics by step from pictures that OpenCV decodes, with flow by OpenCV's TV-L1, a pair at a time."""
+class PlainFrames(Rival):
+    """Mosaics from pictures that OpenCV decodes, with flow by OpenCV's TV-L1, a pair at a time."""
 
     def __init__(self, store: Store, sampler: EpochSampler, *, data: DataConfig, transform: FlowTransform) -> None:
+        super().__init__(store, sampler, data=data, transform=transform)
         self._pictures = PlainPictures(store, sampler, data=data, transform=transform)
         self._batches = PlainBatches(store, sampler, data=data, transform=transform)
-        self._sampler, self._size = sampler, store.samples[0].flow_size
+        self._size = store.samples[0].flow_size
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        pictures, labels = self._pictures[step]
-        images = self._flow_images(*pictures.unbind(1)).half().numpy()
-        return self._batches.of_images(step, dict(zip(self._sampler.batch(step).tolist(), images, strict=True))), labels
+    def images(self, step: int, rows: list[int]) -> Tensor:
+        flow_images = self._flow_images(*self._pictures.images(step, rows).unbind(1)).half().numpy()
+        self._batches.decoded = dict(zip(rows, flow_images, strict=True))
+        return self._batches.images(step, rows)
 
     def _flow_images(self, onsets: Tensor, apexes: Tensor) -> Tensor:
-        """(B, F, F, 3) of (B, S, S) grey pictures."""
+        """Return flow images (B, F, F, 3) of grey pictures (B, S, S)."""
         solver = cv2.optflow.DualTVL1OpticalFlow_create()  # type: ignore[attr-defined] # not in OpenCV's type stubs
         pairs = zip(*(part.round().byte().numpy() for part in (onsets, apexes)), strict=True)
         fields = np.stack([solver.calc(first, second, None) for first, second in pairs])
@@ -215,7 +197,7 @@ class PlainFramesOurFlow(PlainFrames):
 
 
 def changed_image(image: NDArray[np.float32], changes: Changes, index: int) -> NDArray[np.float32]:
-    """An (F, F, 3) flow image turned, mirrored and magnified by OpenCV and numpy."""
+    """Turn, mirror and magnify an (F, F, 3) flow image by OpenCV and numpy."""
     centre = (image.shape[0] - 1) / 2
     turn = cv2.getRotationMatrix2D((centre, centre), float(changes.angle[index]), 1.0)
     out = cv2.warpAffine(image, turn, image.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -224,18 +206,12 @@ def changed_image(image: NDArray[np.float32], changes: Changes, index: int) -> N
     return np.asarray(out @ changes.matrix[index].T, np.float32)
 
 
-def loader(batches: Dataset[Any], workers: int) -> DataLoader[Any]:
-    """The batches of one step after the other, by so many worker processes or (0) in this one."""
+def loader(batches: Rival, workers: int) -> DataLoader[Any]:
+    """Return the batches of one step after the other, by so many worker processes or (0) in this one."""
+    # a fork would copy DALI's threads half
+    several: dict[str, Any] = {"multiprocessing_context": "spawn", "worker_init_fn": _begin_worker} if workers else {}
     steps: Iterable[int] = itertools.count()
-    context = "spawn" if workers else None  # a fork would copy DALI's threads half
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=steps,
-        num_workers=workers,
-        multiprocessing_context=context,
-        worker_init_fn=_begin_worker if workers else None,
-    )
+    return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, **several)
 
 
 def _begin_worker(_: int) -> None:

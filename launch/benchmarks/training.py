@@ -9,25 +9,27 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from typing import Any, Final
 
 import torch
 from rich.console import Console
 
 from htnet.config import EngineConfig, HTNetConfig, TrainConfig
-from htnet.errors import EXIT_DONE
 from htnet.model import HTNet
-from htnet.training.engine import create_engine
+from htnet.training.engine import Engine, create_engine
 from kernels.benchmarks.race import OVER, race
-from kernels.benchmarks.record import Layout, Record, figures_of, this_machine
+from kernels.benchmarks.record import Layout
 from kernels.machine import emulates_bf16
-from launch.benchmarks.frame import Frame, digits, percent
+from launch.benchmarks.frame import Frame, fastest_device, table_of
 
 __all__ = ["LAYOUT", "run"]
 
 LAYOUT: Final = Layout(
     file="training_epochs.csv",
+    unit="ms",
     case=("network", "attention", "precision", "tiny"),
     figures=("peak_gib", "launches", "busy_percent"),
 )
@@ -36,27 +38,17 @@ Case = dict[str, Any]
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Measure, case after case; return the exit code."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainings = list(_trainings(device, tiny=options.tiny))
-    frame = Frame(LAYOUT, options, console, steps=len(trainings))
-    if options.dry_run:
-        for case, engine in trainings:
-            frame.say(f"{_name(case)}, {engine} engine")
-        return EXIT_DONE
-    machine = this_machine(device)
-    rounds = options.rounds or (20 if device.type == "cuda" else 3)
-    for case, engine in trainings:
-        frame.clock.begin(f"{_name(case)}, {engine} engine")
-        measured = _measure(case, engine, device, rounds, frame)
-        frame.keep([Record(case=case, provider=engine, unit="ms", machine=machine, **measured)])
-    columns = {
-        "peak GiB": lambda record: digits(record.figures.get("peak_gib")),
-        "launches": lambda record: digits(record.figures.get("launches")),
-        "busy": lambda record: percent(record.figures.get("busy_percent")),
+    frame = Frame(LAYOUT, options, console, fastest_device())
+    rounds = options.rounds or (20 if frame.device.type == "cuda" else 3)
+    steps = {
+        f"{case['network']}, {case['precision']}, attention {case['attention']}, {engine} engine": partial(
+            _add, frame, case, engine, rounds
+        )
+        for case, engine in _trainings(frame.device, tiny=options.tiny)
     }
-    title = f"epochs of {7 if options.tiny else 436} samples on the {device.type}"
-    frame.show(frame.records, title, case=("network", "attention", "precision"), columns=columns)
-    return frame.exit_code()
+    title = f"epochs of {7 if options.tiny else 436} samples on the {frame.device.type}"
+    columns = {"peak GiB": "peak_gib", "launches": "launches", "busy": "busy_percent"}
+    return frame.run(steps, partial(table_of, title=title, case=("network", "attention", "precision"), columns=columns))
 
 
 def _trainings(device: torch.device, *, tiny: bool) -> Iterator[tuple[Case, str]]:
@@ -69,42 +61,35 @@ def _trainings(device: torch.device, *, tiny: bool) -> Iterator[tuple[Case, str]
                 yield from ((case, engine) for engine in (("torch", "deepspeed") if network == "paper" else ("torch",)))
 
 
-def _name(case: Case) -> str:
-    return f"{case['network']}, {case['precision']}, attention {case['attention']}"
+def _add(frame: Frame, case: Case, name: str, rounds: int) -> None:
+    frame.add(case, name, **_measure(frame, case, name, rounds))
 
 
-def _measure(case: Case, name: str, device: torch.device, rounds: int, frame: Frame) -> dict[str, Any]:
-    """Return status and wall clock of whole epochs, after one that is not counted; a failure is a result, too."""
+def _measure(frame: Frame, case: Case, name: str, rounds: int) -> dict[str, Any]:
+    """Return the wall clock of whole epochs, after one that is not counted, and figures, or why there are none."""
     if frame.clock.over():
         return {"status": "skipped", "reason": OVER}
-    if device.type == "cpu" and case["precision"] == "bf16" and emulates_bf16():
+    if frame.device.type == "cpu" and case["precision"] == "bf16" and emulates_bf16():
         return {"status": "skipped", "reason": "this processor emulates bf16"}
-    engine = None
     try:
-        engine, batches = _engine_and_batches(case, name, device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        engine, batches = _engine_and_batches(case, name, frame.device)
+        with closing(engine):
 
-        def epoch() -> float:
-            begin = time.perf_counter()
-            losses = [engine.train_step(*batch, 5e-5) for batch in batches]
-            if not torch.stack(losses).isfinite().all():  # waits for the device
-                raise ValueError("the loss is not finite")
-            return 1e3 * (time.perf_counter() - begin)
+            def epoch() -> float:
+                begin = time.perf_counter()
+                losses = [engine.train_step(*batch, 5e-5) for batch in batches]
+                if not torch.stack(losses).isfinite().all():  # waits for the device
+                    raise ValueError("the loss is not finite")
+                return 1e3 * (time.perf_counter() - begin)
 
-        frame.say(f"  an epoch before the count: {epoch() / 1e3:.2f} s")
-        samples = race({name: epoch}, rounds=rounds, clock=frame.clock)[name]
-        if not samples:
-            return {"status": "skipped", "reason": OVER}
-        figures = {} if device.type == "cpu" else _device_figures(epoch, statistics.median(samples))
-        return {**figures_of(samples), "figures": figures}
-    except Exception as error:  # an engine that is not installed, memory, a driver: the other rows go on
-        if isinstance(error, ModuleNotFoundError):
-            return {"status": "skipped", "reason": f"{error.name} is not installed"}
+            frame.say(f"  an epoch before the count: {epoch() / 1e3:.2f} s")
+            samples = race({name: epoch}, rounds=rounds, clock=frame.clock)[name]
+            on_gpu = frame.device.type == "cuda" and samples
+            return {"samples": samples, **(_device_figures(epoch, statistics.median(samples)) if on_gpu else {})}
+    except ModuleNotFoundError as error:
+        return {"status": "skipped", "reason": f"{error.name} is not installed"}
+    except Exception as error:  # memory, a driver: the other rows go on
         return {"status": "failed", "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-    finally:
-        if engine is not None:
-            engine.close()
 
 
 def _device_figures(epoch: Callable[[], float], milliseconds: float) -> dict[str, float]:
@@ -112,27 +97,23 @@ def _device_figures(epoch: Callable[[], float], milliseconds: float) -> dict[str
     peak = torch.cuda.max_memory_allocated() / 2**30
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         epoch()
-    spans = [
-        event.time_range.elapsed_us()
-        for event in profiler.events()
-        if event.device_type.name == "CUDA" and not event.is_user_annotation
-    ]
-    busy = 100 * sum(spans) / 1e3 / milliseconds
-    return {"peak_gib": peak, "launches": len(spans), "busy_percent": busy}
+    events = [event for event in profiler.events() if event.device_type.name == "CUDA" and not event.is_user_annotation]
+    busy = sum(event.time_range.elapsed_us() for event in events) / 1e3
+    return {"peak_gib": peak, "launches": len(events), "busy_percent": 100 * busy / milliseconds}
 
 
-def _engine_and_batches(case: Mapping[str, Any], name: str, device: torch.device) -> tuple[Any, list[Any]]:
+def _engine_and_batches(
+    case: Case, name: str, device: torch.device
+) -> tuple[Engine, list[tuple[torch.Tensor, torch.Tensor]]]:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     size: dict[str, Any] = {"image_size": 112} if case["network"] == "fine" else {}
     small: dict[str, Any] = {"dim": 8, "heads": 1, "depths": (1, 1, 1)} if case["tiny"] else {}
     config = HTNetConfig(**size, **small, attention_backend=case["attention"])
     torch.manual_seed(0)
     train = TrainConfig(optimizer="adam", learning_rate=5e-5, batch_size=256)
-    engine: Any = EngineConfig(name=name, precision=case["precision"])  # type: ignore[arg-type] # of _trainings
-    batches = [
-        (
-            torch.randn(samples, 3, config.image_size, config.image_size, device=device),
-            torch.randint(0, 3, (samples,), device=device),
-        )
-        for samples in ((4, 3) if case["tiny"] else (256, 180))
-    ]
-    return create_engine(HTNet(config), train, engine, device=device), batches
+    settings: Any = {"name": name, "precision": case["precision"]}
+    engine = create_engine(HTNet(config), train, EngineConfig(**settings), device=device)
+    shape, sizes = (3, config.image_size, config.image_size), (4, 3) if case["tiny"] else (256, 180)
+    images = [torch.randn(n, *shape, device=device) for n in sizes]
+    return engine, [(batch, torch.randint(0, 3, (len(batch),), device=device)) for batch in images]

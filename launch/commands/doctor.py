@@ -1,4 +1,4 @@
-"""``htnet doctor``: what this machine has, and whether each part works here."""
+"""Command ``htnet doctor``: facts of this machine, and a check of every part on it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def doctor(console: Console) -> int:
     ):
         try:
             result = Text(check())
-        except Exception as error:  # each part may be broken in its own way; that is what is asked
-            # a text as it is: [/dev/shm] in it is no markup
+        except Exception as error:  # each part may be broken in its own way, and the command is there to tell
+            # plain text: [/dev/shm] in it is no markup
             result, good = Text(f"fails: {type(error).__name__}: {error}", style="red"), False
         checks.add_row(name, result)
     console.print(checks)
@@ -44,7 +44,7 @@ def doctor(console: Console) -> int:
 
 
 def machine_facts() -> dict[str, str]:
-    """Processor, its bf16 support, Python and package versions."""
+    """Return processor, its bf16 support, Python and package versions."""
     return {
         "processor": f"{cpu_name()}, {os.cpu_count()} CPUs, {usable_cpus()} of them usable here",
         "bf16 on the CPU": "emulated: engine.precision=fp32 is faster" if emulates_bf16() else "by the processor",

@@ -1,6 +1,6 @@
-"""``htnet inspect``: what a store holds and what training makes of it, as pictures for the eye.
+"""Command ``htnet inspect``: pictures of a store's content, and of the training input made from it.
 
-A row per sample: onset and apex where the store keeps them, flow as a colour wheel (hue is the direction, colour the
+A row per sample: onset and apex if the store keeps them, flow as a colour wheel (hue is the direction, colour the
 speed, white is no motion), strain, the four regions, and the mosaic before and after a seeded augmentation by the very
 stream that folds train from.
 """
@@ -42,9 +42,9 @@ MODERATE: Final = AugmentConfig(
     jitter=JitterConfig(shift=0.03, scale=0.1),
     magnify=MagnifyConfig(low=0.7, high=1.5),
 )
-"""What the last column shows where u and v are pixels."""
+"""Augmentation of the last column, for samples whose u and v are pixels."""
 STRETCHED: Final = AugmentConfig(flip=MODERATE.flip, jitter=MODERATE.jitter)
-"""The same for published pictures, whose channels were stretched one by one: no angle, no factor."""
+"""Augmentation for published pictures, whose channels were stretched one by one: no angle, no factor."""
 _REGION_COLOURS: Final = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd")
 _FRAMES: Final = ("onset", "apex")
 
@@ -64,7 +64,7 @@ class _View:
 
 
 def inspect_store(path: Path, out: Path, console: Console, *, samples: int, seed: int) -> int:
-    """Write ``samples_<k>.png`` sheets of up to 8 rows into ``out``; returns the exit code.
+    """Write ``samples_<k>.png`` sheets of up to 8 rows into ``out``; return the exit code.
 
     Raises:
         InputError: a bad store, ``samples`` below 1, a negative seed, an ``out`` that is a file or holds files.
@@ -81,7 +81,7 @@ def inspect_store(path: Path, out: Path, console: Console, *, samples: int, seed
         console.print(f"the store holds {len(rows)} samples: all are drawn", highlight=False)
     views = list(_views(store, rows, seed))
     names = []
-    with whole_folder(out) as folder:  # a part of the sheets would be refused by the next run as "there already"
+    with whole_folder(out) as folder:  # the next run would refuse a part of the sheets as "there already"
         for start in range(0, len(views), ROWS_PER_SHEET):
             names.append(f"samples_{start // ROWS_PER_SHEET + 1:02d}.png")
             figure = _sheet(store, views[start : start + ROWS_PER_SHEET])
@@ -93,7 +93,7 @@ def inspect_store(path: Path, out: Path, console: Console, *, samples: int, seed
 
 
 def pick_rows(labels: Sequence[int], count: int, seed: int) -> list[int]:
-    """Up to ``count`` rows, as evenly over the labels as there are samples; sorted by label, then row."""
+    """Pick up to ``count`` rows, spread evenly over the labels as far as samples allow; sorted by label, then row."""
     rng = np.random.default_rng(seed)
     waiting = {label: list(rng.permutation(np.flatnonzero(np.equal(labels, label)))) for label in sorted(set(labels))}
     picked: list[int] = []
@@ -105,7 +105,7 @@ def pick_rows(labels: Sequence[int], count: int, seed: int) -> list[int]:
 
 
 def flow_colours(flow: Picture, largest: float) -> Picture:
-    """(H, W, 2) flow to (H, W, 3) RGB in 0..1: hue by direction, white where still, full colour from ``largest``."""
+    """Colour (H, W, 2) flow as (H, W, 3) RGB in 0..1: hue by direction, white at rest, full colour from ``largest``."""
     hue = np.arctan2(-flow[..., 1], flow[..., 0]) / (2 * np.pi) % 1.0  # y points down
     colour = np.clip(np.hypot(flow[..., 0], flow[..., 1]) / max(largest, 1e-12), 0.0, 1.0)
     return np.asarray(hsv_to_rgb(np.stack([hue, colour, np.ones_like(hue)], axis=-1)), np.float32)
@@ -138,7 +138,7 @@ def _stored(store: Store, row: int, name: str) -> bool:
 
 
 def _frame(store: Store, row: int, member: str) -> NDArray[np.uint8]:
-    """(H, W) uint8 grey."""
+    """Read a frame as (H, W) uint8 grey."""
     data = store.read_member(row, member)
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if is_whole(data) else None
     if picture is None:
@@ -150,7 +150,7 @@ def _frame(store: Store, row: int, member: str) -> NDArray[np.uint8]:
 
 
 def _sheet(store: Store, views: Sequence[_View]) -> Figure:
-    """A row of panels per sample, titles above the first, a colour wheel in the corner."""
+    """Draw a row of panels per sample, titles above the first, a colour wheel in the corner."""
     frames = _FRAMES if any(view.frames for view in views) else ()
     titles = (*frames, "flow", "strain", "regions", "mosaic", "augmented")
     height = 1.75 * len(views) + 1.1
@@ -182,7 +182,7 @@ def _frame_panels(panels: Sequence[Axes], view: _View, names: Sequence[str]) -> 
 
 
 def _flow_panels(panels: Sequence[Axes], store: Store, view: _View) -> None:
-    """Flow, strain, regions, mosaic, augmented; one scale of speed per sample, so that a magnification shows."""
+    """Draw flow, strain, regions, mosaic, augmented; one scale of speed per sample, so that a magnification shows."""
     largest = _largest(view)
 
     def coloured(picture: Picture) -> Picture:
@@ -206,7 +206,7 @@ def _flow_panels(panels: Sequence[Axes], store: Store, view: _View) -> None:
 
 
 def _quarters(panel: Axes, half: int) -> None:
-    """The mosaic's parts framed in their regions' colours."""
+    """Frame the mosaic's parts in their regions' colours."""
     panel.spines[:].set_visible(False)
     for place, colour in enumerate(_REGION_COLOURS):
         corner = (place % 2 * half - 0.5, place // 2 * half - 0.5)
@@ -214,7 +214,7 @@ def _quarters(panel: Axes, half: int) -> None:
 
 
 def _around_still(view: _View, picture: Picture) -> Picture:
-    """(H, W, 2) flow around no motion; where channels were stretched, the median stands for it."""
+    """Return flow (H, W, 2) relative to no motion; in stretched pictures the median stands for no motion."""
     flow = picture[..., :2]
     return flow - np.median(flow, axis=(0, 1)).astype(np.float32) if view.stretched else flow
 
@@ -232,7 +232,7 @@ def _said(store: Store, view: _View) -> str:
 
 
 def _wheel(figure: Figure, width: float, height: float) -> None:
-    """The colours of directions, 0.8 inches wide."""
+    """Draw the colours of directions, 0.8 inches wide."""
     grid = np.linspace(-1.0, 1.0, 101, dtype=np.float32)
     flow = np.stack(np.meshgrid(grid, grid), axis=-1)
     inside = np.hypot(flow[..., 0], flow[..., 1]) <= 1.0

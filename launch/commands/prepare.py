@@ -1,4 +1,4 @@
-"""``htnet prepare``: raw dataset folders to a store, a Ray task per subject."""
+"""Command ``htnet prepare``: raw dataset folders to a store, a Ray task per subject."""
 
 from __future__ import annotations
 
@@ -38,17 +38,18 @@ from launch.tasks.subject import SHARED, RefusedError, SubjectOutcome, SubjectTa
 
 Parts = Mapping[tuple[str, str], Mapping[str, Any]]
 RETRIES = 3
-"""Times a subject is tried again after its worker died."""
+"""Number of times that a subject is tried again after its worker died."""
 _TEXTS = ("clip", "rule", "reason", "place")
 
 
 def prepare(config: Config, out: Path, console: Console, *, strict: bool = False, address: str | None = None) -> int:
-    """Make the store that ``config.prepare`` describes, or keep the one that was made so already; the exit code.
+    """Make the store that ``config.prepare`` describes, or keep one already made from it; return the exit code.
 
     Raises:
-        RefusedError: what the sources hold cannot be used, or ``strict`` and a clip failed; nothing is left behind.
-        InputError: an annotation, a place or machines that cannot be used. What is done stays, as after an
-            interruption, a full disk and a dead worker.
+        RefusedError: the content of the sources cannot be used, or ``strict`` and a clip failed; nothing is left
+            behind.
+        InputError: an annotation, a place or a machine cannot be used. Finished subjects stay, as they do after an
+            interruption, a full disk or a dead worker.
     """
     plan = make_plan(config.prepare)
     store = _made_before(out, plan.recipe)
@@ -75,7 +76,7 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
             if not any(part["rows"] for part in parts.values()):
                 print_left_out(left_out, console)
                 raise RefusedError(f"{out}: the sources hold no sample; a store needs at least one")
-            # before the store has its name: the run after one that was killed in between finds no parts to tell of
+            # written before the store gets its name, for then the parts are removed
             report = write_report(out, parts, seconds=time.monotonic() - start)
             store = _finished(stage, left_out)
         except InputError as error:
@@ -98,7 +99,7 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
 
 
 def list_sources(config: Config, console: Console) -> int:
-    """``--list``: what the sources hold and what is left out why; no picture is decoded and nothing written."""
+    """List the sources' clips, those left out with the reason (``--list``); decode no picture and write nothing."""
     plan = make_plan(config.prepare, only_list=True)
     print_list(plan.scheme, plan.entries, plan.left_out, console)
     for line in plan.remarks:
@@ -110,7 +111,7 @@ def list_sources(config: Config, console: Console) -> int:
 
 
 def dry_run(config: Config, out: Path) -> list[str]:
-    """Say what :func:`prepare` would do, a line per source and one for the store; no picture is decoded."""
+    """Say in advance the effect of :func:`prepare`, a line per source and one for the store; decode no picture."""
     plan = make_plan(config.prepare)
     store = _made_before(out, plan.recipe)
     sources = [
@@ -121,7 +122,7 @@ def dry_run(config: Config, out: Path) -> list[str]:
 
 
 def _made_before(out: Path, recipe: dict[str, Any]) -> Store | None:
-    """The store at ``out``, None where there is nothing; InputError when it is something else."""
+    """Open the store at ``out``; return None if there is nothing, raise InputError if something else is there."""
     if not out.exists():
         return None
     store = open_store(out)
@@ -139,7 +140,7 @@ def _up_to_date(store: Store) -> str:
 
 
 def _keep(store: Store, console: Console, *, strict: bool) -> int:
-    """The same input has the same answer: clips that failed when the store was made are missing still."""
+    """Keep a store of the same input, and report again the clips that failed when it was made."""
     rows = [row for row in read_left_out(store) if row.get("failed") == "true"]
     failed = [LeftOut(**{name: row[name] for name in _TEXTS}, failed=True) for row in rows]
     if strict:
@@ -164,7 +165,7 @@ def _tell_failed(failed: Sequence[tuple[SubjectTask, SubjectOutcome]], console: 
 
 
 def _made_with(prepare: PrepareConfig) -> dict[str, object]:
-    """Name what may change the last bits of a flow image: parts of a store are not mixed of two."""
+    """Name everything that may change the last bits of a flow image: a store mixes no parts that differ in it."""
     versions = {name: package_version(name) for name in ("htnet", "torch", "numpy", "av")}
     return {**versions, "opencv": cv2.__version__, "device": flow_device(prepare), "threads": prepare.threads}
 
@@ -172,7 +173,7 @@ def _made_with(prepare: PrepareConfig) -> dict[str, object]:
 def _make_subjects(
     prepare: PrepareConfig, plan: Plan, stage: Staging, console: Console, *, strict: bool, address: str | None
 ) -> list[tuple[SubjectTask, SubjectOutcome]]:
-    """Run the tasks of the subjects that are not done yet; those that did not come to an end."""
+    """Run the tasks of the subjects that are not done yet; return those that failed."""
     done = stage.done()
     tasks = [
         SubjectTask(
@@ -207,7 +208,7 @@ def _make_subjects(
 
 
 def _accepted(task: SubjectTask, end: SubjectOutcome | GivenUp) -> SubjectOutcome:
-    """Return a task's outcome; refuse what ends the run: bad content, and a task for which no node is fit."""
+    """Return a task's outcome; refuse one that ends the run: bad content, or a task for which no node is fit."""
     if isinstance(end, GivenUp):
         if end.unfit:
             raise InputError(end.reason)
@@ -220,7 +221,7 @@ def _accepted(task: SubjectTask, end: SubjectOutcome | GivenUp) -> SubjectOutcom
 
 
 def _absolute(prepare: PrepareConfig) -> PrepareConfig:
-    """Workers may have another working directory."""
+    """Make paths absolute, because workers may have another working directory."""
     model = prepare.detector_model
     return prepare if model is None else replace(prepare, detector_model=str(Path(model).absolute()))
 
@@ -236,7 +237,7 @@ def _needs(prepare: PrepareConfig) -> Needs:
 
 
 def _whole(plan: Plan, stage: Staging) -> Parts:
-    """The part records of all subjects."""
+    """Return the part records of all subjects; refuse if one is missing."""
     parts = stage.done()
     for dataset, subject in plan.subjects:
         if (dataset, subject) not in parts:
@@ -249,7 +250,7 @@ def _whole(plan: Plan, stage: Staging) -> Parts:
 def _finished(stage: Staging, left_out: Sequence[LeftOut]) -> Store:
     try:
         return stage.finish([asdict(item) for item in left_out])
-    except InputError as error:  # records that no store can be made of would be found again and again
+    except InputError as error:  # or the next run would find the same unusable records again
         raise RefusedError(str(error)) from None
 
 

@@ -1,6 +1,6 @@
-"""``htnet profile``: what this machine reaches, a benchmark a sub-command. Needs no data.
+"""Command ``htnet profile``: the speed that this machine reaches, a sub-command per benchmark. Needs no data.
 
-``python -m launch.commands.profiling`` runs where the packages for data and clusters are absent.
+``python -m launch.commands.profiling`` also runs without the packages for data and clusters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["BENCHMARKS", "add_arguments", "main", "profile"]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A sub-command; ``launch.benchmarks.<module>`` is imported when it runs, so that the parser stays fast."""
+    """Sub-command; ``launch.benchmarks.<module>`` is imported when it runs, so that the parser stays fast."""
 
     module: str
     help: str
@@ -43,7 +43,7 @@ def profile(options: argparse.Namespace, console: Console) -> int:
     """Run the benchmark that the options ask for; return the exit code.
 
     Raises:
-        InputError: an option has a value that cannot be, or results cannot be written where they are wanted.
+        InputError: an option has an impossible value, or results cannot be written to the place asked for.
     """
     for name, value in vars(options).items():
         if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0 and name != "seed":
@@ -60,12 +60,12 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     add("--modes", metavar="A,B", help="forward, backward, both (default: all)")
     add("--rounds", type=int, help="samples per timing (default: 50 on a GPU, 5 on a CPU)")
     add("--card", default="h200", help="whose floors are shown: a100, h100, h200, b200 (default h200)")
-    add("--batch", metavar="N", help="samples (default: 256 on a GPU, 2 on a CPU)")
+    add("--batch", type=int, metavar="N", help="samples (default: 256 on a GPU, 2 on a CPU)")
     add("--dtype", help="bf16, fp16 or fp32 (default: bf16 on a GPU, fp32 on a CPU)")
     shape = parser.add_argument_group("a shape of its own, in place of cases")
     shape.add_argument("--tokens", metavar="N", help="of a block: 16, or 2x8 for one that is not square")
     for name in ("heads", "head-dim", "blocks-per-side", "dim"):
-        shape.add_argument(f"--{name}", metavar="N")
+        shape.add_argument(f"--{name}", type=int, metavar="N")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +134,7 @@ BENCHMARKS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a benchmark without the other sub-commands of htnet, and so without what those need."""
+    """Run a benchmark without the other sub-commands of htnet, and so without their dependencies."""
     parser = argparse.ArgumentParser(prog="python -m launch.commands.profiling", description=__doc__)
     add_arguments(parser)
     try:

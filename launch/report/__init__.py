@@ -1,4 +1,4 @@
-"""A finished run for people: ``report.html`` in the run's folder and a table on the terminal."""
+"""Reports for people: ``report.html`` in a run's folder and a table on the terminal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""``RUN/report.html``: one self-contained page, made from what lies in the run's folder.
+"""Page ``RUN/report.html``: self-contained, made from the files of the run's folder.
 
-No scripts and nothing fetched, so the page can be mailed, printed and opened in ten years.
+It has no scripts and fetches nothing, so it can be mailed, printed and opened in ten years.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from launch.report.terminal import EXPLAINED
 from launch.run.environment import RunEnvironment, read_environment
 from launch.run.folder import RunFolder
 
-# distinguishable without colour (dashes) and for the colour-blind (Okabe & Ito 2008)
+# distinguishable without colour (by dashes) and with colour blindness (Okabe & Ito 2008)
 _STROKES = (("#004c7f", ""), ("#b34700", "7 3"), ("#00785a", "2 3"), ("#8f4a78", "9 3 2 3"), ("#555555", "4 6"))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The content of a run's folder."""
+    """Content of a run's folder."""
 
     name: str
     config: str
@@ -83,7 +83,7 @@ def _fold_environments(records: Sequence[FoldRecord]) -> list[tuple[str, list[tu
 
 
 def _class_names(num_classes: int, environment: RunEnvironment) -> list[str]:
-    """Return the names of the store's label scheme, where the run says them."""
+    """Return the class names of the store's label scheme, if the run records them."""
     names = environment.get("store_recipe", {}).get("classes", [])
     if len(names) == num_classes:
         return names
@@ -116,7 +116,7 @@ def _subject_rows(records: Sequence[FoldRecord], selections: Sequence[Selection]
 
 
 def _ticks(epochs: int) -> list[int]:
-    """Return about five round epoch numbers, with the last one."""
+    """Return about five round epoch numbers, including the last one."""
     step = next(s for s in (n * 10**p for p in range(9) for n in (1, 2, 5)) if epochs / s <= 5)
     inner = [tick for tick in range(step, epochs, step) if epochs - tick > step / 2]
     return sorted({1, *inner, epochs})
@@ -162,7 +162,7 @@ def _curve(records: Sequence[FoldRecord], chance: Chance | None) -> dict[str, An
 
 
 def _reproduce(run: _Run) -> list[str]:
-    """Return shell commands that give the run's predictions again, from the folder that holds the run's."""
+    """Return shell commands that reproduce the run's predictions, from the folder that holds the run's."""
     commit, store = run.environment.get("commit"), run.environment.get("store")
     lines = []
     if commit:

@@ -1,4 +1,4 @@
-"""The output of ``htnet prepare``: counts, clips that are left out and why, times."""
+"""Output of ``htnet prepare``: counts, clips that are left out and the reason, times."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _SHOWN_SUBJECTS = 3
 
 
 def print_store(store: Store, left_out: Sequence[LeftOut], console: Console) -> None:
-    """Counts of a finished store, and every clip that is not in it."""
+    """Print the counts of a finished store, and every clip that is not in it."""
     pairs = [(sample.id.dataset, sample.subject, sample.label) for sample in store.samples]
     console.print(_counts(str(store.path), pairs, store.classes))
     print_left_out(left_out, console)
 
 
 def print_list(scheme: LabelScheme, entries: Sequence[Entry], left_out: Sequence[LeftOut], console: Console) -> None:
-    """Counts of what the sources hold, how annotations were read, and every clip that is left out."""
+    """Print the counts of the sources, the ways annotations were read, and every clip that is left out."""
     pairs = [(entry.id.dataset, f"{entry.id.dataset}/{entry.id.subject}", entry.label) for entry in entries]
     console.print(_counts(f"label scheme {scheme.name}", pairs, scheme.classes, by_subject=True))
     print_read_otherwise(entries, console, each=True)
@@ -41,7 +41,7 @@ def print_list(scheme: LabelScheme, entries: Sequence[Entry], left_out: Sequence
 
 
 def print_read_otherwise(entries: Sequence[Entry], console: Console, *, each: bool) -> None:
-    """Print how many annotations each rule read otherwise than they stand; ``each``: every value, with its cell."""
+    """Print the number of annotations that each rule read differently; ``each``: every value, with its cell."""
     notes = Counter(note for entry in entries for note in entry.notes)
     for rule, count in sorted(notes.items()):
         say(console, f"read by rule: {rule}: {count} clips")
@@ -55,7 +55,7 @@ def print_read_otherwise(entries: Sequence[Entry], console: Console, *, each: bo
 def _counts(
     title: str, pairs: Iterable[tuple[str, str, int | None]], classes: Sequence[str], *, by_subject: bool = False
 ) -> Table:
-    """(dataset, subject, label) as a table of a row per subject where asked for, one per dataset, and one for all."""
+    """Make a table of (dataset, subject, label): a row per subject if asked for, one per dataset, and one for all."""
     pairs = list(pairs)
     table = Table(title=Text(title), box=SIMPLE_HEAD, pad_edge=False)
     for column in ("dataset", "subjects", "samples", *classes):
@@ -75,7 +75,7 @@ def _counts(
 
 
 def print_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
-    """Print how many clips each rule left out, and every one of them with its reason."""
+    """Print the number of clips that each rule left out, and each clip with its reason."""
     for rule, count in sorted(Counter(item.rule for item in left_out).items()):
         say(console, f"left out by rule: {rule}: {count} clips")
     for item in left_out:
@@ -83,11 +83,11 @@ def print_left_out(left_out: Sequence[LeftOut], console: Console) -> None:
 
 
 def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], *, seconds: float) -> Path:
-    """Write the times of the work and its machine beside the store, which holds nothing that differs from run to run.
+    """Write the times of the work and its machine beside the store, whose content never differs from run to run.
 
-    Seconds of subjects and stages are those of their tasks, which run side by side, and count what interrupted runs
-    did as well; ``run`` is the last one alone, up to the moment when the store is put together. Slowest subjects come
-    first. Returns the file's path.
+    Seconds of subjects and stages are those of their tasks, which run side by side; they include interrupted runs.
+    ``run`` is the last run alone, up to the moment when the store is put together. Slowest subjects come first. Returns
+    the file's path.
     """
     path = out.with_name(f"{out.name}.prepare.json")
     stages: Counter[str] = Counter()
@@ -118,7 +118,7 @@ def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], 
 
 
 def _by_rule(parts: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Clips whose frames say that they are to be read otherwise than the annotation stands, by rule."""
+    """Return clips whose frames call for another reading than the annotation's, by rule."""
     clips: dict[str, list[str]] = defaultdict(list)
     for part in parts.values():
         for rule, found in part["notes"]["by_rule"].items():
@@ -138,13 +138,13 @@ def _landmarks(parts: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, 
 
 
 def print_methods(counts: Mapping[str, Mapping[str, int]], console: Console) -> None:
-    """Clips by where their landmarks come from, a line per dataset."""
+    """Print the number of clips by the origin of their landmarks, a line per dataset."""
     for dataset, methods in sorted(counts.items()):
         say(console, f"landmarks: {dataset}: {', '.join(f'{name} {n}' for name, n in sorted(methods.items()))}")
 
 
 def print_rules(path: Path, console: Console) -> None:
-    """Clips that their frames say to be read by a rule, by a report of :func:`write_report`."""
+    """Print the clips that are read by a rule because of their frames, from a report of :func:`write_report`."""
     rules = json.loads(path.read_text(encoding="utf-8"))["read_by_rule"]
     for rule, clips in sorted(rules.items()):
         say(console, f"read by rule: {rule}: {len(clips)} clips: {', '.join(sorted(clips))}")
@@ -159,7 +159,7 @@ def print_landmarks(path: Path, console: Console) -> None:
 
 
 def print_times(path: Path, console: Console) -> None:
-    """Stages and the slowest subjects of a report that :func:`write_report` wrote."""
+    """Print the stages and the slowest subjects of a report of :func:`write_report`."""
     report = json.loads(path.read_text(encoding="utf-8"))
     table = Table(title="seconds of all tasks together", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("stage", "seconds", "share"):

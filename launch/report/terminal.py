@@ -1,4 +1,4 @@
-"""The table that a sweep prints when it ends."""
+"""Table that a sweep prints when it ends."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ EXPLAINED = {
     "validated": "epoch chosen on held-out training subjects",
     "test_selected": "epoch chosen on the test subject: leaks",
 }
-"""Each selection in a few words, for every place that shows one."""
+"""Short explanation of each selection, for every place that shows one."""
 
-_FAILURES_SHOWN = 10  # where every fold fails for one reason, the table must stay on the screen
+_FAILURES_SHOWN = 10  # if every fold fails for one reason, the table must stay on the screen
 
 
 def _cell(row: Rates) -> str:
@@ -30,7 +30,7 @@ def _interval(row: ScoreRow, key: str) -> str:
 def summary_table(summary: Summary) -> Table:
     """Make a table of UF1 / UAR under each selection, with the chance level; 80 columns wide.
 
-    Its rows are the composite and each dataset; there is none while no fold is done.
+    Its rows are the composite and each dataset; there are none while no fold is done.
     """
     selections = summary.selections
     table = Table(

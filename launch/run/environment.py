@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter, with_config
-from typing_extensions import TypedDict  # pydantic takes that of typing only from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic accepts typing's own only from Python 3.12 on
 
 from htnet.config import Config, EngineConfig
 from htnet.files import read_json
@@ -29,7 +29,7 @@ _INSTRUCTIONS = ("avx", "amx", "fma", "asimd", "sve", "bf16")
 
 @with_config(ConfigDict(extra="allow", strict=True))
 class StoreRecipe(TypedDict, total=False):
-    """The part of a store's recipe that a report makes sentences of."""
+    """Entries of a store's recipe that a report turns into sentences."""
 
     classes: list[str]
 
@@ -38,7 +38,7 @@ class StoreRecipe(TypedDict, total=False):
 class RunEnvironment(TypedDict, total=False):
     """Content of ``environment.json``: the first driver's, and under ``resumed`` that of each later one.
 
-    Keys beyond these are listed in the report and nothing else.
+    The report only lists further keys.
     """
 
     config_hash: str
@@ -63,7 +63,7 @@ def read_environment(path: Path) -> RunEnvironment:
 
 
 def driver_environment(store: Path) -> dict[str, Any]:
-    """Return the facts by which a driver's work is judged and repeated; ``commit`` only of a checkout."""
+    """Return the facts that a driver's work is judged and repeated by; ``commit`` only for a checkout."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "store": str(store.resolve()),
@@ -82,7 +82,7 @@ def driver_environment(store: Path) -> dict[str, Any]:
 def fold_environment(config: Config, device: torch.device, first: Mapping[str, str]) -> dict[str, Any]:
     """Return the machine and the settings that computed a fold, for its record.
 
-    ``first`` are the deciding facts of the run's first fold; ``mixed_devices`` names those in which this one differs.
+    ``first`` holds the deciding facts of the run's first fold; ``mixed_devices`` names those in which this one differs.
     """
 
     here = deciding_facts(config.engine, device)
@@ -125,9 +125,9 @@ def deciding_facts(engine: EngineConfig, device: torch.device) -> dict[str, str]
 def processor_kind(facts: Mapping[str, str]) -> str:
     """Return the kind of a processor from :func:`kernels.machine.cpu_facts`: maker, family, model, vector instructions.
 
-    The libraries under torch choose their loops, and with them the order of additions, by these. Clock and number of
-    cores are left out, for they change no order (threads are part of a run's identity): machines of one generation are
-    of one kind, whatever they are sold as.
+    By these the libraries under torch choose their loops, and with them the order of additions. Clock and number of
+    cores are left out, because they change no order (threads are part of a run's identity). Machines of one generation
+    are therefore of one kind, under any product name.
     """
     flags = f"{facts.get('flags', '')} {facts.get('Features', '')}".split()
     model = [facts[key] for key in _CPU_MODEL if key in facts]

@@ -16,7 +16,7 @@ PROGRESS_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Progress:
-    """Finished epochs of a task, and how many of them its worker found done in a checkpoint."""
+    """Finished epochs of a task, and the number of them that its worker found in a checkpoint."""
 
     epoch: int
     start: int
@@ -24,14 +24,14 @@ class Progress:
 
 @dataclass
 class ProgressWriter:
-    """The worker's side; writes at most once a second."""
+    """Writer on the worker's side; it writes at most once a second."""
 
     path: Path
     start: int
     _last: float = field(default=0.0, init=False)
 
     def write(self, epoch: int, *, force: bool = False) -> None:
-        """Replace the file, unless it is young and ``force`` is not set."""
+        """Replace the file, unless it is less than a second old and ``force`` is not set."""
         if not force and time.monotonic() - self._last < PROGRESS_SECONDS:
             return
         self._last = time.monotonic()
@@ -40,7 +40,7 @@ class ProgressWriter:
 
 
 def read_progress(path: Path) -> Progress | None:
-    """Read one file; None where there is none, or none that can be understood."""
+    """Read one file; return None if there is none, or if it cannot be understood."""
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         return Progress(epoch=int(state["epoch"]), start=int(state["start"]))
@@ -50,12 +50,12 @@ def read_progress(path: Path) -> Progress | None:
 
 @dataclass
 class ProgressReader:
-    """The driver's side: one scan of a folder per look; only files that changed are read again."""
+    """Reader on the driver's side: one scan of a folder per look; only changed files are read again."""
 
     _known: dict[Path, tuple[tuple[int, int], Progress | None]] = field(default_factory=dict, init=False)
 
     def look(self, folders: Iterable[Path]) -> dict[Path, Progress | None]:
-        """Return the progress by file; None for a file that cannot be understood, no entry where there is none."""
+        """Return the progress by file; None for a file that cannot be understood, no entry for a missing file."""
         now: dict[Path, tuple[tuple[int, int], Progress | None]] = {}
         for folder in folders:
             for path, stamp in _files(folder):
@@ -66,7 +66,7 @@ class ProgressReader:
 
 
 def _files(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
-    """List the progress files of a folder with inode and time of change, which a replaced file does not share."""
+    """List the progress files of a folder with inode and time of change, which a replacement does not share."""
     found = []
     try:
         with os.scandir(folder) as entries:

@@ -1,8 +1,9 @@
-"""One subject of a store, as a task of ``htnet prepare``; knows nothing of Ray."""
+"""Subject of a store, as a task of ``htnet prepare``; knows nothing of Ray."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import platform
 import traceback
 from dataclasses import dataclass
@@ -16,23 +17,23 @@ SHARED = "must lie on storage that all nodes share"
 
 
 class RefusedError(InputError):
-    """The content of the sources cannot be used: it must change, and what was made of it is of no use."""
+    """Content of the sources that cannot be used: it must change, and everything made from it is useless."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectTask:
-    """Everything that the task needs; small, because it is sent to it. Paths are absolute."""
+    """Input of the task; small, because it is sent to the worker. Paths are absolute."""
 
     dataset: str
     subject: str
     entries: tuple[Entry, ...]
     prepare: PrepareConfig
     device: str
-    """Where flow is computed, ``cpu`` or ``cuda``."""
+    """Device that computes flow, ``cpu`` or ``cuda``."""
     strict: bool = False
-    """Whether the first clip that cannot be used ends the work."""
+    """True if the first clip that cannot be used ends the work."""
     folder: Path
-    """The store in the making, on storage that all nodes share."""
+    """Folder of the store in the making, on storage that all nodes share."""
     progress_path: None = None
 
     @property
@@ -51,17 +52,17 @@ class SubjectTask:
         return f"{self.dataset}/{self.subject}"
 
     def again(self) -> SubjectTask:
-        """Return the task of the next attempt: the same, for its shard is written whole or not at all."""
+        """Return the task of the next attempt. It is the same task: its shard is written whole or not at all."""
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectOutcome:
-    """The end of a subject's task.
+    """End of a subject's task.
 
-    ``bad_input``: the content of the sources cannot be used, which ends the run. ``bad_node``: this node cannot do the
-    work as it is set up; another may. ``error``: the machine (a full disk, a dead worker) or a defect, then with a
-    ``traceback``; the subject is not done, the others go on.
+    ``bad_input``: the content of the sources cannot be used, which ends the run. ``bad_node``: this node is not set up
+    for the work; another may be. ``error``: a fault of the machine (a full disk, a dead worker), or a defect, then with
+    a ``traceback``. The subject is not done, and the others go on.
     """
 
     clips: int
@@ -96,17 +97,19 @@ def prepare_subject(task: SubjectTask) -> SubjectOutcome:
         return SubjectOutcome(clips=clips, bad_input=str(error))
     except OSError as error:
         return SubjectOutcome(clips=clips, error=f"node {platform.node()}: {error}")
-    except Exception as error:  # whatever one subject dies of, the others go on; to try it again would be in vain
+    except Exception as error:  # the other subjects go on; another try of this one would fail likewise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return SubjectOutcome(clips=clips, error=reason, traceback=traceback.format_exc())
     return SubjectOutcome(clips=clips, left_out=len(left_out))
 
 
 def _check_node(task: SubjectTask) -> None:
-    """Make sure that this node sees what the driver sees: clips that it does not see would all be left out."""
+    """Check that this node sees the driver's files: all clips that it does not see would be left out."""
     from htnet.data.extraction import check_machine
 
     check_machine(task.prepare, task.device)
+    if any(entry.has_frames for entry in task.entries):
+        importlib.import_module("htnet.data.video")  # refuses where PyAV is missing
     if not task.folder.is_dir():
         raise InputError(f"{task.folder}: not there; the store {SHARED}")
     for entry in task.entries:
