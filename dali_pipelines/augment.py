@@ -11,14 +11,15 @@ all changes of place are one affine map per region.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from htnet.config import AugmentConfig
-from htnet.data.regions import CropRule, region_starts
+from htnet.config.data import CropRule
+from htnet.data.regions import region_starts
 from htnet.data.samples import Sample
 
 _DRAWS = {"flip": 1, "rotate": 1, "shift": 8, "scale": 1, "magnify": 1, "drop": 4}
@@ -26,27 +27,19 @@ _DRAWS = {"flip": 1, "rotate": 1, "shift": 8, "scale": 1, "magnify": 1, "drop": 
 _SALT = 0x617567  # the sampler's generators have the same seed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draws:
-    """Random numbers of a batch, uniform in [0, 1), by name: (B, n) float64, n as in ``_DRAWS``."""
-
-    flip: NDArray[np.float64]
-    rotate: NDArray[np.float64]
-    shift: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    magnify: NDArray[np.float64]
-    drop: NDArray[np.float64]
+Draws = Mapping[str, NDArray[np.float64]]
+"""Random numbers of a batch, uniform in [0, 1), by name: (B, n) each, n as in ``_DRAWS``."""
 
 
 def draw(seed: int, step: int, size: int, *, rank: int = 0, ranks: int = 1) -> Draws:
     """Draw the random numbers of this rank's part of a batch of ``size`` samples."""
     numbers = np.random.default_rng([seed, step, _SALT]).random((size, sum(_DRAWS.values())))[rank::ranks]
     ends = np.cumsum(list(_DRAWS.values()))
-    return Draws(**dict(zip(_DRAWS, np.split(numbers, ends[:-1], axis=1), strict=True)))
+    return dict(zip(_DRAWS, np.split(numbers, ends[:-1], axis=1), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
+class AugmentationPlan:
     """Changes to the B samples of a batch."""
 
     angle: NDArray[np.float64]
@@ -82,45 +75,45 @@ class Changes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class FaceGeometry:
     """Geometry of the samples' faces: ``points`` (B, 5, 2) float64 landmarks, ``sizes`` (B,) int64 of flow images."""
 
     points: NDArray[np.float64]
     sizes: NDArray[np.int64]
 
     @staticmethod
-    def of(samples: Sequence[Sample]) -> Places:
+    def of(samples: Sequence[Sample]) -> FaceGeometry:
         """Collect landmarks and sizes of the samples, in their order."""
         points = np.asarray([sample.landmarks for sample in samples], np.float64)
-        return Places(points=points, sizes=np.asarray([sample.flow_size for sample in samples], np.int64))
+        return FaceGeometry(points=points, sizes=np.asarray([sample.flow_size for sample in samples], np.int64))
 
-    def chosen(self, indices: NDArray[np.int64]) -> Places:
+    def chosen(self, indices: NDArray[np.int64]) -> FaceGeometry:
         """Select the places of some samples."""
-        return Places(points=self.points[indices], sizes=self.sizes[indices])
+        return FaceGeometry(points=self.points[indices], sizes=self.sizes[indices])
 
 
-def plan_changes(config: AugmentConfig, draws: Draws, *, places: Places, rule: CropRule) -> Changes:
+def plan_changes(config: AugmentConfig, draws: Draws, *, places: FaceGeometry, rule: CropRule) -> AugmentationPlan:
     """Turn the draws of a batch into changes of its samples, all at once: a loop in Python would be slow."""
     sizes, halves = places.sizes, places.sizes // 4
-    angle = config.rotate.degrees * _around_zero(draws.rotate[:, 0])
-    mirrored = draws.flip[:, 0] < config.flip.probability
+    angle = config.rotate.degrees * _around_zero(draws["rotate"][:, 0])
+    mirrored = draws["flip"][:, 0] < config.flip.probability
     low, high = np.log(config.magnify.low), np.log(config.magnify.high)
-    factor = np.exp(low + (high - low) * draws.magnify[:, 0])
+    factor = np.exp(low + (high - low) * draws["magnify"][:, 0])
     if config.jitter.scale:
-        grown = halves * (1 + config.jitter.scale * _around_zero(draws.scale[:, 0]))
+        grown = halves * (1 + config.jitter.scale * _around_zero(draws["scale"][:, 0]))
         halves = np.clip(np.rint(grown).astype(np.int64), 1, sizes // 2)
     points = turned_points(places.points, angle, sizes)
-    shift = _around_zero(draws.shift).reshape(-1, 4, 2)
+    shift = _around_zero(draws["shift"]).reshape(-1, 4, 2)
     points[:, [0, 1, 3, 4]] += config.jitter.shift * sizes[:, None, None] * shift
     starts = region_starts(points, sizes, rule, halves)
     starts = np.where(mirrored[:, None, None], mirrored_starts(starts, 2 * halves, sizes), starts)
-    return Changes(
+    return AugmentationPlan(
         angle=angle,
         mirrored=mirrored.astype(np.int32),
         matrix=vector_matrices(angle, mirrored, factor),
         starts=starts,
         side=np.repeat(2 * halves, 2).reshape(-1, 2).astype(np.int32),
-        kept=kept_regions(draws.drop, config.drop_region.probability),
+        kept=kept_regions(draws["drop"], config.drop_region.probability),
         flow_sizes=sizes,
     )
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dali_pipelines.augment import Places
+from dali_pipelines.augment import FaceGeometry
 from dali_pipelines.sampler import EpochSampler
-from htnet.data.regions import CropRule, region_starts
+from htnet.config.data import CropRule
+from htnet.data.regions import region_starts
 from htnet.data.store.reader import Store
 
 Reader = Callable[[int], NDArray[Any]]
@@ -21,7 +22,7 @@ class RegionSource:
 
     def __init__(self, store: Store, sampler: EpochSampler, *, crop: CropRule, first_step: int) -> None:
         self._sampler, self._first = sampler, first_step
-        places = Places.of(store.samples)
+        places = FaceGeometry.of(store.samples)
         self._starts = region_starts(places.points, places.sizes, crop)
         self._sides = np.repeat(places.sizes // 4 * 2, 2).reshape(-1, 2).astype(np.int32)
 

@@ -32,8 +32,8 @@ from dali_pipelines.sampler import EpochSampler, in_order
 from dali_pipelines.sources import rows_of
 from htnet.config import AugmentConfig
 from htnet.data.flow.image import flow_tensor, landmark_tensor
-from htnet.data.store.frames import check_frames
 from htnet.data.store.reader import Store
+from htnet.rules import check_frames
 
 _BATCH = 32
 
@@ -76,11 +76,11 @@ class FrameFlow:
         self._pipeline = self._build(source, sampler, threads=threads, cached=cached)
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`dali_pipelines.sources.Source.batch`: flow images, (B, 3, F, F) float16, as they are stored."""
+        """Return flow images, (B, 3, F, F) float16 as they are stored, and their rows, as a source does."""
         return self.next().half().permute(0, 3, 1, 2), rows_of(self._sampler, step)
 
     def next(self) -> torch.Tensor:
-        """The next step's flow images, (B, F, F, 3) float32, channels (flow_u, flow_v, strain), on the device."""
+        """Return the next step's flow images, (B, F, F, 3) float32, (flow_u, flow_v, strain), on the device."""
         recipe = self._recipe
         made: dict[str, Any] = {"size": recipe.size, "strain": recipe.strain, "head_motion": recipe.head_motion}
         if recipe.head_motion != "none":
@@ -88,7 +88,7 @@ class FrameFlow:
         return flow_tensor(*self.next_pair(), method="tvl1", **made)
 
     def next_pair(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next step's onsets and apexes instead, (B, S, S) grey 0..255: uint8, float32 where the light changes."""
+        """Return the next step's onsets and apexes, (B, S, S) grey 0..255: uint8, float32 if the light changes."""
         outputs = run(self._pipeline, self._device, self._pictures_ahead, self._store)
         self._step += 1
         # copied: DALI uses its buffers again while flow is being computed
@@ -154,9 +154,3 @@ def flow_from_frames(store: Store, rows: Sequence[int], *, device: torch.device,
     for step in range(sampler.steps_per_epoch):
         images.update(zip(sampler.batch(step).tolist(), flow.next().half().cpu().numpy(), strict=True))
     return images.__getitem__
-
-
-def changes_frames(augment: AugmentConfig) -> bool:
-    """Tell if a sample's pictures differ from step to step, and with them its flow."""
-    plain = AugmentConfig()
-    return (augment.time_jitter, augment.photometric) != (plain.time_jitter, plain.photometric)

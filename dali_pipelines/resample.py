@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dali_pipelines.augment import Changes
+from dali_pipelines.augment import AugmentationPlan
 from htnet.data.transform import FlowTransform, normalise
 from htnet.training.batch import send
 
 
-def changed_mosaics(images: Tensor, changes: Changes, transform: FlowTransform) -> Tensor:
+def changed_mosaics(images: Tensor, changes: AugmentationPlan, transform: FlowTransform) -> Tensor:
     """Turn flow images into changed mosaics, the network's input.
 
     Places outside a turned picture repeat its edge. Regions are resized one by one, so that they do not blend. With

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from htnet.config.data import Balance
 from htnet.data.store.reader import Store
 
 
@@ -117,7 +118,7 @@ def in_order(rows: Sequence[int], batch_size: int) -> EpochSampler:
     return EpochSampler(rows=tuple(rows), batch_size=batch_size, seed=0, shuffle=False)
 
 
-def balance_groups(store: Store, rows: Sequence[int], balance: str) -> tuple[str, ...]:
+def balance_groups(store: Store, rows: Sequence[int], balance: Balance) -> tuple[str, ...]:
     """Name the group of each row, its class or its dataset, or no groups at all; ``balance`` as in DataConfig."""
     samples = [store.rows[row].sample for row in rows]
     if balance == "class":

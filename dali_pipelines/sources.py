@@ -15,7 +15,7 @@ from torch.utils.dlpack import from_dlpack
 from dali_pipelines.callbacks import ImageSource, Reader, RegionSource
 from dali_pipelines.graph import decode, image_to_mosaic, to_device
 from dali_pipelines.sampler import EpochSampler
-from htnet.data.regions import CropRule
+from htnet.config.data import CropRule
 from htnet.data.store.reader import Store
 from htnet.training.batch import send
 

@@ -8,26 +8,22 @@ number, and neither a thread, a cache nor an interruption can change a batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from nvidia.dali import Pipeline, fn
 
-from dali_pipelines.augment import Places, draw, plan_changes
-from dali_pipelines.frame_flow import FrameFlow, changes_frames
+from dali_pipelines.augment import FaceGeometry, draw, plan_changes
+from dali_pipelines.frame_flow import FrameFlow
 from dali_pipelines.mix import mix_batch
 from dali_pipelines.resample import changed_mosaics
 from dali_pipelines.resident import Resident
 from dali_pipelines.sampler import EpochSampler
 from dali_pipelines.sources import AHEAD, Source
-from htnet.config import AugmentConfig, MixConfig
-from htnet.data.store.reader import Store
+from htnet.config import AugmentConfig
 from htnet.data.transform import FlowTransform, normalise
 from htnet.errors import InputError
+from htnet.rules import check_one_flow_size
 from htnet.training.batch import Batch, send
-
-_PLAIN = AugmentConfig()
 
 
 class FlowStream:
@@ -58,15 +54,15 @@ class FlowStream:
         self._resident, self._augment, self._transform = resident, augment, transform
         self._num_classes = num_classes
         self._step = 0 if state is None else _step_of(state)
-        self._places = Places.of(resident.store.samples)
-        self._changes = changes_pixels(augment)
+        self._places = FaceGeometry.of(resident.store.samples)
+        self._changes = augment.changes_pixels
         if self._changes:
-            _check_one_size(resident.store, sampler.rows)
+            check_one_flow_size(resident.store, sampler.rows)
         self._source = self._open_source()
 
     def _open_source(self) -> Source:
         resident, sampler = self._resident, self.sampler
-        if not changes_frames(self._augment):
+        if not self._augment.changes_frames:
             return resident.source(sampler, whole=self._changes, first_step=self._step)
         return FrameFlow(
             resident.store,
@@ -105,18 +101,6 @@ class FlowStream:
     def state(self) -> bytes:
         """Return the state from which a new stream goes on after the last batch that :meth:`next` returned."""
         return json.dumps({"step": self._step}).encode()
-
-
-def _check_one_size(store: Store, rows: Sequence[int]) -> None:
-    sizes = {store.samples[row].flow_size: row for row in sorted(set(rows))}
-    if len(sizes) > 1:
-        named = ", ".join(f"{store.samples[row].id} has {size}" for size, row in sorted(sizes.items()))
-        raise InputError(f"{store.path}: data.augment needs flow images of one size: {named}")
-
-
-def changes_pixels(augment: AugmentConfig) -> bool:
-    """Return True if a sample's mosaic differs from epoch to epoch; mixing comes later and does not count."""
-    return replace(augment, mix=MixConfig()) != _PLAIN
 
 
 def _step_of(state: bytes) -> int:

@@ -19,6 +19,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -137,12 +138,26 @@ def move_folder(folder: Path, place: Path) -> None:
     _sync_names(place.parent)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to ``<name>.damaged-N`` beside it, N the first free number; return its path."""
+@dataclass(frozen=True, kw_only=True)
+class SetAside:
+    """A damaged file or folder that bears another name now."""
+
+    path: str
+    now: str
+    """Its new name, in the same folder."""
+    reason: str
+    """The damage, in words that name the file."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}; set aside as {self.now}"
+
+
+def set_aside(path: Path, reason: str) -> SetAside:
+    """Rename a damaged file or folder to ``<name>.damaged-N`` beside it, N the first free number."""
     numbers = iter(range(1, 1_000_000))
     aside = next(one for n in numbers if not os.path.lexists(one := path.with_name(f"{path.name}.damaged-{n}")))
     path.rename(aside)
-    return aside
+    return SetAside(path=str(path), now=aside.name, reason=reason)
 
 
 def remove_leftovers(folder: Path, name: str | None = None, *, owned: bool = False) -> None:

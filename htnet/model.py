@@ -35,7 +35,8 @@ from torch.utils.checkpoint import checkpoint
 from htnet.aggregation import BlockAggregation
 from htnet.config import HTNetConfig
 from kernels.attention_block import pad_heads
-from kernels.local_attention import BACKENDS, drop_heads, local_attention
+from kernels.backends import BACKENDS
+from kernels.local_attention import drop_heads, local_attention
 
 __all__ = ["ATTENTION_ENV_VAR", "HTNet", "attention_backend"]
 

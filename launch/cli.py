@@ -13,14 +13,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 from rich.console import Console
 
 from htnet import __version__
-from htnet.config import Config, HTNetConfig
+from htnet.config import Config
 from htnet.config.load import dump_config, load_config
 from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PARTIAL, InputError, StartError
+from kernels.backends import BACKENDS
 from launch.cluster import terminable
 from launch.commands.profiling import add_arguments as add_profile_arguments
 from launch.commands.profiling import profile
@@ -105,9 +105,8 @@ def _load(options: argparse.Namespace) -> Config:
     overrides = list(options.overrides)
     # taken into the configuration, so that workers on other machines use it and the run's identity holds it
     if backend := os.environ.get("HTNET_ATTENTION"):
-        known = get_args(get_type_hints(HTNetConfig)["attention_backend"])
-        if backend not in known:
-            raise InputError(f"HTNET_ATTENTION={backend}: must be one of {', '.join(known)}")
+        if backend not in BACKENDS:
+            raise InputError(f"HTNET_ATTENTION={backend}: must be one of {', '.join(BACKENDS)}")
         overrides.append(f"model.attention_backend={backend}")
     return load_config(options.config, overrides)
 

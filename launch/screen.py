@@ -63,13 +63,11 @@ class Board:
 class SweepBoard(Board):
     """Folds, epochs, remaining time and running UF1."""
 
-    def __init__(
-        self, console: Console, *, total: int, done: Collection[FoldRecord], epochs: int, num_classes: int
-    ) -> None:
-        self._total, self._epochs, self._num_classes = total, epochs, num_classes
+    def __init__(self, console: Console, *, total: int, done: Collection[FoldRecord], epochs: int) -> None:
+        self._total, self._epochs = total, epochs
         self._done = self._failed = 0
         self._trained = 0  # epochs of finished folds, without those found in a checkpoint
-        self._confusion = np.zeros((num_classes, num_classes), np.int64)
+        self._confusion = np.zeros((), np.int64)  # (classes, classes) from the first record on
         self._flights: Sequence[Flight[FoldSpec]] = ()
         for record in done:
             self._count(record)
@@ -81,6 +79,8 @@ class SweepBoard(Board):
 
     def finished(self, outcome: FoldOutcome, record: FoldRecord | None) -> None:
         """Take note of a fold's end, with its record if there is one; in a log file this is a line."""
+        for aside in outcome.damage:
+            say(self._console, f"fold {outcome.fold}: {aside}")
         if record is None:
             self._failed += 1
             say(self._console, f"fold {outcome.fold} failed: {outcome.reason}", style="red")
@@ -94,7 +94,7 @@ class SweepBoard(Board):
         """Add a record to the pooled counts: pooling all of them at every end would cost more and more."""
         self._done += 1
         guesses = selected_predictions(record, "final")
-        self._confusion += metrics.confusion(record.labels, guesses, self._num_classes)
+        self._confusion = self._confusion + metrics.confusion(record.labels, guesses, record.num_classes)
 
     def _headline(self) -> str:
         parts = [f"{self._done}/{self._total} folds"]

@@ -16,7 +16,7 @@ from test_dali_pipelines_flow import DEVICES
 
 from dali_pipelines import EpochSampler, FlowStream, FlowTransform, Resident, fit_transform
 from dali_pipelines.augment import (
-    Places,
+    FaceGeometry,
     draw,
     kept_regions,
     mirrored_starts,
@@ -136,12 +136,12 @@ def turned_by_opencv(image: np.ndarray, degrees: float) -> np.ndarray:
 def test_rotation_is_opencvs_with_the_vectors_turned_along(smooth_store, device):
     config = RotateConfig(degrees=20.0)
     batch = batch_of(smooth_store, device=device, rotate=config)
-    draws, places = draw(3, 0, len(smooth_store.rows)), Places.of(smooth_store.samples)
+    draws, places = draw(3, 0, len(smooth_store.rows)), FaceGeometry.of(smooth_store.samples)
     changes = plan_changes(AugmentConfig(rotate=config), draws, places=places, rule="anatomical")
-    turned = turned_points(places.points, 20.0 * (2 * draws.rotate[:, 0] - 1), places.sizes)
+    turned = turned_points(places.points, 20.0 * (2 * draws["rotate"][:, 0] - 1), places.sizes)
     for row, points in enumerate(turned):
         assert np.array_equal(changes.starts[row], region_starts(points, 28, "anatomical"))
-        degrees = 20.0 * (2 * draws.rotate[row, 0] - 1)
+        degrees = 20.0 * (2 * draws["rotate"][row, 0] - 1)
         wanted = mosaic(turned_by_opencv(raw(smooth_store, row), degrees), points, "anatomical")
         # OpenCV's linear interpolation has 1/32 pixel steps
         assert np.abs(as_mosaic(batch, row) - wanted).max() < 0.03 * np.abs(wanted).max()
@@ -186,7 +186,7 @@ def test_magnification_multiplies_flow_and_strain_alike(smooth_store, device):
 def test_landmark_jitter_moves_the_cut_inside_the_picture(smooth_store):
     """Landmark jitter cuts beside the landmark but inside the picture."""
     config = AugmentConfig(jitter=JitterConfig(shift=0.2, scale=0.2))
-    draws, places = draw(0, 5, len(smooth_store.rows)), Places.of(smooth_store.samples)
+    draws, places = draw(0, 5, len(smooth_store.rows)), FaceGeometry.of(smooth_store.samples)
     changes = plan_changes(config, draws, places=places, rule="anatomical")
     assert (changes.starts >= 0).all()
     assert (changes.starts + changes.side[:, None] <= 28).all()

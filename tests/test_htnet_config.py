@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import htnet.config
@@ -384,6 +384,7 @@ configs = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(configs)
+@example(Config(data=DataConfig(store="-.5")))  # a name that reads as a number
 def test_a_printed_configuration_reads_back_equal(config):
     again = validate_config(parse_yaml(dump_config(config), "printed"), "printed")
     assert again == config
@@ -408,6 +409,7 @@ OTHER = {
     "prepare.device": "cpu",
     "prepare.threads": 2,
     "prepare.gpus_per_task": 0.5,
+    "prepare.retries": 1,
     "prepare.keep_frames": True,
     "prepare.keep_neighbours": 2,
     "data.store": "elsewhere",

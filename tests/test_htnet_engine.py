@@ -398,7 +398,7 @@ def test_two_ranks_of_deepspeed_train_as_one_process_does(tmp_path):
 
 
 def test_half_precision_on_a_cpu_is_refused():
-    with pytest.raises(InputError, match=r"engine\.precision: fp16 needs a GPU"):
+    with pytest.raises(InputError, match=r"engine\.precision=fp16 needs a GPU"):
         resolve_device(EngineConfig(precision="fp16"), 0)
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         EngineConfig(precision="fp16", device="cpu")

@@ -115,9 +115,10 @@ def test_a_file_system_without_hard_links_has_a_first_writer(tmp_path, monkeypat
 def test_damage_is_set_aside_under_the_next_free_name(tmp_path):
     for content in ("one", "two"):
         (tmp_path / "a.json").write_text(content)
-        set_aside(tmp_path / "a.json")
+        aside = set_aside(tmp_path / "a.json", "a.json is no JSON")
+    assert str(aside) == "a.json is no JSON; set aside as a.json.damaged-2"
     (tmp_path / "folder").mkdir()
-    assert set_aside(tmp_path / "folder") == tmp_path / "folder.damaged-1"
+    assert set_aside(tmp_path / "folder", "damaged").now == "folder.damaged-1"
     assert names(tmp_path) == ["a.json.damaged-1", "a.json.damaged-2", "folder.damaged-1"]
     assert (tmp_path / "a.json.damaged-2").read_text() == "two"
 

@@ -183,6 +183,14 @@ def test_a_record_names_card_and_driver(make_spec, monkeypatch):
     assert (environment["device_name"], environment["card"]) == ("H9000", card)
 
 
+def test_a_fold_opens_its_store_once(make_spec, monkeypatch):
+    """The store that the node is checked by is the one that is trained on: its manifest is read and digested once."""
+    spec, opened = make_spec(), []
+    monkeypatch.setattr(fold_task, "open_store", lambda path: opened.append(path) or open_store(path))
+    assert run_fold(spec).reason is None
+    assert opened == [Path(spec.config.data.store)]
+
+
 def test_a_fold_with_a_record_is_done(make_spec, monkeypatch):
     spec = make_spec()
     run_fold(spec)
@@ -393,7 +401,7 @@ def test_a_flow_image_that_holds_nan_is_no_training(make_spec, tmp_path, standar
     + [(name, "one bit") for name in SNAPSHOT if name != "snapshot.json"],  # which may then say something else
 )
 def test_a_damaged_snapshot_is_set_aside(make_spec, die_in_epoch, caplog, name, damage):
-    """The fold starts again by itself, and the log names the snapshot."""
+    """The fold starts again by itself; its outcome and the log name the snapshot."""
     undisturbed = result_of(make_spec(run="undisturbed"))
     spec = make_spec(resources=EVERY_EPOCH)
     die_in_epoch(3)
@@ -409,8 +417,10 @@ def test_a_damaged_snapshot_is_set_aside(make_spec, die_in_epoch, caplog, name, 
     path.unlink() if damage == "gone" else path.write_bytes(changed[damage])
     outcome = run_fold(replace(spec, attempt=2))
     assert (outcome.reason, outcome.resumed_epoch) == (None, 0)
-    assert f"{spec.snapshot_path / '2'}: damaged snapshot (" in caplog.text
-    assert "set aside as 2.damaged-1" in caplog.text
+    [aside] = outcome.damage
+    assert (aside.path, aside.now) == (str(spec.snapshot_path / "2"), "2.damaged-1")
+    assert str(aside).startswith(f"{spec.snapshot_path / '2'}: damaged snapshot (")
+    assert str(aside) in caplog.text
     assert comparable(spec) == undisturbed
 
 

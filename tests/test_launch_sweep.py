@@ -239,6 +239,23 @@ def test_a_run_damaged_all_over_is_mended_by_its_command(reference, run_sweep, s
     ]
 
 
+def test_a_damaged_snapshot_is_told_on_screen_and_in_events(reference, run_sweep, sweep_config, tmp_path):
+    """The user learns of it, though the fold begins anew by itself and ends with the same record."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    (run / "folds" / "samm__sub01.json").unlink()
+    snapshot = run / "checkpoints" / "samm__sub01" / "3"
+    snapshot.mkdir(parents=True)
+    (snapshot / "snapshot.json").write_text("{")
+    done = run_sweep(sweep_config, run)
+    assert done.code == 0, done.text
+    assert bytes_of(run) == bytes_of(reference)
+    [event] = [event for event in events_of(run) if event["event"] == "set_aside"]
+    assert (event["path"], event["now"]) == (str(snapshot), "3.damaged-1")
+    assert event["reason"].startswith(f"{snapshot}: damaged snapshot (JSONDecodeError")
+    assert f"fold samm/sub01: {event['reason']}; set aside as 3.damaged-1\n" in done.text
+
+
 def test_report_scores_a_run_again_to_the_same_numbers(reference, tmp_path, capsys):
     copy = tmp_path / "run"
     for path in reference.rglob("*"):
@@ -256,6 +273,31 @@ def test_report_scores_a_run_again_to_the_same_numbers(reference, tmp_path, caps
     assert (summary_of(copy)["folds_done"], summary_of(copy)["folds_total"]) == (8, 9)
     assert main(["report", str(tmp_path)]) == 2
     assert "not a run" in capsys.readouterr().err
+
+
+def test_report_names_every_record_that_the_store_contradicts(reference, sweep_config, tmp_path, capsys):
+    """Nothing is scored of a damaged run; where the store is not at hand, a line says that it was not asked."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    results = bytes_of(run)
+    one, other = run / "folds" / "samm__sub01.json", run / "folds" / "smic__sub02.json"
+    kept = one.read_bytes()
+    record = FoldRecord.read(one)
+    sample = replace(record.samples[0], label=(record.samples[0].label + 1) % 3)
+    replace(record, samples=(sample, *record.samples[1:])).write(one)  # with the checksum of its content
+    other.write_bytes(other.read_bytes().replace(b"smic", b"samm", 1))
+    assert main(["report", str(run)]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"htnet report: {one}") and "label" in first
+    assert second.startswith(f"htnet report: {other}")
+    assert bytes_of(run) == results
+    one.write_bytes(kept)
+    shutil.copy(reference / "folds" / other.name, other)
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**environment, "store": str(tmp_path / "gone"), "resumed": []}))
+    assert main(["report", str(run)]) == 0
+    assert f"the records are not held against the store: {tmp_path / 'gone'}: no such store" in capsys.readouterr().out
+    assert bytes_of(run) == results
 
 
 def write_config(config: Config, folder: Path) -> Path:
@@ -698,7 +740,7 @@ def test_the_board_counts_what_is_done_in_flight_and_left(tmp_path, reference):
     for terminal in (False, True):
         text = io.StringIO()
         console = Console(file=text, width=120, force_terminal=terminal, color_system=None)
-        board = SweepBoard(console, total=24, done=records[:1], epochs=6, num_classes=3)
+        board = SweepBoard(console, total=24, done=records[:1], epochs=6)
         with board:
             board.poll([Flight(spec=spec, epoch=i - 1) for i, spec in enumerate(make_specs(tmp_path, 20))])
             console.print(board.render())
@@ -724,7 +766,7 @@ def test_time_left_is_reckoned_from_what_was_trained(tmp_path, reference, monkey
     monkeypatch.setattr("launch.screen.time.monotonic", lambda: now[0])
     records = [FoldRecord.read(path) for path in sorted((reference / "folds").iterdir())[:2]]
     specs = make_specs(tmp_path, 2)
-    board = SweepBoard(Console(file=io.StringIO()), total=4, done=records[:1], epochs=100, num_classes=3)
+    board = SweepBoard(Console(file=io.StringIO()), total=4, done=records[:1], epochs=100)
     assert board._remaining() == "?"
     board.poll([Flight(spec=specs[0], epoch=90, start=90), Flight(spec=specs[1])])
     now[0] += 10

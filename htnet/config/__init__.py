@@ -13,7 +13,7 @@ from htnet.config.augment import (
 )
 from htnet.config.data import DataConfig
 from htnet.config.model import HTNetConfig
-from htnet.config.prepare import FlowMethod, PrepareConfig, SourceConfig
+from htnet.config.prepare import PrepareConfig, SourceConfig
 from htnet.config.run import Config, ResourcesConfig, ScoreConfig
 from htnet.config.training import EngineConfig, TrainConfig
 
@@ -24,7 +24,6 @@ __all__ = [
     "DropRegionConfig",
     "EngineConfig",
     "FlipConfig",
-    "FlowMethod",
     "HTNetConfig",
     "JitterConfig",
     "MagnifyConfig",

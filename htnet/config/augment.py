@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -114,3 +114,13 @@ class AugmentConfig:
     """Onset and apex jitter."""
     mix: MixConfig = field(default_factory=MixConfig)
     """Mixup or cutmix."""
+
+    @property
+    def changes_pixels(self) -> bool:
+        """Tell if a sample's mosaic differs from epoch to epoch; mixing does not change it, it comes after."""
+        return replace(self, mix=MixConfig()) != AugmentConfig()
+
+    @property
+    def changes_frames(self) -> bool:
+        """Tell if a sample's pictures differ from step to step, and with them its flow."""
+        return (self.time_jitter, self.photometric) != (TimeJitterConfig(), PhotometricConfig())

@@ -16,6 +16,10 @@ from htnet.config.augment import (
 )
 from htnet.config.section import NOT_IDENTITY, Count, section
 
+CropRule = Literal["upstream", "anatomical"]
+Scaling = Literal["minmax", "stored"]
+Balance = Literal["none", "class", "dataset"]
+
 
 @section
 class DataConfig:
@@ -29,15 +33,15 @@ class DataConfig:
     """Hold out only these subjects (casme2/sub17); every sample still trains. Empty: all."""
     validation_subjects: Count = 0
     """Training subjects of each fold set aside to choose the epoch (selection ``validated``); 0: not asked for."""
-    crop: Literal["upstream", "anatomical"] = "anatomical"
-    """Where the regions are cut: anatomical at the landmarks; upstream swaps x and y as the public code does."""
-    scaling: Literal["stored", "minmax"] = "minmax"
+    crop: CropRule = "anatomical"
+    """Rule by which regions are cut: anatomical at the landmarks; upstream swaps x and y as the public code does."""
+    scaling: Scaling = "minmax"
     """minmax stretches each channel of each flow image to 0..255, as the paper's data has it; stored leaves it."""
     standardise: bool = True
     """Subtract the mean and divide by the standard deviation of the fold's training mosaics, per channel."""
     shuffle: bool = True
     """A new seeded order of the training samples each epoch; the paper's code keeps the file order."""
-    balance: Literal["none", "class", "dataset"] = "none"
+    balance: Balance = "none"
     """Show every class, or every dataset, equally often; an epoch keeps its length. Needs shuffle."""
     input: Literal["flow", "frames"] = "flow"
     """flow reads the stored flow images; frames computes them from the stored onset and apex (prepare.keep_frames)."""

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from htnet.config.load import to_plain
 from htnet.config.run import Config
-from htnet.config.section import NOT_IDENTITY
+from htnet.config.section import NOT_IDENTITY, takes_gpu
 
 
 def config_hash(config: Config, store_digest: str) -> str:
@@ -35,8 +35,7 @@ def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
 def _identity(config: Config) -> dict[str, Any]:
     identity = _counted(config)
     # a fold on a GPU rounds otherwise than one on a CPU; "auto" takes the GPU that a fold is given
-    engine = config.engine
-    on_gpu = engine.device == "cuda" or (engine.device == "auto" and config.resources.gpus_per_fold > 0)
+    on_gpu = takes_gpu(config.engine.device, config.resources.gpus_per_fold)
     identity["engine"]["device"] = "cuda" if on_gpu else "cpu"
     return identity
 

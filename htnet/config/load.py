@@ -86,7 +86,8 @@ def _reads(name: str, pattern: re.Pattern[str], convert: Callable[[str], object]
 _reads("bool", _BOOL, lambda text: text.lower() in ("yes", "true", "on"))
 _reads("int", _INT, int)
 _reads("float", _FLOAT, lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")))
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_NUMBER_ELSEWHERE.pattern})$"), None)
+for _numbers in (_FLOAT, _NUMBER_ELSEWHERE):
+    _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_numbers.pattern})$"), None)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

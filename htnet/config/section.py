@@ -6,7 +6,7 @@ The bounds of a value are in its type, and the string under a field is its docum
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Final, TypeVar, dataclass_transform
+from typing import Annotated, Any, Final, Literal, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -24,6 +24,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 """A number from 0 on."""
 Above0 = Annotated[float, Field(gt=0)]
 """A number above 0."""
+Device = Literal["auto", "cpu", "cuda"]
+"""Device that computes; auto takes the GPU that it was given."""
 
 
 class _NotIdentity:
@@ -32,6 +34,11 @@ class _NotIdentity:
 
 NOT_IDENTITY: Final = _NotIdentity()
 """Marks, in ``Annotated[...]``, a key or a section that changes no prediction. All others are a run's identity."""
+
+
+def takes_gpu(device: Device, gpus: float) -> bool:
+    """Tell if work computes on a GPU: it asks for one, or takes the share ``gpus`` that it was given."""
+    return device == "cuda" or (device == "auto" and gpus > 0)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))

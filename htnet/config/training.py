@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from htnet.config.section import Above0, NotNegative, Positive, section
+from htnet.config.section import Above0, Device, NotNegative, Positive, section
 
+EngineName = Literal["deepspeed", "torch"]
+Precision = Literal["fp32", "bf16", "fp16"]
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -49,11 +51,11 @@ class TrainConfig:
 class EngineConfig:
     """The engine that runs the optimizer steps."""
 
-    name: Literal["deepspeed", "torch"] = "deepspeed"
+    name: EngineName = "deepspeed"
     """deepspeed, or the plain PyTorch engine behind the same interface."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """bf16 keeps fp32 master weights; fp16 needs a GPU."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """auto takes the GPU that the fold was given, else the CPU."""
     threads: Positive = 1
     """CPU threads of a fold. Part of the numerics on a CPU, so part of a run's identity."""

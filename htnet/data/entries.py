@@ -61,7 +61,7 @@ class Entry(ABC):
     emotion: str
     """The annotation's word."""
     place: str
-    """Where the clip stands, for messages: file, sheet, row."""
+    """Place of the clip, for messages: file, sheet, row."""
     notes: tuple[str, ...] = ()
     """Rules by which the annotation was read otherwise than it stands."""
     remarks: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ class Clip(Entry):
         return self.frames
 
     def absolute(self) -> Self:
-        """As of :class:`Entry`."""
+        """Return the clip with an absolute path."""
         return replace(self, frames=self.frames.absolute())
 
     def onset_in(self, frames: Frames) -> int:
@@ -140,15 +140,15 @@ class Clip(Entry):
         return f"frame {self.onset_in(open_frames(self.frames))}, the onset of clip {self.id}"
 
     def check_landmarks(self, points: Landmarks, picture: NDArray[Any]) -> None:
-        """As of :class:`Entry`: a face crop can be cut around them."""
+        """Raise :class:`InputError` where no face crop can be cut around the points."""
         face_crop(points, picture.shape)
 
     def identity(self, listed: Callable[[Path], bytes]) -> bytes:
-        """As of :class:`Entry`, with the interval and the frames."""
+        """Return label, interval and frames of the clip."""
         return self._identity() + repr((self.onset, self.apex, self.offset, self.fps)).encode() + listed(self.frames)
 
     def make(self, maker: Maker[Made]) -> Made:
-        """As of :class:`Entry`."""
+        """Let the maker work on the clip."""
         return maker.from_frames(self)
 
 
@@ -168,7 +168,7 @@ class FlowPicture(Entry):
         return self.picture
 
     def absolute(self) -> Self:
-        """As of :class:`Entry`."""
+        """Return the clip with an absolute path."""
         return replace(self, picture=self.picture.absolute())
 
     def open(self) -> NDArray[np.float16]:
@@ -186,21 +186,21 @@ class FlowPicture(Entry):
         return f"the flow picture of clip {self.id}"
 
     def check_landmarks(self, points: Landmarks, picture: NDArray[Any]) -> None:
-        """As of :class:`Entry`: the picture is the face already."""
+        """Raise :class:`InputError` where the points are none of a face that fills the picture."""
         check_inside(points, picture.shape)
         check_face(points, least=picture.shape[0] / 10)
 
     def identity(self, listed: Callable[[Path], bytes]) -> bytes:
-        """As of :class:`Entry`; the pictures are digested by the adapter."""
+        """Return the label of the clip; the pictures are digested by the adapter."""
         return self._identity()
 
     def make(self, maker: Maker[Made]) -> Made:
-        """As of :class:`Entry`."""
+        """Let the maker work on the clip."""
         return maker.from_picture(self)
 
 
 def clips_of(entries: Iterable[Entry]) -> list[Clip]:
-    """Those that have frames."""
+    """Select those that have frames."""
     return [entry for entry in entries if isinstance(entry, Clip)]
 
 
@@ -220,7 +220,7 @@ class LeftOut:
 
 
 def read_flow_picture(path: Path) -> NDArray[np.float16]:
-    """A published picture as (F, F, 3) float16, channels (flow_u, flow_v, strain); 0..255 is exact in float16."""
+    """Read a published picture, (F, F, 3) float16, channels (flow_u, flow_v, strain); 0..255 is exact in float16."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -35,6 +35,7 @@ from htnet.data.samples import Landmarks, Sample
 from htnet.data.store.frames import frame_member, neighbours
 from htnet.data.store.writer import PreparedSample
 from htnet.errors import InputError
+from htnet.rules import check_gpu
 
 UNREADABLE = "unreadable_frames"
 """Onset or apex are missing, damaged or of different sizes; a failure."""
@@ -84,9 +85,10 @@ def load_detector(prepare: PrepareConfig) -> tuple[str, Detector] | None:
 
 
 def check_machine(prepare: PrepareConfig, device: str) -> None:
-    """:class:`InputError` where this machine lacks the GPU or the detector that is asked for."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("prepare.device=cuda: no CUDA device is visible")
+    """Refuse, with an :class:`InputError`, a machine without the GPU or the detector that is asked for."""
+    if device == "cuda":
+        instead = "prepare.device=cpu and prepare.gpus_per_task=0"
+        check_gpu("prepare.device=cuda", visible=torch.cuda.is_available(), instead=instead)
     load_detector(prepare)
 
 
@@ -244,7 +246,7 @@ class _Extractor:
         self, clip: Clip, frames: Frames, ends: tuple[int, int], first: NDArray[np.uint8],
         place: tuple[FaceCrop, Landmarks],
     ) -> tuple[int, tuple[str, ...], _Read]:  # fmt: skip
-        """The apex and what was read of it: as annotated, where it can be one, else found; with the clip's notes."""
+        """Return the apex, annotated or else found, with the clip's notes and what was read of it."""
         (onset, offset), (crop, points) = ends, place
         notes = clip.notes
         if clip.apex == onset:  # an adapter sees it only where the onset is annotated
@@ -259,13 +261,13 @@ class _Extractor:
         return apex, (*notes, APEX_FOUND), self._read_rest(clip, frames, apex, (onset, first), crop)
 
     def _small(self, crop: FaceCrop, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The face as flow is computed of it."""
+        """Return the face at the size at which flow is computed."""
         return resized(to_gray(crop.cut(picture)), self._settings.working_size)
 
     def _read_rest(
         self, clip: Clip, frames: Frames, apex: int, onset: tuple[int, NDArray[np.uint8]], crop: FaceCrop
     ) -> _Read:
-        """The apex, and the crops of it and its and the onset's neighbours by member; a video is gone through once."""
+        """Read the apex, and crop it and the neighbours of onset and apex, by member name. One pass over a video."""
         first, alike = onset
         members = {frame_member("apex"): apex}
         reach = self._settings.keep_neighbours

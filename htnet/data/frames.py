@@ -34,7 +34,7 @@ _FRAME = re.compile(r"(\d+)\.(jpe?g|png|bmp)$", re.IGNORECASE)
 
 
 def inside(root: Path, *parts: str) -> Path:
-    """A folder below ``root`` whose names come from an annotation.
+    """Join folder names that come from an annotation below ``root``.
 
     Each part must be one folder name: an annotation that holds a separator or ``..`` could lead out of the
     dataset, and is refused. Links that the user put into the folder are the user's own business.
@@ -143,11 +143,11 @@ class Frames(Protocol):
         ...
 
     def read(self, number: int) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8, blue-green-red; :class:`InputError` names file and frame."""
+        """Read a frame, Read a frame, (H, W, 3) uint8, blue-green-red; :class:`InputError` names file and frame."""
         ...
 
     def read_each(self, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
-        """As :meth:`read`, frame by frame, by rising numbers; a video is gone through once."""
+        """Yield frames as of :meth:`read`, by rising numbers; one pass over a video."""
         ...
 
 
@@ -184,7 +184,7 @@ class FolderFrames:
         return (f"{bits}_bits_in_16",) if 8 < bits < 16 else ()
 
     def read(self, number: int) -> NDArray[np.uint8]:
-        """A frame by its number; one that does not fit the scale of the first is unreadable."""
+        """Read a frame by its number; one that does not fit the scale of the first is unreadable."""
         path = frame_path(self._paths, number, self.folder)
         picture = read_frame(path)
         if picture.dtype == np.uint8:
@@ -203,7 +203,7 @@ class FolderFrames:
 
 
 def open_frames(path: Path) -> FolderFrames | VideoFrames:
-    """The frames of a folder or of a video file; :class:`InputError` if it is neither."""
+    """Open the frames of a folder or of a video file; :class:`InputError` if it is neither."""
     if path.is_dir():
         return FolderFrames(path)
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
@@ -214,11 +214,11 @@ def open_frames(path: Path) -> FolderFrames | VideoFrames:
 
 
 def to_gray(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, 3) blue-green-red to (H, W) grey, both uint8, by OpenCV's weights."""
+    """Turn (H, W, 3) blue-green-red into (H, W) grey, both uint8, by OpenCV's weights."""
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), np.uint8)
 
 
 def resized(gray: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """A square (H, H) grey picture at another size, (side, side): averaged when made smaller, else bicubic."""
+    """Resize a square (H, H) grey picture to (side, side): averaged when made smaller, else bicubic."""
     how = cv2.INTER_AREA if gray.shape[0] > side else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(gray, (side, side), interpolation=how), np.uint8)

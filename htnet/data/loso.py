@@ -12,7 +12,7 @@ from htnet.errors import InputError
 
 
 def loso_folds(store: Store, *, datasets: Sequence[str] = (), subjects: Sequence[str] = ()) -> tuple[Fold, ...]:
-    """One fold per subject, in the manifest's order of subjects.
+    """Return one fold per subject, in the manifest's order of subjects.
 
     ``datasets`` restricts what is trained and tested on; ``subjects`` restricts only who is held out.
     Raises :class:`InputError` for an unknown name, a name that no dataset may have and for fewer than two subjects.
@@ -44,7 +44,7 @@ def loso_folds(store: Store, *, datasets: Sequence[str] = (), subjects: Sequence
 
 
 def validation_subjects(store: Store, fold: Fold, count: int, seed: int) -> tuple[str, ...]:
-    """``count`` of the fold's training subjects, drawn with the run's seed; sorted.
+    """Draw ``count`` of the fold's training subjects with the run's seed; sorted.
 
     Raises :class:`InputError` when that would leave nobody to train on.
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from htnet.config import PrepareConfig, SourceConfig
+from htnet.config.section import takes_gpu
 from htnet.data.datasets import DATASETS, Adapter, build_adapter
 from htnet.data.datasets.labels import (
     COMPOSITE_SCHEME,
@@ -28,6 +29,7 @@ from htnet.data.folders import entries_of
 from htnet.data.samples import SampleId
 from htnet.data.store.manifest import file_stem
 from htnet.errors import InputError
+from htnet.rules import check_task_device
 
 OFFICIAL_LISTS = ("combined_3class_gt.csv", "gt.csv")
 """Names of the MEGC2019 challenge's list in a dataset folder."""
@@ -71,8 +73,7 @@ def make_plan(prepare: PrepareConfig, *, only_list: bool = False) -> Plan:
     """
     if not prepare.sources:
         raise InputError("prepare.sources: at least one source is needed, got none")
-    if prepare.device == "cuda" and prepare.gpus_per_task == 0:
-        raise InputError("prepare.device=cuda needs prepare.gpus_per_task > 0 (1, or 1/k for k tasks on a GPU)")
+    check_task_device(prepare)
     scheme = load_scheme(
         prepare.label_scheme,
         [name for source in prepare.sources for name in DATASETS[source.adapter]],
@@ -255,7 +256,7 @@ def _size(file: Path) -> int:
 def _landmarks(
     prepare: PrepareConfig, source: SourceConfig, adapter: Adapter, taken: Sequence[Entry], *, only_list: bool
 ) -> LandmarkTable:
-    """The source's table; an empty one where there is none and a detector finds the faces, or nobody looks for them."""
+    """Read the source's table; empty where there is none and a detector finds the faces, or nobody looks for them."""
     path = Path(source.root) / adapter.landmarks_file
     if source.landmarks is not None:
         path = Path(source.landmarks)
@@ -266,5 +267,4 @@ def _landmarks(
 
 def flow_device(prepare: PrepareConfig) -> str:
     """Name the device on which flow is computed, ``cpu`` or ``cuda``."""
-    on_gpu = prepare.device == "cuda" or (prepare.device == "auto" and prepare.gpus_per_task > 0)
-    return "cuda" if on_gpu else "cpu"
+    return "cuda" if takes_gpu(prepare.device, prepare.gpus_per_task) else "cpu"

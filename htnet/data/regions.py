@@ -13,14 +13,11 @@ flow image's, as in the paper (14 of 28 pixels).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
+from htnet.config.data import CropRule
 from htnet.data.samples import LANDMARK_NAMES, Landmarks
-
-CropRule = Literal["upstream", "anatomical"]
 
 MOSAIC_REGIONS = tuple(LANDMARK_NAMES.index(name) for name in ("left_eye", "right_eye", "left_lip", "right_lip"))
 """Landmark indices of the mosaic's regions, row by row: eyes above, lips below; the nose is left out."""

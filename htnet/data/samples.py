@@ -106,7 +106,7 @@ class Fold:
 
 
 def fold_stem(subject: str) -> str:
-    """A subject keyed by its dataset as a file name stem; no two share one, ordinary names stay as they are.
+    """Turn a subject keyed by its dataset into a file name stem; no two share one, ordinary names stay as they are.
 
     The first ``__`` ends the dataset: one that holds it, or ends in ``_``, has its ``_`` quoted.
     """

@@ -99,7 +99,7 @@ class VideoFrames:
         return tuple(range(1, found + 1))
 
     def read(self, number: int) -> NDArray[np.uint8]:
-        """A frame by its number."""
+        """Read a frame by its number."""
         return next(self.read_each([number]))
 
     def read_each(self, numbers: Iterable[int]) -> Iterator[NDArray[np.uint8]]:
@@ -178,7 +178,7 @@ class VideoFrames:
         return found
 
     def _open(self) -> tuple[InputContainer, VideoStream]:
-        """The file and its first video, which is no picture on the cover of a sound."""
+        """Open the file and its first video; the cover picture of a sound is none."""
         try:
             with _complaints():
                 container = av.open(f"file:{self.path.absolute()}", metadata_errors="replace")
@@ -194,7 +194,7 @@ class VideoFrames:
 
 
 def _strict(context: Any) -> Any:
-    """The decoder, in one thread and giving up at an error."""
+    """Set the decoder to one thread, and to give up at an error."""
     context.thread_type, context.thread_count = "NONE", 1
     context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
     return context
@@ -206,7 +206,7 @@ def _index(container: InputContainer, stream: VideoStream) -> list[int]:
 
 
 def _upright(frame: Any, place: str) -> NDArray[np.uint8]:
-    """(H, W, 3) blue-green-red of 8 bits, turned and mirrored as players show it."""
+    """Return (H, W, 3) blue-green-red of 8 bits, turned and mirrored as players show it."""
     picture = frame.to_ndarray(format="bgr24", interpolation=_EXACT, threads=1)
     side = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     if side is None:

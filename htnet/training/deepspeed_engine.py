@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from htnet.config import TrainConfig
+from htnet.config.training import Precision
 from htnet.training.loss import cross_entropy
 from htnet.training.optimizers import build_optimizer, set_learning_rate
 from htnet.training.precision import AUTOCAST_DTYPES, narrow_weights, predict_logits
@@ -39,7 +40,7 @@ class DeepSpeedEngine:
         self,
         model: nn.Module,
         train: TrainConfig,
-        precision: str,
+        precision: Precision,
         *,
         device: torch.device,
         weights: Tensor | None,
@@ -90,7 +91,7 @@ class DeepSpeedEngine:
         return scaler
 
 
-def deepspeed_config(train: TrainConfig, precision: str, world: World) -> dict[str, Any]:
+def deepspeed_config(train: TrainConfig, precision: Precision, world: World) -> dict[str, Any]:
     """Return DeepSpeed's configuration: unchanged gradients, this project's optimizer, no measuring."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": -(-train.batch_size // world.ranks),

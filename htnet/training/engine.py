@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from htnet.config import EngineConfig, TrainConfig
+from htnet.config.section import takes_gpu
 from htnet.errors import InputError
+from htnet.rules import check_gpu, check_precision
 from htnet.training.deepspeed_engine import DeepSpeedEngine
 from htnet.training.torch_engine import TorchEngine
 
@@ -75,17 +77,12 @@ def resolve_device(engine: EngineConfig, gpus_per_fold: float) -> torch.device:
     Raises:
         InputError: a GPU is asked for and there is none, or the precision needs one.
     """
-    if engine.device == "cpu" or (engine.device == "auto" and gpus_per_fold == 0):
-        if engine.precision == "fp16":
-            raise InputError(
-                "engine.precision: fp16 needs a GPU (resources.gpus_per_fold > 0); use bf16 or fp32 on a CPU"
-            )
+    check_precision(engine, gpus_per_fold)
+    if not takes_gpu(engine.device, gpus_per_fold):
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise InputError(
-            f"engine.device={engine.device}, resources.gpus_per_fold={gpus_per_fold:g}: no CUDA device is visible; "
-            "set engine.device=cpu and resources.gpus_per_fold=0 to run on the CPU"
-        )
+    asked = f"engine.device={engine.device}, resources.gpus_per_fold={gpus_per_fold:g}"
+    instead = "engine.device=cpu and resources.gpus_per_fold=0"
+    check_gpu(asked, visible=torch.cuda.is_available(), instead=instead)
     return torch.device("cuda", torch.cuda.current_device())
 
 

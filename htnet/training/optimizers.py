@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from htnet.config import TrainConfig
+from htnet.config.training import Precision
 from htnet.training.master_adam import MasterAdam
 
 __all__ = ["build_optimizer", "set_learning_rate"]
 
 
-def build_optimizer(model: nn.Module, train: TrainConfig, precision: str) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, train: TrainConfig, precision: Precision) -> torch.optim.Optimizer:
     """Build fused Adam or AdamW; for bf16, one that works on fp32 masters.
 
     Decay applies to weight matrices; biases, norms and position tables have none.

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from htnet.errors import InputError
-from htnet.files import set_aside, whole_folder
+from htnet.files import SetAside, set_aside, whole_folder
 from htnet.training.state_file import read_tensors
 from htnet.training.trainer import Trainer
 
@@ -69,8 +69,8 @@ class Snapshots:
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
-    def newest(self) -> Snapshot | None:
-        """Return the newest whole snapshot; rename damaged ones, and log that.
+    def newest(self, damage: list[SetAside]) -> Snapshot | None:
+        """Return the newest whole snapshot; rename damaged ones, log them and add them to ``damage``.
 
         Raises:
             InputError: it belongs to another training, or another version of htnet wrote it.
@@ -79,8 +79,8 @@ class Snapshots:
             try:
                 return _read(folder, self._identity)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                aside = set_aside(folder)
-                _log.warning("%s: damaged snapshot (%s), set aside as %s", folder, _described(error), aside.name)
+                damage.append(set_aside(folder, f"{folder}: damaged snapshot ({_described(error)})"))
+                _log.warning("%s", damage[-1])
         return None
 
     def save_when_due(self, trainer: Trainer) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from htnet.config import TrainConfig
+from htnet.config.training import Precision
 from htnet.training.loss import cross_entropy
 from htnet.training.optimizers import build_optimizer, set_learning_rate
 from htnet.training.precision import AUTOCAST_DTYPES, autocast, clip_gradients, narrow_weights, predict_logits
@@ -21,7 +22,13 @@ class TorchEngine:
     """Engine (:class:`~htnet.training.engine.Engine`) of one process."""
 
     def __init__(
-        self, model: nn.Module, train: TrainConfig, precision: str, *, device: torch.device, weights: Tensor | None
+        self,
+        model: nn.Module,
+        train: TrainConfig,
+        precision: Precision,
+        *,
+        device: torch.device,
+        weights: Tensor | None,
     ) -> None:
         self.model = model
         self.device = device

@@ -1,7 +1,7 @@
 """Public operation: argument checks, exact short cuts, and the choice of a backend.
 
-A backend is an entry of ``_ATTENTION``. It gets arguments that :mod:`kernels.local_attention.checks` has passed, and
-blocks of at least two tokens. :mod:`kernels.attention_block` puts norm, projections and residual around it.
+A backend is an entry of ``IMPLEMENTATIONS``. It gets arguments that :mod:`kernels.local_attention.checks` has passed,
+and blocks of at least two tokens. :mod:`kernels.attention_block` puts norm, projections and residual around it.
 :func:`_resolve` alone decides the meaning of ``auto``.
 
 The Triton kernels are imported at their first use. The package therefore works without Triton, and TRITON_INTERPRET may
@@ -13,20 +13,18 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
-from typing import Final, Literal, get_args
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from kernels.backends import BACKENDS
 from kernels.local_attention.checks import check_attention, triton_limit
 from kernels.reference import local_attention_reference
 
-__all__ = ["BACKENDS", "Backend", "drop_heads", "local_attention"]
-
-Backend = Literal["auto", "reference", "sdpa", "triton"]
-BACKENDS: Final[tuple[str, ...]] = get_args(Backend)
+__all__ = ["drop_heads", "local_attention"]
 
 _log = logging.getLogger(__name__)
 _logged: Final[set[str]] = set()
@@ -65,7 +63,7 @@ def local_attention(
     """
     check_attention(qkv, num_heads=num_heads, blocks_per_side=blocks_per_side, scale=scale, dropout_p=dropout_p)
     head_dim = qkv.shape[-1] // (3 * num_heads)
-    run = _ATTENTION[_resolve(backend, qkv, num_heads, head_dim, blocks_per_side, dropout_p)]
+    run = IMPLEMENTATIONS[_resolve(backend, qkv, num_heads, head_dim, blocks_per_side, dropout_p)]
     if qkv.shape[1] == qkv.shape[2] == blocks_per_side:
         # one token per block: the softmax over one key is exactly 1, so the output is the values
         value = qkv[..., 2 * (qkv.shape[-1] // 3) :]
@@ -155,7 +153,7 @@ def _sdpa(qkv: Tensor, *, num_heads: int, blocks_per_side: int, scale: float | N
     return out
 
 
-_ATTENTION: Final[dict[str, Callable[..., Tensor]]] = {
+IMPLEMENTATIONS: Final[dict[str, Callable[..., Tensor]]] = {
     "reference": local_attention_reference,
     "sdpa": _sdpa,
     "triton": _triton,

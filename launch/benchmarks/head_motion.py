@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from htnet.config import Config
+from htnet.config.data import Scaling
 from htnet.config.load import load_config
+from htnet.config.prepare import HeadMotion
 from htnet.data.entries import clips_of
 from htnet.data.extraction import extract
-from htnet.data.flow.head_motion import HeadMotion
 from htnet.data.frames import list_frames, read_frame
 from htnet.data.plan import make_plan
 from htnet.data.samples import COMPOSITE
@@ -53,7 +54,6 @@ LAYOUT: Final = Layout(
 
 Motion = Literal["sway", "turn"]
 """As the generator has it: shifts alone; or shifts, turns and changes of scale."""
-Scaling = Literal["minmax", "stored"]
 
 _TURN: Final = 0.6
 """Largest turn to each side in degrees, and largest change of scale in hundredths."""

@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dali_pipelines import EpochSampler, FlowTransform
-from dali_pipelines.augment import Changes, Places, draw, plan_changes
+from dali_pipelines.augment import AugmentationPlan, FaceGeometry, draw, plan_changes
 from dali_pipelines.photometric import draw_strengths
-from dali_pipelines.stream import changes_pixels
 from htnet.config import DataConfig
 from htnet.data.flow.image import flow_image_tensor, flow_tensor
 from htnet.data.regions import region_starts, scale_minmax
@@ -100,12 +99,12 @@ class PlainBatches(Rival):
         super().__init__(store, sampler, data=data, transform=transform)
         self._mean = np.asarray(transform.mean, np.float32)
         self._scale = np.float32(1.0) / np.asarray(transform.std, np.float32)
-        self._places = Places.of(store.samples)
+        self._places = FaceGeometry.of(store.samples)
         self.decoded: dict[int, NDArray[np.float16]] = {}
         """Flow images by row."""
         self._finished: Tensor | None = None
         rows = range(len(store.rows))
-        if data.cache_mb and changes_pixels(data.augment):
+        if data.cache_mb and data.augment.changes_pixels:
             self.decoded = {row: store.read_flow(row) for row in rows}
         elif data.cache_mb:
             self._finished = torch.from_numpy(np.stack([self._mosaic(row, None) for row in rows]))
@@ -114,12 +113,12 @@ class PlainBatches(Rival):
         if self._finished is not None:
             return self._finished[rows]
         changes = None
-        if changes_pixels(self._data.augment):
+        if self._data.augment.changes_pixels:
             draws, places = draw(self._sampler.seed, step, len(rows)), self._places.chosen(np.asarray(rows))
             changes = plan_changes(self._data.augment, draws, places=places, rule=self._data.crop)
         return torch.from_numpy(np.stack([self._mosaic(row, changes, index) for index, row in enumerate(rows)]))
 
-    def _mosaic(self, row: int, changes: Changes | None, index: int = 0) -> NDArray[np.float32]:
+    def _mosaic(self, row: int, changes: AugmentationPlan | None, index: int = 0) -> NDArray[np.float32]:
         """Return a mosaic, (3, S, S) float32; ``index`` is the place of the sample in the changes."""
         image = (self.decoded[row] if self.decoded else self._store.read_flow(row)).astype(np.float32)
         if changes is None:
@@ -196,7 +195,7 @@ class PlainFramesOurFlow(PlainFrames):
         return flow_tensor(onsets, apexes, method="tvl1", size=self._size, strain="central")
 
 
-def changed_image(image: NDArray[np.float32], changes: Changes, index: int) -> NDArray[np.float32]:
+def changed_image(image: NDArray[np.float32], changes: AugmentationPlan, index: int) -> NDArray[np.float32]:
     """Turn, mirror and magnify an (F, F, 3) flow image by OpenCV and numpy."""
     centre = (image.shape[0] - 1) / 2
     turn = cv2.getRotationMatrix2D((centre, centre), float(changes.angle[index]), 1.0)

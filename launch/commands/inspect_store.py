@@ -29,7 +29,6 @@ from htnet.config import AugmentConfig, DataConfig, FlipConfig, JitterConfig, Ma
 from htnet.data.frames import is_whole
 from htnet.data.regions import region_starts
 from htnet.data.store.reader import Store, open_store
-from htnet.data.stretched import is_stretched
 from htnet.errors import EXIT_DONE, InputError
 from htnet.files import whole_folder
 
@@ -117,7 +116,7 @@ def flow_colours(flow: Picture, largest: float) -> Picture:
 def _views(store: Store, rows: Sequence[int], seed: int) -> Iterator[_View]:
     flow_images = [store.read_flow(row).astype(np.float32) for row in rows]  # a damaged one is named here
     mosaic_size = max(4, max(image.shape[0] for image in flow_images) // 4 * 4)
-    stretched = [is_stretched(store, row) for row in rows]
+    stretched = [store.is_published_picture(row) for row in rows]
     augment = STRETCHED if any(stretched) else MODERATE
     data = DataConfig(scaling="stored")
     resident = Resident(store, rows, data=data, mosaic_size=mosaic_size, device=torch.device("cpu"), threads=1)

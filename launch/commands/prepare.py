@@ -37,8 +37,6 @@ from launch.screen import RESUME, PrepareBoard, say
 from launch.tasks.subject import SHARED, RefusedError, SubjectOutcome, SubjectTask, prepare_subject
 
 Parts = Mapping[tuple[str, str], Mapping[str, Any]]
-RETRIES = 3
-"""Number of times that a subject is tried again after its worker died."""
 _TEXTS = ("clip", "rule", "reason", "place")
 
 
@@ -62,7 +60,7 @@ def prepare(config: Config, out: Path, console: Console, *, strict: bool = False
     with staging(out, plan.recipe, _made_with(config.prepare)) as stage:
         if stage.unlocked is not None:
             say(console, f"{out}: no lock there ({stage.unlocked}): nothing keeps a second writer of this store away")
-        if stage.cleared:
+        if stage.replaced_partial:
             say(console, f"{stage.folder}: was made from other input, settings or versions: removed")
         try:
             if strict:
@@ -198,7 +196,7 @@ def _make_subjects(
         ray_cluster(address, _needs(prepare)) as ray,
         PrepareBoard(console, clips=len(plan.entries), subjects=len(plan.subjects), before=before.values()) as board,
     ):
-        pool = Pool[SubjectTask, SubjectOutcome](ray=ray, task=prepare_subject, retries=RETRIES)
+        pool = Pool[SubjectTask, SubjectOutcome](ray=ray, task=prepare_subject, retries=prepare.retries)
         for task, end in pool.run(tasks):
             outcome = _accepted(task, end)
             board.advance(task.name, outcome)

@@ -16,21 +16,35 @@ from htnet.files import write_whole
 from htnet.scoring.record import FoldRecord, read_records
 from htnet.scoring.summary import Summary, megc_log, predictions_csv, summarise
 from launch.report import summary_table, write_report
-from launch.run.folder import RunFolder
+from launch.run.folder import RunFolder, find_store
 from launch.screen import say
 
 
 def rescore(path: Path, console: Console) -> None:
-    """Score a run again from its records, without training; an InputError where it is no run."""
+    """Score a run again from its records, without training.
+
+    Raises:
+        InputError: it is no run, or something in it is damaged; a line for each record that does not hold.
+    """
     run = RunFolder(path=path)
     if not run.config.is_file():
         raise InputError(f"{path}: not a run: it holds no {run.config.name}")
     config = load_config(run.config)
-    records = read_records(run.folds)
+    records = _records(run, console)
     if not records:
         raise InputError(f"{path}: no finished fold yet: {run.folds} holds no record")
     total = max(len(records), _folds_announced(run))
     finish_run(config, run, records, folds_total=total, failed=_known_failures(run), console=console)
+
+
+def _records(run: RunFolder, console: Console) -> list[FoldRecord]:
+    """Read the records and hold them against the store; only against themselves where it is not at hand."""
+    try:
+        checked = find_store(run.path)
+    except InputError as error:
+        say(console, f"the records are not held against the store: {error}")
+        return read_records(run.folds)
+    return checked.read_records()
 
 
 def finish_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,10 +12,9 @@ from htnet.config import Config, ResourcesConfig
 from htnet.config.identity import config_hash
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold
-from htnet.data.store.frames import check_frames
 from htnet.data.store.reader import Store, open_store
-from htnet.data.stretched import check_stretched
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
+from htnet.rules import check_fold_device, check_one_flow_size, check_samples
 from htnet.scoring.record import FoldRecord
 from launch.cluster import ClusterGoneError, Needs, ray_cluster
 from launch.commands.report import finish_run
@@ -41,6 +40,8 @@ class _Sweep:
         """Take up a fold's record, or the reason why there is none."""
         if isinstance(outcome, GivenUp):
             outcome = FoldOutcome(fold=spec.name, seconds=0.0, reason=outcome.reason)
+        for aside in outcome.damage:
+            self.run.event("set_aside", **asdict(aside))
         reason = outcome.reason or self._take(outcome.fold)
         if reason is None:
             self.run.event(
@@ -95,32 +96,14 @@ def sweep(config: Config, out: Path, address: str | None, console: Console) -> i
 
 
 def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
-    """The run's folds; refuses what would fail in every one of them, before any is started."""
+    """Return the run's folds; refuse what would fail in every one of them, before any is started."""
     folds = loso_folds(store, datasets=config.data.datasets, subjects=config.data.subjects)
     for fold in folds:
-        validation_subjects(store, fold, config.data.validation_subjects, config.seed)
-    rows = {row for fold in folds for row in (*fold.train, *fold.test)}
-    if config.data.input == "frames":
-        check_frames(store, rows, jitter=config.data.augment.time_jitter.frames)
-    check_stretched(store, rows, config.data)
-    for sample in [store.samples[row] for row in rows]:
-        if not 0 <= sample.label < config.model.num_classes:
-            raise InputError(
-                f"{store.path}: {sample.id} has label {sample.label}; model.num_classes={config.model.num_classes}"
-            )
-    if config.model.in_channels != 3:
-        raise InputError(
-            f"model.in_channels: flow input has 3 channels (flow_u, flow_v, strain), got {config.model.in_channels}"
-        )
-    if config.resources.gpus_per_fold > 1:
-        raise InputError(
-            f"resources.gpus_per_fold={config.resources.gpus_per_fold:g}: a fold trains on one device; set 1, or 1/k "
-            "for k folds on a GPU"
-        )
-    if config.engine.device == "cuda" and config.resources.gpus_per_fold == 0:
-        raise InputError("engine.device=cuda needs resources.gpus_per_fold > 0 (1, or 1/k for k folds on a GPU)")
-    if config.engine.precision == "fp16" and config.resources.gpus_per_fold == 0:
-        raise InputError("engine.precision=fp16 needs a GPU: set resources.gpus_per_fold, or use bf16 or fp32")
+        inner = validation_subjects(store, fold, config.data.validation_subjects, config.seed)
+        if config.data.augment.changes_pixels:
+            check_one_flow_size(store, (row for row in fold.train if store.samples[row].subject not in inner))
+    check_samples(config, store, {row for fold in folds for row in (*fold.train, *fold.test)})
+    check_fold_device(config)
     return folds
 
 
@@ -146,7 +129,6 @@ def _run_folds(
         total=len(records) + len(todo),
         done=records.values(),
         epochs=config.train.epochs,
-        num_classes=config.model.num_classes,
     )
     state = _Sweep(run=run, board=board, records=records)
     try:

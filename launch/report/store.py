@@ -107,7 +107,7 @@ def write_report(out: Path, parts: Mapping[tuple[str, str], Mapping[str, Any]], 
             }
         )
     report = {
-        "run": {"wall_seconds": round(seconds, 3), **driver_environment(out)},
+        "run": {"wall_seconds": round(seconds, 3), "store": str(out.resolve()), **driver_environment()},
         "read_by_rule": _by_rule(parts),
         "landmarks": _landmarks(parts),
         "seconds_by_stage": {name: round(value, 3) for name, value in stages.most_common()},

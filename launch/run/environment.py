@@ -62,11 +62,10 @@ def read_environment(path: Path) -> RunEnvironment:
     return read_json(path, _adapter(), "environment of a run")
 
 
-def driver_environment(store: Path) -> dict[str, Any]:
+def driver_environment() -> dict[str, Any]:
     """Return the facts that a driver's work is judged and repeated by; ``commit`` only for a checkout."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "store": str(store.resolve()),
         "command": shlex.join(sys.argv),
         "directory": str(Path.cwd()),
         **checkout(),

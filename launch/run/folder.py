@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from htnet.config.identity import config_hash, identity_changes
 from htnet.config.load import dump_config, load_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold, fold_stem
-from htnet.data.store.reader import Store
+from htnet.data.store.reader import Store, open_store
 from htnet.errors import InputError
 from htnet.files import locked, read_json, remove_leftovers, set_aside, write_first, write_json, write_whole
 from htnet.scoring.record import FoldRecord, check_record
@@ -112,9 +112,9 @@ class RunFolder:
 
     def set_aside(self, path: Path, reason: str) -> str:
         """Rename a damaged file or folder of the run and note it as an event; returns a line that says so."""
-        aside = set_aside(path)
-        self.event("set_aside", path=str(path), now=aside.name, reason=reason)
-        return f"{reason}; set aside as {aside.name}"
+        aside = set_aside(path, reason)
+        self.event("set_aside", **asdict(aside))
+        return str(aside)
 
     def settle_machine(self, here: Mapping[str, str]) -> dict[str, str]:
         """Return the deciding facts of the machine of the run's first fold: ``here``, where this is the first."""
@@ -138,36 +138,17 @@ class RunFolder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenRun(RunFolder):
-    """A run that this process drives."""
+class CheckedRun(RunFolder):
+    """A run beside its configuration and its store, against which its records are held."""
 
     configuration: Config
     store: Store
     config_hash: str
-    unlocked: str | None = None
-    """Why nothing keeps a second driver out; None where this process holds the lock."""
-    damage: list[str] = field(default_factory=list)
-    """A line for everything that was damaged and is set aside now."""
 
     @cached_property
     def _folds_of_store(self) -> dict[str, Fold]:
         folds = loso_folds(self.store, datasets=self.configuration.data.datasets)
         return {fold.subject: fold for fold in folds}
-
-    def records(self) -> dict[str, FoldRecord]:
-        """Return the records by subject; those that do not hold are set aside, left-overs of the others removed."""
-        records = {}
-        for path in sorted(self.folds.glob("*.json")):
-            try:
-                record = self.read_record(path)
-            except InputError as error:
-                self.damage.append(self.set_aside(path, str(error)))
-            else:
-                records[record.fold] = record
-                self.remove_leftovers(record.fold)
-                if "decides" in record.environment and not self.machine.exists():
-                    self.settle_machine(record.environment["decides"])
-        return records
 
     def read_record(self, path: Path) -> FoldRecord:
         """Read a record and hold it against store and configuration.
@@ -190,6 +171,47 @@ class OpenRun(RunFolder):
             validation=[samples[row] for row in fold.train if samples[row].subject in inner],
         )
         return record
+
+    def read_records(self) -> list[FoldRecord]:
+        """Read all records, sorted by fold; changes nothing.
+
+        Raises:
+            InputError: a line for each record that does not hold, as of :meth:`read_record`.
+        """
+        records, damage = [], []
+        for path in sorted(self.folds.glob("*.json")):
+            try:
+                records.append(self.read_record(path))
+            except InputError as error:
+                damage.append(str(error))
+        if damage:
+            raise InputError("\n".join(damage))
+        return sorted(records, key=lambda record: record.fold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRun(CheckedRun):
+    """A run that this process drives."""
+
+    unlocked: str | None = None
+    """Reason for which nothing keeps a second driver out; None where this process holds the lock."""
+    damage: list[str] = field(default_factory=list)
+    """A line for everything that was damaged and is set aside now."""
+
+    def records(self) -> dict[str, FoldRecord]:
+        """Return the records by subject; those that do not hold are set aside, left-overs of the others removed."""
+        records = {}
+        for path in sorted(self.folds.glob("*.json")):
+            try:
+                record = self.read_record(path)
+            except InputError as error:
+                self.damage.append(self.set_aside(path, str(error)))
+            else:
+                records[record.fold] = record
+                self.remove_leftovers(record.fold)
+                if "decides" in record.environment and not self.machine.exists():
+                    self.settle_machine(record.environment["decides"])
+        return records
 
     def mend(self) -> None:
         """Set aside what of the run's own notes is damaged, and remove what dead drivers and workers left."""
@@ -250,6 +272,22 @@ def open_run(path: Path, config: Config, store: Store) -> Iterator[OpenRun]:
         yield opened
 
 
+def find_store(path: Path) -> CheckedRun:
+    """Return a run beside the store that its last driver read. Changes nothing.
+
+    Raises:
+        InputError: the store is not there or damaged, or it or the configuration is another than the run's.
+    """
+    run = RunFolder(path=path)
+    config, known = load_config(run.config), _known_environment(run)
+    drivers = [dict(known), *known.get("resumed", [])]
+    store = open_store(Path(str(drivers[-1].get("store", config.data.store))))
+    identity = config_hash(config, store.digest)
+    if identity != known.get("config_hash", _identity_of_records(run)):
+        raise InputError(f"{store.path}: another store, or {run.config} another configuration, than the run's")
+    return CheckedRun(path=path, configuration=config, store=store, config_hash=identity)
+
+
 def check_run(path: Path, config: Config, store: Store) -> str:
     """Return the identity of the run, if a run with this configuration and store may live in ``path``.
 
@@ -261,7 +299,7 @@ def check_run(path: Path, config: Config, store: Store) -> str:
     run = RunFolder(path=path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file; --out names a folder")
-    if path.is_dir() and not run.config.exists() and any(not _is_ours(item) for item in path.iterdir()):
+    if path.is_dir() and not run.config.exists() and any(not _is_startup_leftover(item) for item in path.iterdir()):
         raise InputError(f"{path}: is not empty and not a run; choose another --out")
     identity = config_hash(config, store.digest)
     if not run.config.exists() or not run.is_begun():
@@ -279,7 +317,7 @@ def check_run(path: Path, config: Config, store: Store) -> str:
     raise InputError(f"{path}: this run belongs to another configuration: {what}; choose another --out")
 
 
-def _is_ours(item: Path) -> bool:
+def _is_startup_leftover(item: Path) -> bool:
     """Tell if a driver that was killed at its start leaves this behind."""
     return item.name == ".lock" or (item.name.startswith(".") and item.name.endswith(".tmp"))
 
@@ -300,7 +338,7 @@ def _identity_of_records(run: RunFolder) -> str | None:
 
 def _environment(run: RunFolder, identity: str, store: Store) -> dict[str, Any]:
     """Return ``environment.json``: the first driver's facts, and under ``resumed`` those of each later one."""
-    now = driver_environment(store.path)
+    now = {"store": str(store.path.resolve()), **driver_environment()}
     known = _known_environment(run)
     if known.get("config_hash") == identity:
         return {**known, "resumed": [*known.get("resumed", []), now]}

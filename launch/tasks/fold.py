@@ -23,6 +23,7 @@ from htnet.cpu import configure_cpu
 from htnet.data.samples import Fold
 from htnet.data.store.reader import Store, open_store
 from htnet.errors import HTNetError, InputError, NonFiniteLossError
+from htnet.files import SetAside
 from htnet.scoring.record import FoldRecord, RecordedSample, Validation
 from launch.run.environment import deciding_facts, differences, fold_environment
 from launch.run.folder import RunFolder
@@ -95,25 +96,33 @@ class FoldOutcome:
     reason: str | None = None
     bad_node: str | None = None
     traceback: str | None = None
+    damage: tuple[SetAside, ...] = ()
+    """Snapshots that could not be read; the fold went on from an older one or began anew."""
 
 
 def run_fold(spec: FoldSpec) -> FoldOutcome:
     """Train the fold and write its record; a failure is an outcome, not an exception."""
     start = time.monotonic()
+    damage: list[SetAside] = []
     try:
         if spec.record_path.exists():
             return _done_before(spec)
         os.environ.pop("HTNET_ATTENTION", None)  # the driver took it into the configuration; a node's own has no say
         configure_cpu(spec.config.engine.threads)
         try:
-            check_node(spec)
+            store = check_node(spec)
             check_machine(spec)
         except InputError as error:
             return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, bad_node=str(error))
         # from here on the watchdog knows that the fold has started
         ProgressWriter(spec.progress_path, start=0).write(0, force=True)
-        resumed = train_fold(spec, start)
-        return FoldOutcome(fold=spec.fold.subject, seconds=time.monotonic() - start, resumed_epoch=resumed)
+        resumed = train_fold(spec, store, start, damage)
+        return FoldOutcome(
+            fold=spec.fold.subject,
+            seconds=time.monotonic() - start,
+            resumed_epoch=resumed,
+            damage=tuple(damage),
+        )
     except Exception as error:  # whatever one fold dies of, the others go on and the summary names it
         if spec.record_path.exists():  # another driver's worker was faster and has tidied up
             return _done_before(spec)
@@ -124,6 +133,7 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
             seconds=time.monotonic() - start,
             reason=" ".join(reason.split()),
             traceback=None if known else traceback.format_exc(),
+            damage=tuple(damage),
         )
 
 
@@ -131,25 +141,26 @@ def _done_before(spec: FoldSpec) -> FoldOutcome:
     return FoldOutcome(fold=spec.fold.subject, seconds=0.0, resumed_epoch=spec.config.train.epochs)
 
 
-def check_node(spec: FoldSpec) -> None:
-    """Make sure that this node sees the store and the run's folder that the driver sees, before anything is written.
+def check_node(spec: FoldSpec) -> Store:
+    """Return the store, if this node sees it and the run's folder as the driver does; nothing is written before.
 
     Raises:
         InputError: it does not; names the node, the place and the rule.
     """
     node, rule = f"node {platform.node()}", "must lie on storage that all nodes share"
     try:
-        digest = open_store(Path(spec.config.data.store)).digest
+        store = open_store(Path(spec.config.data.store))
     except InputError as error:
         raise InputError(f"{node}: {error}; the store {rule}") from None
-    if config_hash(spec.config, digest) != spec.config_hash:
+    if config_hash(spec.config, store.digest) != spec.config_hash:
         raise InputError(f"{node}: {spec.config.data.store}: not the store of this run; the store {rule}")
     try:
-        seen = config_hash(load_config(spec.run.config), digest)
+        seen = config_hash(load_config(spec.run.config), store.digest)
     except InputError as error:
         raise InputError(f"{node}: {error}; the run's folder {rule}") from None
     if seen != spec.config_hash:
         raise InputError(f"{node}: {spec.run_dir}: holds another run; the run's folder {rule}")
+    return store
 
 
 def check_machine(spec: FoldSpec) -> None:
@@ -222,22 +233,22 @@ def load_data(spec: FoldSpec, store: Store, device: torch.device, state: bytes |
     return FoldData(source=source, train_labels=labels, sets=sets)
 
 
-def train_fold(spec: FoldSpec, started: float) -> int:
+def train_fold(spec: FoldSpec, store: Store, started: float, damage: list[SetAside]) -> int:
     """Train the fold from its newest snapshot on and write its record; returns the epochs that the snapshot held.
 
-    ``started`` is the time, of ``time.monotonic``, from which the fold's seconds count.
+    ``started`` is the time, of ``time.monotonic``, from which the fold's seconds count. ``damage`` takes the snapshots
+    that cannot be read.
     """
     from htnet.training.engine import resolve_device
     from htnet.training.snapshot import Snapshots
     from htnet.training.trainer import Trainer
 
     config = spec.config
-    store = open_store(Path(config.data.store))
     device = resolve_device(config.engine, config.resources.gpus_per_fold)
     limit_gpu_memory(device, config.resources.gpus_per_fold)
     minutes = config.resources.checkpoint_minutes
     with closing(Snapshots(spec.snapshot_path, identity=spec.config_hash, minutes=minutes)) as snapshots:
-        found = snapshots.newest()
+        found = snapshots.newest(damage)
         data = load_data(spec, store, device, None if found is None else found.source)
         with closing(make_engine(config, spec.fold, data.train_labels, device)) as engine:
             watched = watched_sets(store, data)

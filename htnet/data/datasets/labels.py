@@ -1,4 +1,4 @@
-"""What a label scheme is, and the official list that may have the last word.
+"""Label schemes, and the official list that may have the last word.
 
 A scheme knows every word that a dataset's annotation uses. A word that it does not know is an error, not a guess: a
 misspelled class would otherwise vanish from the data. The words are each dataset's own (its file in this folder);

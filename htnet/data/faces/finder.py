@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from htnet.config.prepare import LandmarkPolicy
 from htnet.data.entries import Entry, GivenLandmarks
 from htnet.data.faces.detector import Detector
 from htnet.data.samples import Landmarks, SampleId
@@ -18,7 +19,6 @@ from htnet.errors import InputError
 
 MEAN_SHAPE = "mean_shape"
 """Method of a clip without a face of its own under the policy ``mean-shape``."""
-LandmarkPolicy = Literal["error", "skip", "mean-shape"]
 
 
 class NoFaceError(InputError):

@@ -28,7 +28,7 @@ from htnet.files import checksum
 
 FRAME, SUCCESS = "frame", "success"
 PLACES = "<dataset>/<subject>/<clip>.csv or <subject>_<clip>.csv"
-"""Where a clip's file lies in the folder."""
+"""Places of a clip's file in the folder."""
 
 
 def read_openface(folder: Path, entries: Sequence[Entry]) -> LandmarkTable:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-__all__ = ["HeadMotion", "without_head_motion"]
+from htnet.config.prepare import HeadMotion
 
-HeadMotion = Literal["none", "median", "landmarks"]
+__all__ = ["without_head_motion"]
 
 _STABLE = (-0.25, 0.25, 0.5, 0.75, 1.25)
 """Outer and inner corner of the left eye, nose root, corners of the right eye: shares of the way between the eyes."""
@@ -58,13 +56,13 @@ def _middle(values: Tensor) -> Tensor:
 
 
 def _disc(side: int, device: torch.device) -> Tensor:
-    """(side, side) bool."""
+    """Return a disc, (side, side) bool."""
     offset = torch.arange(side, dtype=torch.float64, device=device) - (side - 1) / 2
     return offset[:, None] ** 2 + offset**2 <= (side / 2) ** 2
 
 
 def _similarity(flow: Tensor, landmarks: Tensor) -> Tensor:
-    """The field of the similarity that is fitted to the flow at the stable places; landmarks are float64."""
+    """Fit a similarity to the flow at the stable places and return its field; landmarks are float64."""
     side = flow.shape[-1]
     reach = max(1, round(side * _PATCH))
     left, right = landmarks[:, 0], landmarks[:, 1]
@@ -84,7 +82,7 @@ def _similarity(flow: Tensor, landmarks: Tensor) -> Tensor:
 
 
 def _patch(flow: Tensor, place: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """The pixel nearest to a place and the flow around it, each component's middle value; both (B, 2) float64."""
+    """Return the pixel nearest to a place, and the median of the flow around it; both (B, 2) float64."""
     pixel = place.round().clamp(reach, flow.shape[-1] - 1 - reach).long()
     offset = torch.arange(-reach, reach + 1, device=flow.device)
     columns, rows = (pixel[:, k, None] + offset for k in (0, 1))

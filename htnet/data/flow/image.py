@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from htnet.config import FlowMethod
-from htnet.data.flow.head_motion import HeadMotion, without_head_motion
+from htnet.config.prepare import FlowMethod, HeadMotion, StrainKind
+from htnet.data.flow.head_motion import without_head_motion
 from htnet.data.flow.methods import compute_flow
-from htnet.data.flow.strain import StrainKind, optical_strain
+from htnet.data.flow.strain import optical_strain
 from htnet.data.samples import Landmarks
 
 Gray = NDArray[np.uint8]
@@ -97,7 +97,7 @@ def flow_images(
     head_motion: HeadMotion = "none",
     landmarks: Sequence[Landmarks] = (),
 ) -> NDArray[np.float16]:
-    """:func:`flow_tensor` of (B, S, S) uint8 arrays on a device, as it is stored: (B, F, F, 3) float16."""
+    """Return :func:`flow_tensor` of (B, S, S) uint8 arrays on a device, as it is stored: (B, F, F, 3) float16."""
     pair = (torch.from_numpy(np.ascontiguousarray(crops)).to(device) for crops in (onsets, apexes))
     places = landmark_tensor(landmarks).to(device) if landmarks else None
     flow = flow_tensor(*pair, method=method, size=size, strain=strain, head_motion=head_motion, landmarks=places)
@@ -106,12 +106,12 @@ def flow_images(
 
 
 def landmark_tensor(landmarks: Sequence[Landmarks]) -> Tensor:
-    """(B, 5, 2) float32, the precision in which a store keeps landmarks: flow computed anew finds the same places."""
+    """Return (B, 5, 2) float32, as a store keeps landmarks, so that flow computed anew finds the same places."""
     return torch.tensor(landmarks, dtype=torch.float32)
 
 
 def area_averaged(planes: Tensor, size: int) -> Tensor:
-    """(B, C, S, S) -> (B, C, size, size): each new pixel is the mean over the area that it covers."""
+    """Shrink (B, C, S, S) to (B, C, size, size): each new pixel is the mean over the area that it covers."""
     side = planes.shape[-1]
     if side == size:
         return planes

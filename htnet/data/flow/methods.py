@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from htnet.config import FlowMethod
+from htnet.config.prepare import FlowMethod
 from htnet.data.flow.opencv import DIS, dis
 from htnet.data.flow.tvl1 import TVL1, tvl1
 

@@ -16,13 +16,13 @@ named kind here, so that features made elsewhere can be made again:
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-StrainKind = Literal["central", "forward", "backward", "sobel"]
+from htnet.config.prepare import StrainKind
 
 
 def optical_strain(flow: Tensor, kind: StrainKind = "central") -> Tensor:

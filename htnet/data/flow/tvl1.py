@@ -100,7 +100,7 @@ def tvl1(onset: Tensor, apex: Tensor, parameters: TVL1 | None = None) -> Tensor:
 
 
 def _on_threads(work: Callable[[tuple[Tensor, Tensor]], Tensor], chunks: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """A chunk per thread; torch's own are kept out, for after an operation they spin on cores that loops need."""
+    """Work on a chunk per thread, without torch's own: after an operation they spin on cores that loops need."""
     threads = min(torch.get_num_threads(), len(chunks))
     if threads == 1:
         return [work(chunk) for chunk in chunks]
@@ -148,7 +148,7 @@ def _refined(onset: Tensor, apex: Tensor, flow: Tensor, p: TVL1) -> Tensor:
 
 
 def _solve(onset: Tensor, apex: Tensor, flow: Tensor, dual: Tensor, p: TVL1) -> Tensor:
-    """The scheme for one linearisation: ``apex`` is warped by ``flow``; ``dual`` (2, B, 2, H, W) goes on in place.
+    """Solve one linearisation: ``apex`` is warped by ``flow``; ``dual`` (2, B, 2, H, W) is updated in place.
 
     Pairs that have converged are put aside, so that they cost nothing and change no more.
     """
@@ -212,7 +212,7 @@ class _State:
         self._make_buffers()
 
     def step(self) -> None:
-        """One step: threshold (IPOL eq. 13), divergence (eq. 14), projection (eq. 15)."""
+        """Take one step: threshold (IPOL eq. 13), divergence (eq. 14), projection (eq. 15)."""
         p, u = self.p, self.flow
         bound, ratio = p.attachment * p.tightness, p.tau / p.tightness
         (gradient_x, flow_u), (gradient_y, flow_v) = self.data_terms
@@ -231,13 +231,13 @@ class _State:
 
 
 def central_gradient(image: Tensor) -> Tensor:
-    """(B, H, W) -> (B, 2, H, W), derivatives to x and y; one-sided at the border."""
+    """Return derivatives to x and y of (B, H, W), as (B, 2, H, W); one-sided at the border."""
     y, x = torch.gradient(image, dim=(1, 2))
     return torch.stack([x, y], dim=1)
 
 
 def blurred(image: Tensor, sigma: float) -> Tensor:
-    """(B, H, W) smoothed by a Gaussian cut off at three sigma; the border is repeated."""
+    """Smooth (B, H, W) by a Gaussian cut off at three sigma; the border is repeated."""
     if sigma <= 0:
         return image
     reach = max(1, round(3 * sigma))
@@ -254,12 +254,12 @@ def blurred(image: Tensor, sigma: float) -> Tensor:
 
 
 def resized(image: Tensor, size: list[int]) -> Tensor:
-    """(B, H, W) -> (B, *size), averaging over the pixels that become one."""
+    """Resize (B, H, W) to (B, *size), averaging over the pixels that become one."""
     return F.interpolate(image.unsqueeze(1), size, mode="bilinear", antialias=True, align_corners=False).squeeze(1)
 
 
 def _enlarged(flow: Tensor, size: torch.Size) -> Tensor:
-    """(B, 2, h, w) -> (B, 2, *size), in pixels of the new size."""
+    """Enlarge a flow (B, 2, h, w) to (B, 2, *size), in pixels of the new size."""
     if flow.shape[2:] == size:
         return flow
     scale = flow.new_tensor([size[1] / flow.shape[3], size[0] / flow.shape[2]]).view(1, 2, 1, 1)
@@ -267,7 +267,7 @@ def _enlarged(flow: Tensor, size: torch.Size) -> Tensor:
 
 
 def warped(image: Tensor, flow: Tensor) -> Tensor:
-    """``image(p + flow(p))``, cubic convolution (Keys 1981), the border repeated; exact where the flow is whole.
+    """Return ``image(p + flow(p))`` by cubic convolution (Keys 1981), border repeated; exact where the flow is whole.
 
     Gathered tap by tap: ``grid_sample`` rounds its normalised coordinates, so that two equal pictures would not stay
     equal under a flow of zero.
@@ -312,7 +312,7 @@ _NETWORK_9 = (
 
 
 def median_filtered(planes: Tensor, side: int) -> Tensor:
-    """(B, 2, H, W), each plane filtered by the median over ``side`` x ``side`` pixels, the border repeated."""
+    """Filter each plane of (B, 2, H, W) by the median over ``side`` x ``side`` pixels, the border repeated."""
     if side == 1:
         return planes
     reach = side // 2

@@ -7,17 +7,13 @@ them are taken, and no frame lies in the store twice.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from htnet.config.prepare import HeadMotion, StrainKind
 from htnet.data.store.reader import Store
 from htnet.errors import InputError
-
-if TYPE_CHECKING:
-    # these import torch, which a sweep that only checks its input does not need
-    from htnet.data.flow.head_motion import HeadMotion
-    from htnet.data.flow.strain import StrainKind
 
 Part = Literal["onset", "apex"]
 PARTS: tuple[Part, Part] = ("onset", "apex")
@@ -50,7 +46,7 @@ def neighbours(numbers: Sequence[int], onset: int, apex: int, reach: int) -> Ite
 
 
 def nearest_member(members: Container[str], part: Part, offset: int) -> str:
-    """The member at ``offset`` from onset or apex; where it was not kept, the farthest on the way there."""
+    """Return the member at ``offset`` from onset or apex; where it was not kept, the farthest on the way there."""
     step = 1 if offset > 0 else -1
     while offset and frame_member(part, offset) not in members:
         offset -= step
@@ -72,7 +68,7 @@ class FramesRecipe:
 
     @classmethod
     def of(cls, store: Store) -> FramesRecipe:
-        """:class:`InputError` where the store does not say."""
+        """Read it of a store; :class:`InputError` where the store does not say."""
         settings = store.recipe.get("flow")
         if not isinstance(settings, dict) or not {"size", "working_size", "strain"} <= settings.keys():
             raise InputError(f"{store.path}: data.input=frames needs a store whose flow htnet prepare made")
@@ -83,26 +79,3 @@ class FramesRecipe:
             head_motion=settings.get("head_motion", "none"),
             neighbours=int(store.recipe.get("keep_neighbours", 0)),
         )
-
-
-def check_frames(store: Store, rows: Iterable[int], *, jitter: int) -> FramesRecipe:
-    """Make sure that flow can be computed from the rows' frames, before any is decoded.
-
-    Raises:
-        InputError: a sample without frames, a store that does not say how its flow was made, a time jitter beyond the
-            frames that the store keeps.
-    """
-    recipe = FramesRecipe.of(store)
-    for row in sorted(set(rows)):
-        for part in PARTS:
-            if frame_member(part) not in store.rows[row].members:
-                raise InputError(
-                    f"{store.path}: sample {store.rows[row].sample.id} has no {frame_member(part)}: data.input=frames "
-                    "needs prepare.keep_frames=true"
-                )
-    if jitter > recipe.neighbours:
-        raise InputError(
-            f"{store.path}: data.augment.time_jitter.frames={jitter} needs prepare.keep_neighbours of at least "
-            f"{jitter}, this store has {recipe.neighbours}"
-        )
-    return recipe

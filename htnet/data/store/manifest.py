@@ -65,7 +65,7 @@ class ManifestRow:
 
 
 def file_stem(name: str) -> str:
-    """A subject's or clip's name as a file name stem: no separator, no dot, unchanged for ordinary names."""
+    """Turn a subject's or clip's name into a file name stem: no separator, no dot; ordinary names stay."""
     return quote(name, safe="").replace(".", "%2E")
 
 
@@ -109,7 +109,7 @@ def manifest_digest(rows: Sequence[ManifestRow]) -> str:
 
 
 def to_record(row: ManifestRow) -> dict[str, Any]:
-    """A row as plain values, by the names of :data:`SCHEMA`, and :data:`NEIGHBOURS` where there are any."""
+    """Return a row as plain values, by the names of :data:`SCHEMA`, and :data:`NEIGHBOURS` where there are any."""
     sample = row.sample
     others = [{"name": name, **vars(row.members[name])} for name in sorted(row.members) if name not in MEMBERS]
     members = {name: vars(row.members[name]) if name in row.members else None for name in MEMBERS}
@@ -132,7 +132,7 @@ def to_record(row: ManifestRow) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any], path: Path) -> ManifestRow:
-    """The row of plain values; ``path`` is named in the error where a shard leads out of the store."""
+    """Return the row of plain values; ``path`` is named in the error where a shard leads out of the store."""
     points = record["landmarks"]
     landmarks: Landmarks = tuple(zip(points[0::2], points[1::2], strict=True))
     shard = str(record["shard"])

@@ -50,6 +50,15 @@ class Store:
     def samples(self) -> tuple[Sample, ...]:
         return tuple(row.sample for row in self.rows)
 
+    def is_published_picture(self, row: int) -> bool:
+        """Tell if a sample's channels were stretched to 0..255 by the dataset's authors, so that u and v are no pixels.
+
+        Of sources that say so, only what comes without frames, and so without an onset, is such a picture.
+        """
+        sources = self.recipe.get("sources")
+        flows = [one.get("flow") for one in sources if isinstance(one, dict)] if isinstance(sources, list) else []
+        return self.samples[row].onset is None and any(isinstance(one, dict) and "scaling" in one for one in flows)
+
     def read_member(self, row: int, member: str) -> bytes:
         """Bytes of a sample's member, checked against the manifest; InputError names a damaged one."""
         entry = self.rows[row]
@@ -74,7 +83,7 @@ class Store:
 
 
 def decode_flow(data: bytes) -> NDArray[np.float16]:
-    """The array in a ``flow.npy`` member; pickled arrays are refused."""
+    """Decode the array in a ``flow.npy`` member; pickled arrays are refused."""
     image: NDArray[np.float16] = np.load(io.BytesIO(data), allow_pickle=False)
     return image
 

@@ -76,13 +76,13 @@ class Staging:
     """
 
     path: Path
-    """Where the store will be."""
+    """Place of the finished store."""
     folder: Path
     recipe: Mapping[str, Any]
-    cleared: bool = False
-    """Whether something else was in the making there before, which is gone now."""
+    replaced_partial: bool = False
+    """True if an unfinished store of another kind was removed."""
     unlocked: str | None = None
-    """Why nothing keeps a second writer out; None where the lock is held."""
+    """Reason for which nothing keeps a second writer out; None where the lock is held."""
 
     def done(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Part records by (dataset, subject), sorted: rows, left_out, seconds, notes.
@@ -132,7 +132,7 @@ def _cell(value: object) -> str:
 
 @contextmanager
 def staging(path: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any] | None = None) -> Iterator[Staging]:
-    """The store in the making at ``path``; what an interrupted run of the same kind wrote is kept, all else removed.
+    """Open the unfinished store at ``path``; parts that an interrupted run of the same kind wrote are kept.
 
     Args:
         recipe: what decides the content; goes into the store.
@@ -151,13 +151,13 @@ def staging(path: Path, recipe: Mapping[str, Any], made_with: Mapping[str, Any] 
                 raise InputError(f"{path}: is there already; remove it or choose another --out")
             mark = partial / "parts" / "recipe.txt"
             going_on = _same_text(mark, text)
-            cleared = not going_on and mark.exists()
+            replaced = not going_on and mark.exists()
             if not going_on:
                 shutil.rmtree(partial, ignore_errors=True)
                 (partial / "parts").mkdir(parents=True)
                 (partial / "store").mkdir()
                 write_whole(mark, text)
-            yield Staging(path=path, folder=partial, recipe=recipe, cleared=cleared, unlocked=unlocked)
+            yield Staging(path=path, folder=partial, recipe=recipe, replaced_partial=replaced, unlocked=unlocked)
     except OSError as error:  # no right to write, a full disk, a name that the file system cannot hold
         raise InputError(f"{path}: the store cannot be written: {error}") from None
 
