@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from htnet.config import Config, CropRule
+from htnet.config import Config
+from htnet.config.data import CropRule
 from htnet.config.load import dump_config, load_config
 from htnet.data.store.reader import Store
 from htnet.data.transform import FlowTransform
