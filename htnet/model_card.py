@@ -75,9 +75,7 @@ def _range(name: str, found: tuple[float, float] | None, unit: str) -> list[str]
 def _scores(scores: Mapping[str, Any]) -> list[str]:
     """Return a table of UF1 and UAR with their intervals, a row per dataset."""
     if not scores:
-        return [
-            "None are recorded here; `htnet sweep` measures its recipe on people that it has not seen."
-        ]
+        return ["None are recorded here; `htnet sweep` measures its recipe on people that it has not seen."]
     rows = ["| held-out clips | UF1 | UAR | samples |", "|---|---|---|---|"]
     for name, row in scores.items():
         cells = (f"{row[key]:.3f}{_interval(row, key)}" for key in ("uf1", "uar"))
