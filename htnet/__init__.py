@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from htnet.config import HTNetConfig
     from htnet.model import HTNet
+    from htnet.model_folder import load_model as load
 
-__all__ = ["HTNet", "HTNetConfig", "__version__"]
+__all__ = ["HTNet", "HTNetConfig", "__version__", "load"]
 
 __version__ = "0.1.0"
 
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> object:
         from htnet.config import HTNetConfig
 
         return HTNetConfig
+    if name == "load":
+        from htnet.model_folder import load_model
+
+        return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,7 +59,8 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def conv_2x2(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute :func:`conv` of a 2x2 map as one matrix product: 20 of a convolution's 36 products are with padding."""
     taps: Tensor = _Taps.apply(weight)  # type: ignore[no-untyped-call] # torch's
-    return F.linear(x.flatten(1), taps, bias.repeat(4)).view(len(x), 2, 2, -1)
+    mixed: Tensor = F.linear(x.flatten(1), taps, bias.repeat(4)).unflatten(1, (2, 2, -1))
+    return mixed
 
 
 class _Taps(torch.autograd.Function):

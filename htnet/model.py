@@ -156,7 +156,8 @@ class LocalAttention(nn.Module):
         if padded:  # all heads are padded as one if none is dropped (1,020: 1,024)
             value, out_weight = pad_heads(value, out_weight, self.heads if dropout_p else 1)
         # one key: its attention weight is exactly 1, so the values are the result
-        if not dropout_p and x.numel() > x.shape[-1] ** 2:
+        many = torch.compiler.is_exporting() or x.numel() > x.shape[-1] ** 2  # exported, it is a constant
+        if not dropout_p and many:
             # values and output are one linear map; if there are more tokens than channels (C), its (C, C) matrix costs
             # less than the intermediate (tokens, A*D)
             return F.linear(x, out_weight @ value, self.out.bias)

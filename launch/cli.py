@@ -221,6 +221,45 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     return EXIT_DONE
 
 
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="a model's folder, or a folder of them, whose answers are averaged")
+    add(
+        "inputs", nargs="+", metavar="INPUT",
+        help="a folder of frames, a video, two pictures (onset, apex), a table of many, or - for JSON lines",
+    )  # fmt: skip
+    add("--out", type=Path, required=True, metavar="DIR", help="new folder for the predictions")
+    add("--landmarks", type=Path, metavar="TABLE", help="landmarks of clips that the inputs name")
+    add("--detector", default="mtcnn", choices=("none", "mtcnn", "yunet"), help="what finds the other faces (mtcnn)")
+    add("--detector-model", metavar="FILE", help="the model file of detector yunet")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto takes a GPU where there is one")
+
+
+def _predict(options: argparse.Namespace, console: Console) -> int:
+    from launch.commands.predict import predict
+
+    names = ("landmarks", "detector", "detector_model", "device")
+    chosen = {name: getattr(options, name) for name in names}
+    return predict(options.model, options.inputs, options.out, console, **chosen)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a model's folder")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=("onnx", "torch", "upstream"),
+        help="ONNX, torch.export, or the public code's weights",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the file")
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from launch.commands.export import export
+
+    return export(options.model, options.format, options.out, console)
+
+
 def _doctor(options: argparse.Namespace, console: Console) -> int:
     from launch.commands.doctor import doctor
 
@@ -239,6 +278,8 @@ COMMANDS = (
         profile,
     ),
     Command("report", "score a run's records again and rewrite its report", _add_report, _report),
+    Command("predict", "classes of one's own clips by a trained model", _add_predict, _predict),
+    Command("export", "a trained model for other programs", _add_export, _export),
     Command("doctor", "say what this machine has and whether the parts work here", lambda parser: None, _doctor),
 )
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # imported where they are used: tests of the kernels run wher
     from htnet.config import Config
     from htnet.data.store.reader import Store
     from htnet.data.store.writer import PreparedSample
+    from htnet.model import HTNet
+    from htnet.model_folder import ModelFacts
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 280.0
@@ -83,6 +85,39 @@ def tiny_config(tiny_store) -> Config:
         train=TrainConfig(epochs=5, batch_size=16, weight_decay=0.01),
         score=ScoreConfig(bootstrap=20, chance_trials=5),
     )
+
+
+def small_model(**changes) -> tuple[HTNet, Config, ModelFacts]:
+    """Return a small seeded network that nobody trained, its configuration, and facts as a training has them."""
+    import torch
+
+    from htnet.config import Config, HTNetConfig
+    from htnet.data.transform import FlowTransform
+    from htnet.model import HTNet
+    from htnet.model_folder import ModelFacts, TrainedOn
+
+    size = changes.get("image_size", 28)
+    config = Config(model=HTNetConfig(**{"dim": 6, "depths": (1, 1, 1)} | changes))
+    torch.manual_seed(1)
+    row = {"uf1": 0.5, "uar": 0.4, "samples": 12, "interval": {"uf1": [0.4, 0.6], "uar": [0.3, 0.5]}}
+    facts = ModelFacts(
+        classes=("negative", "positive", "surprise"),
+        recipe={"flow": {"method": "tvl1", "size": 28, "strain": "central"}},
+        transform=FlowTransform(mosaic_size=size, minmax=True, mean=(120.0, 125.0, 40.0), std=(30.0, 35.0, 20.0)),
+        crop="anatomical",
+        trained_on=TrainedOn(
+            stores=("0f",),
+            subjects=("casme2/sub01", "smic/s01"),
+            samples={"negative": 4, "positive": 3, "surprise": 2},
+            motion=(0.1, 0.4),
+            fps=(100.0, 200.0),
+        ),
+        selection="final",
+        epoch=3,
+        scores={"composite": row},
+        versions={"htnet": "0.1.0"},
+    )
+    return HTNet(config.model), config, facts
 
 
 def pytest_addoption(parser) -> None:

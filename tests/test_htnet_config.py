@@ -474,6 +474,7 @@ OTHER = {
     "resources.checkpoint_minutes": 1.0,
     "resources.retries": 1,
     "resources.stall_minutes": 1.0,
+    "resources.keep_models": True,
     "resources.mixed_devices": True,
 }
 """A valid other value for every key; a new key has to be added here, and thought about below."""

@@ -340,7 +340,8 @@ def test_a_gpu_asked_for_where_there_is_none_is_one_line(whole, monkeypatch):
         extract(placed(*entries_and_table(whole / "casme2", "casme2")), PrepareConfig(), device="cuda")
 
 
-def test_a_clip_without_a_label_enters_no_store(whole):
+def test_a_clip_without_a_label_enters_no_store(whole, tmp_path):
     entries = placed(*entries_and_table(whole / "casme2", "casme2"))
-    with pytest.raises(InputError, match=rf"{entries[0].id} has no label, which a store needs"):
-        extract([replace(entries[0], label=None)], PrepareConfig())
+    (sample,) = extract([replace(entries[0], label=None)], PrepareConfig()).samples
+    with pytest.raises(InputError, match=rf"{entries[0].id}: the clip has no label, which a store needs"):
+        write_store(tmp_path / "store", [sample], {})

@@ -21,12 +21,14 @@ import torch
 from conftest import ROOT, random_samples
 from test_dali_pipelines_frame_flow import write_frames
 
+from dali_pipelines import load_set, open_resident
 from htnet.config import AugmentConfig, Config, TimeJitterConfig
 from htnet.config.identity import config_hash
 from htnet.config.load import dump_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store.reader import open_store
 from htnet.data.store.writer import write_store
+from htnet.model_folder import load_model
 from htnet.scoring.record import FoldRecord
 from htnet.training.snapshot import Snapshots
 from htnet.training.trainer import Trainer
@@ -73,6 +75,20 @@ def make_spec(tiny_config, tmp_path):
         )
 
     return make
+
+
+def test_a_kept_model_predicts_what_the_record_says(make_spec, tiny_config):
+    """It has not seen the fold's subject, and holds all that makes the network's input of a flow image."""
+    spec = make_spec(resources={"keep_models": True})
+    record = result_of(spec)
+    model = load_model(spec.run.model(spec.fold.subject))
+    store = open_store(Path(tiny_config.data.store))
+    assert spec.fold.subject not in model.facts.trained_on.subjects
+    assert set(model.facts.trained_on.subjects) == {store.samples[row].subject for row in spec.fold.train}
+    options = {"mosaic_size": model.facts.transform.mosaic_size, "device": torch.device("cpu"), "threads": 1}
+    resident = open_resident(store, spec.fold.test, data=model.config.data, **options)
+    batch = load_set(resident, spec.fold.test, model.facts.transform)
+    np.testing.assert_allclose(model.logits(batch.images), record.final_logits, rtol=1e-5, atol=1e-5)
 
 
 def result_of(spec: FoldSpec) -> FoldRecord:

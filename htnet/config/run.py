@@ -40,6 +40,8 @@ class ResourcesConfig:
     """Times a fold is tried again after its worker died; a dead or unfit node does not count."""
     stall_minutes: NotNegative = 30.0
     """A fold without a finished epoch for so long is cancelled and submitted again; 0: never."""
+    keep_models: bool = False
+    """Keep the network of each fold as a model folder, RUN/models/<fold>; a fold that is done already has none."""
     mixed_devices: bool = False
     """Let folds of a run compute on other kinds of device, or other versions, than the first: other last bits."""
 

@@ -10,16 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from htnet.data.faces.crop import check_face, check_inside, face_crop
-from htnet.data.frames import Frames, is_whole, open_frames
+from htnet.data.frames import FolderFrames, Frames, PairFrames, is_whole, open_frames
 from htnet.data.samples import Landmarks, SampleId
 from htnet.errors import InputError
+
+if TYPE_CHECKING:
+    from htnet.data.video import VideoFrames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +129,22 @@ class Clip(Entry):
         """Return the clip with an absolute path."""
         return replace(self, frames=self.frames.absolute())
 
+    def open_frames(self) -> FolderFrames | VideoFrames:
+        """Open the clip's frames; :class:`InputError` where there are none."""
+        return open_frames(self.frames)
+
     def onset_in(self, frames: Frames) -> int:
         """Number of the onset frame: the annotated one, else the first."""
         return frames.numbers[0] if self.onset is None else self.onset
 
     def open(self) -> NDArray[np.uint8]:
         """Read the onset frame, (H, W, 3) uint8, blue-green-red."""
-        frames = open_frames(self.frames)
+        frames = self.open_frames()
         return frames.read(self.onset_in(frames))
 
     def describe_picture(self) -> str:
         """Name the onset frame."""
-        return f"frame {self.onset_in(open_frames(self.frames))}, the onset of clip {self.id}"
+        return f"frame {self.onset_in(self.open_frames())}, the onset of clip {self.id}"
 
     def check_landmarks(self, points: Landmarks, picture: NDArray[Any]) -> None:
         """Raise :class:`InputError` where no face crop can be cut around the points."""
@@ -150,6 +157,19 @@ class Clip(Entry):
     def make(self, maker: Maker[Made]) -> Made:
         """Let the maker work on the clip."""
         return maker.from_frames(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Clip):
+    """Two pictures of any names: ``frames`` is the onset, frame 1, ``apex_picture`` the apex, frame 2."""
+
+    apex_picture: Path
+    onset: int | None = 1
+    apex: int | None = 2
+
+    def open_frames(self) -> FolderFrames | VideoFrames:
+        """Open the two pictures."""
+        return PairFrames(self.frames, self.apex_picture)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,8 @@ from htnet.data.faces.finder import FaceFinder, Located, NoFaceError
 from htnet.data.flow.apex import APEX_FOUND, find_apex, spotting_recipe
 from htnet.data.flow.image import flow_images
 from htnet.data.flow.methods import flow_parameters
-from htnet.data.frames import FolderFrames, Frames, open_frames, resized, to_gray
-from htnet.data.samples import Landmarks, Sample
+from htnet.data.frames import FolderFrames, Frames, resized, to_gray
+from htnet.data.samples import UNLABELLED, Landmarks, Sample
 from htnet.data.store.frames import frame_member, neighbours
 from htnet.data.store.writer import PreparedSample
 from htnet.errors import InputError
@@ -175,8 +175,6 @@ class _Extractor:
         )
 
     def _try(self, entry: Entry) -> PreparedSample | LeftOut | _Pair:
-        if entry.label is None:
-            raise InputError(f"{entry.place}: clip {entry.id} has no label, which a store needs")
         try:
             made, failure = entry.make(self)
         except InputError as error:
@@ -217,7 +215,7 @@ class _Extractor:
         """Make the pair whose flow is to be computed; as :meth:`from_picture`."""
         clip, settings = entry, self._settings
         with self._timed("read"):
-            frames = open_frames(clip.frames)
+            frames = clip.open_frames()
             onset = clip.onset_in(frames)
             offset = frames.numbers[-1] if clip.offset is None else clip.offset
             first = frames.read(onset)
@@ -327,7 +325,7 @@ class _Extractor:
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
-    return {"id": entry.id, "label": entry.label, "emotion": entry.emotion}
+    return {"id": entry.id, "label": UNLABELLED if entry.label is None else entry.label, "emotion": entry.emotion}
 
 
 def _digest(picture: NDArray[np.uint8]) -> str:

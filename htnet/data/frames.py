@@ -202,6 +202,17 @@ class FolderFrames:
         return (self.read(number) for number in numbers)
 
 
+@dataclass(frozen=True)
+class PairFrames(FolderFrames):
+    """Two pictures of any names; ``folder`` is the onset, frame 1, ``apex`` is frame 2."""
+
+    apex: Path
+
+    @cached_property
+    def _paths(self) -> dict[int, Path]:
+        return {1: self.folder, 2: self.apex}
+
+
 def open_frames(path: Path) -> FolderFrames | VideoFrames:
     """Open the frames of a folder or of a video file; :class:`InputError` if it is neither."""
     if path.is_dir():

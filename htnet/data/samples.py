@@ -17,6 +17,8 @@ COMPOSITE = "composite"
 """All datasets together, in scores and reports; no dataset has this name."""
 _CONTROL = {"Cc", "Zl", "Zp"}
 """Unicode's categories of control characters, line and paragraph separators."""
+UNLABELLED = -1
+"""Label of a clip that nobody has labelled; no store takes it."""
 LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "left_lip", "right_lip")
 
 Landmarks = tuple[tuple[float, float], ...]

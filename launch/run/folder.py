@@ -93,6 +93,10 @@ class RunFolder:
         """Return the file of a finished fold."""
         return self.folds / f"{fold_stem(fold)}.json"
 
+    def model(self, fold: str) -> Path:
+        """Return the model folder of a finished fold, where models are kept."""
+        return self.path / "models" / fold_stem(fold)
+
     def checkpoint(self, fold: str) -> Path:
         """Return the folder of an unfinished fold's snapshots."""
         return self.checkpoints / fold_stem(fold)

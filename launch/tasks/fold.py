@@ -25,6 +25,7 @@ from htnet.data.store.reader import Store, open_store
 from htnet.errors import HTNetError, InputError, NonFiniteLossError
 from htnet.files import SetAside
 from htnet.scoring.record import FoldRecord, RecordedSample, Validation
+from kernels.machine import package_versions
 from launch.run.environment import deciding_facts, differences, fold_environment
 from launch.run.folder import RunFolder
 from launch.run.progress import ProgressWriter
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from dali_pipelines import Batch, FlowStream
+    from htnet.data.transform import FlowTransform
     from htnet.training.engine import Engine
     from htnet.training.snapshot import Snapshots
     from htnet.training.trainer import Trainer, Watched
@@ -193,8 +195,11 @@ class FoldData:
     """The samples of a fold, ready for a trainer."""
 
     source: FlowStream
+    transform: FlowTransform
+    train_rows: tuple[int, ...]
+    """Rows of the manifest that are trained on."""
     train_labels: tuple[int, ...]
-    """Labels of the samples that are trained on."""
+    """Their labels."""
     sets: dict[str, Batch]
     """The whole sets that are classified after every epoch: ``test``, and ``validation`` where it is asked for."""
 
@@ -230,7 +235,7 @@ def load_data(spec: FoldSpec, store: Store, device: torch.device, state: bytes |
     classes = config.model.num_classes
     source = FlowStream(resident, sampler, augment=data.augment, transform=transform, num_classes=classes, state=state)
     labels = tuple(store.samples[row].label for row in train_rows)
-    return FoldData(source=source, train_labels=labels, sets=sets)
+    return FoldData(source=source, transform=transform, train_rows=train_rows, train_labels=labels, sets=sets)
 
 
 def train_fold(spec: FoldSpec, store: Store, started: float, damage: list[SetAside]) -> int:
@@ -257,6 +262,8 @@ def train_fold(spec: FoldSpec, store: Store, started: float, damage: list[SetAsi
                 found.restore(trainer)
             resumed = trainer.epoch
             run_trainer(spec, trainer, snapshots)
+            if config.resources.keep_models:
+                keep_model(spec, store, trainer, data)
             write_record(spec, store, trainer, data)
     spec.run.remove_leftovers(spec.fold.subject)
     return resumed
@@ -305,6 +312,23 @@ def run_trainer(spec: FoldSpec, trainer: Trainer, snapshots: Snapshots) -> None:
         trainer.run()
     except NonFiniteLossError as error:
         raise NonFiniteLossError(f"fold {spec.fold.subject}: {error}") from None
+
+
+def keep_model(spec: FoldSpec, store: Store, trainer: Trainer, data: FoldData) -> None:
+    """Write the network of the trained fold as a model folder, before the record says that the fold is done."""
+    from htnet.model_folder import ModelFacts, save_model, seen_samples
+
+    facts = ModelFacts(
+        classes=store.classes,
+        recipe=store.recipe,
+        transform=data.transform,
+        crop=spec.config.data.crop,
+        trained_on=seen_samples(store, data.train_rows),
+        selection="final",
+        epoch=trainer.epoch,
+        versions=package_versions(),
+    )
+    save_model(spec.run.model(spec.fold.subject), trainer.engine.model.state_dict(), spec.config, facts)
 
 
 def write_record(spec: FoldSpec, store: Store, trainer: Trainer, data: FoldData) -> None:

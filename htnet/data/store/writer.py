@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.samples import Sample
+from htnet.data.samples import UNLABELLED, Sample
 from htnet.data.store.manifest import (
     MEMBERS,
     ByteRange,
@@ -183,10 +183,12 @@ def write_part(
     ``left_out``, ``seconds`` and ``notes`` go into the part record as they are.
 
     Raises:
-        InputError: a clip given twice, a flow image that is not finite or of another shape.
+        InputError: a clip without a label or given twice, a flow image that is not finite or of another shape.
     """
     seen: set[str] = set()
     for item in items:
+        if item.sample.label == UNLABELLED:
+            raise InputError(f"{item.sample.id}: the clip has no label, which a store needs")
         if item.sample.id.clip in seen:
             raise InputError(f"{item.sample.id}: duplicate clip: it is listed twice")
         seen.add(item.sample.id.clip)

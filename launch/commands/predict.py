@@ -1,0 +1,108 @@
+"""``htnet predict``: classes of one's own clips by trained models."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from htnet.config.prepare import DetectorName
+from htnet.data.faces.landmarks import read_landmarks
+from htnet.data.inputs import NamedClip, read_inputs
+from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
+from htnet.files import whole_folder
+from htnet.model_folder import TrainedModel, is_model_folder, load_model
+from launch.screen import say
+from launch.tasks.prediction import Prediction, Predictor, rebuild_preparation
+
+__all__ = ["predict"]
+
+_SHOWN = 32
+"""Letters of a clip's name on the terminal; its end tells more than its beginning."""
+
+
+def predict(
+    model: Path,
+    inputs: Sequence[str],
+    out: Path,
+    console: Console,
+    *,
+    landmarks: Path | None,
+    detector: DetectorName,
+    detector_model: str | None,
+    device: str,
+) -> int:
+    """Predict the inputs into the new folder ``out``; returns the exit code, 1 where a clip has no answer."""
+    device = _resolve(device)
+    models = open_models(model, device)
+    settings = {"detector": detector, "detector_model": detector_model}
+    predictor = Predictor(models, rebuild_preparation(models[0], settings), device=device)
+    clips = _with_landmarks(read_inputs(inputs, sys.stdin), landmarks)
+    answers = []
+    with whole_folder(out) as folder:
+        for answer in predictor.predict(clips):
+            answers.append(answer)
+            if answer.error is not None:
+                print(f"htnet predict: {answer.input}: {answer.error}", file=sys.stderr)
+        lines = (json.dumps(answer.plain(), ensure_ascii=False) + "\n" for answer in answers)
+        (folder / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+    console.print(_table(answers, predictor.classes))
+    _say_warnings(answers, console)
+    failed = sum(answer.error is not None for answer in answers)
+    say(console, f"{len(answers) - failed} of {len(answers)} clips: {out / 'predictions.jsonl'}")
+    return EXIT_PARTIAL if failed else EXIT_DONE
+
+
+def open_models(path: Path, device: str) -> list[TrainedModel]:
+    """Load a model folder, or all model folders in a folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    if is_model_folder(path) or not path.is_dir():
+        return [load_model(path, device)]
+    folders = [folder for folder in sorted(path.iterdir()) if is_model_folder(folder)]
+    return [load_model(folder, device) for folder in folders] or [load_model(path, device)]
+
+
+def _resolve(device: str) -> str:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no CUDA device is visible")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _with_landmarks(clips: Sequence[NamedClip], table: Path | None) -> list[NamedClip]:
+    """Give the clips the landmarks that a table has of them; a detector finds the others."""
+    if table is None:
+        return list(clips)
+    known = read_landmarks(table, [item.clip for item in clips if item.clip is not None])
+    return [
+        item if item.clip is None else replace(item, clip=replace(item.clip, face=known.face_of(item.clip.id)))
+        for item in clips
+    ]
+
+
+def _table(answers: Sequence[Prediction], classes: Sequence[str]) -> Table:
+    table = Table("clip", "class", *classes, "apex", "warnings")
+    for answer in answers:
+        name = answer.input if len(answer.input) <= _SHOWN else f"...{answer.input[3 - _SHOWN :]}"
+        if answer.error is None:
+            shown = (f"{answer.probabilities[label]:.2f}" for label in classes)
+            table.add_row(name, answer.predicted, *shown, str(answer.apex), str(len(answer.warnings) or ""))
+        else:
+            table.add_row(name, "none", *("" for _ in classes), "", "", style="red")
+    return table
+
+
+def _say_warnings(answers: Sequence[Prediction], console: Console) -> None:
+    """Print each warning once, with the number of clips that have it; numbers in it are left out."""
+    found = Counter(warning.partition(" (")[0] for answer in answers for warning in answer.warnings)
+    for warning, count in found.most_common():
+        say(console, f"{count} of {len(answers)}: {warning}")
