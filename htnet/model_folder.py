@@ -29,7 +29,8 @@ from torch import Tensor
 
 from htnet.config import Config
 from htnet.config.data import CropRule
-from htnet.config.load import dump_config, load_config
+from htnet.config.load import load_config
+from htnet.config.plain import dump_config
 from htnet.data.store.reader import Store
 from htnet.data.transform import FlowTransform
 from htnet.errors import InputError

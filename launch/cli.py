@@ -18,7 +18,8 @@ from rich.console import Console
 
 from htnet import __version__
 from htnet.config import Config
-from htnet.config.load import dump_config, load_config
+from htnet.config.load import load_config
+from htnet.config.plain import dump_config
 from htnet.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_PARTIAL, InputError, StartError
 from kernels.backends import BACKENDS
 from launch.cluster import terminable

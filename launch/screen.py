@@ -16,7 +16,6 @@ from rich.text import Text
 
 from htnet.scoring import metrics
 from htnet.scoring.record import FoldRecord
-from htnet.scoring.selection import selected_predictions
 from launch.pool import Flight
 from launch.tasks.fold import FoldOutcome, FoldSpec
 
@@ -93,8 +92,8 @@ class SweepBoard(Board):
     def _count(self, record: FoldRecord) -> None:
         """Add a record to the pooled counts: pooling all of them at every end would cost more and more."""
         self._done += 1
-        guesses = selected_predictions(record, "final")
-        self._confusion = self._confusion + metrics.confusion(record.labels, guesses, record.num_classes)
+        final = record.test_predictions[-1]
+        self._confusion = self._confusion + metrics.confusion(record.labels, final, record.num_classes)
 
     def _headline(self) -> str:
         parts = [f"{self._done}/{self._total} folds"]

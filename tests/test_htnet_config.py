@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import htnet.config
 from htnet.config import Config, DataConfig, FlipConfig, HTNetConfig, PrepareConfig, SourceConfig, TrainConfig
-from htnet.config.identity import changed_keys, config_hash
-from htnet.config.load import dump_config, load_config, parse_yaml, to_plain, validate_config
+from htnet.config.load import load_config, parse_yaml, validate_config
+from htnet.config.plain import changed_keys, config_hash, dump_config, to_plain
 from htnet.config.reference import field_docs, reference
 from htnet.errors import InputError
 

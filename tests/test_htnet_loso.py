@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,15 +91,6 @@ def test_an_unknown_name_and_a_single_subject_are_input_errors(chosen, message):
     with pytest.raises(InputError) as caught:
         loso_folds(SMALL, **chosen)
     assert message in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["composite", "mine/2"])
-def test_an_older_store_with_a_confusable_dataset_has_no_folds(name):
-    """An older store has no folds if the scores of one of its datasets would be another's."""
-    row = SMALL.rows[0]
-    renamed = replace(row, sample=replace(row.sample, id=replace(row.sample.id, dataset=name)))
-    with pytest.raises(InputError, match=rf"stores/x: .*dataset.*{name}"):
-        loso_folds(replace(SMALL, rows=(renamed, *SMALL.rows[1:])))
 
 
 def test_a_store_with_one_subject_has_no_folds():

@@ -12,7 +12,8 @@ import torch
 from test_htnet_model import CASES, golden_config, load_golden, relative_error
 
 from htnet import HTNet, HTNetConfig
-from htnet.config.load import dump_config, load_config
+from htnet.config.load import load_config
+from htnet.config.plain import dump_config
 from kernels.benchmarks.race import OVER, Clock
 from kernels.benchmarks.record import append_records, read_records
 from launch import cli

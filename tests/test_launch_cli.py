@@ -19,8 +19,8 @@ from test_htnet_release import CLIPS, PICTURES, make_release, write_labels
 
 from htnet import __version__
 from htnet.config import Config
-from htnet.config.identity import config_hash
 from htnet.config.load import load_config, parse_yaml, validate_config
+from htnet.config.plain import config_hash
 from htnet.data.datasets.htnet_release import LABELS, LANDMARKS
 from htnet.data.store.reader import FORMAT_VERSION, open_store
 from htnet.errors import InputError

@@ -23,8 +23,7 @@ from test_dali_pipelines_frame_flow import write_frames
 
 from dali_pipelines import load_set, open_resident
 from htnet.config import AugmentConfig, Config, TimeJitterConfig
-from htnet.config.identity import config_hash
-from htnet.config.load import dump_config
+from htnet.config.plain import config_hash, dump_config
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.store.reader import open_store
 from htnet.data.store.writer import write_store

@@ -26,7 +26,7 @@ from rich.console import Console
 
 import launch.commands.sweep
 from htnet.config import Config
-from htnet.config.load import dump_config
+from htnet.config.plain import dump_config
 from htnet.data.samples import Fold
 from htnet.data.store.reader import open_store
 from htnet.errors import InputError

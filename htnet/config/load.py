@@ -1,4 +1,4 @@
-"""Reading, checking, overriding and printing configurations.
+"""Reading, checking and overriding configurations.
 
 An error names the file, the path of the key, the value and the rule.
 """
@@ -15,17 +15,12 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from htnet.config.plain import FLOAT, to_plain
 from htnet.config.run import Config
 from htnet.errors import InputError
 
 _BOOL = re.compile(r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF")
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
-_FLOAT = re.compile(
-    r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-)
-_NUMBER_ELSEWHERE = re.compile(r"[-+]?[0-9][0-9_:.]*(?:[eE][-+]?[0-9]+)?|[-+]?0[box][0-9a-fA-F_]+")
-"""Texts that some version of YAML reads as a number: YAML 1.1 takes 010 and 1:30 for 8 and 90."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,10 +46,6 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {problem}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what :class:`_Loader` or a reader of another version of YAML would take for a number."""
 
 
 _KEPT = ("null", "str", "seq", "map", "merge")
@@ -85,9 +76,7 @@ def _reads(name: str, pattern: re.Pattern[str], convert: Callable[[str], object]
 
 _reads("bool", _BOOL, lambda text: text.lower() in ("yes", "true", "on"))
 _reads("int", _INT, int)
-_reads("float", _FLOAT, lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")))
-for _numbers in (_FLOAT, _NUMBER_ELSEWHERE):
-    _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_numbers.pattern})$"), None)
+_reads("float", FLOAT, lambda text: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -203,17 +192,3 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
             node[index] = value
         else:
             node = node[index]
-
-
-def to_plain(value: Any) -> Any:
-    """Return dataclasses and tuples as dicts and lists, ready for YAML and JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple | list):
-        return [to_plain(item) for item in value]
-    return value
-
-
-def dump_config(config: Config) -> str:
-    """Return the whole configuration as YAML, defaults included; reading it gives an equal configuration."""
-    return yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from htnet.config.load import to_plain
+from htnet.config.plain import to_plain
 from htnet.config.run import Config
 
 _HEAD = """# Configurations

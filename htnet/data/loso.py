@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from htnet.data.samples import Fold, check_dataset_name
+from htnet.data.samples import Fold
 from htnet.data.store.reader import Store
 from htnet.errors import InputError
 
@@ -15,12 +15,10 @@ def loso_folds(store: Store, *, datasets: Sequence[str] = (), subjects: Sequence
     """Return one fold per subject, in the manifest's order of subjects.
 
     ``datasets`` restricts what is trained and tested on; ``subjects`` restricts only who is held out.
-    Raises :class:`InputError` for an unknown name, a name that no dataset may have and for fewer than two subjects.
+    Raises :class:`InputError` for an unknown name and for fewer than two subjects.
     """
     samples = store.samples
     present = list(dict.fromkeys(sample.id.dataset for sample in samples))
-    for name in present:  # htnet prepare refuses such a name, which earlier versions took
-        check_dataset_name(name, str(store.path))
     for name in datasets:
         if name not in present:
             raise InputError(f"data.datasets: {name!r} is not in {store.path}; it holds {', '.join(present)}")

@@ -51,7 +51,7 @@ class SampleId:
 
     Raises:
         InputError: a name holds a line break or another control character, with which it would be several lines of a
-            log, or other cells of a table.
+            log, or other cells of a table; a dataset has a name that none may have.
     """
 
     dataset: str
@@ -59,6 +59,7 @@ class SampleId:
     clip: str
 
     def __post_init__(self) -> None:
+        check_dataset_name(self.dataset, str(self))
         for kind, name in (("dataset", self.dataset), ("subject", self.subject), ("clip", self.clip)):
             if any(unicodedata.category(letter) in _CONTROL for letter in name):
                 raise InputError(f"{name!r}: the name of a {kind} must not hold a control character or line break")

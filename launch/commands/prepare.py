@@ -13,7 +13,7 @@ import cv2
 from rich.console import Console
 
 from htnet.config import Config, PrepareConfig
-from htnet.config.identity import changed_keys
+from htnet.config.plain import changed_keys
 from htnet.data.entries import LeftOut
 from htnet.data.plan import Plan, composite_lines, flow_device, make_plan
 from htnet.data.store.reader import Store, open_store, read_left_out

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from htnet.config import Config, ResourcesConfig
-from htnet.config.identity import config_hash
+from htnet.config.plain import config_hash
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold
 from htnet.data.store.reader import Store, open_store

@@ -20,8 +20,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from htnet.config import Config
-from htnet.config.identity import config_hash, identity_changes
-from htnet.config.load import dump_config, load_config
+from htnet.config.load import load_config
+from htnet.config.plain import config_hash, dump_config, identity_changes
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold, fold_stem
 from htnet.data.store.reader import Store, open_store

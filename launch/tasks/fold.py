@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from htnet.config import Config
-from htnet.config.identity import config_hash
 from htnet.config.load import load_config
+from htnet.config.plain import config_hash
 from htnet.cpu import configure_cpu
 from htnet.data.samples import Fold
 from htnet.data.store.reader import Store, open_store

@@ -1,15 +1,50 @@
-"""The identity of a run: every setting counts, but for those marked :data:`~htnet.config.section.NOT_IDENTITY`."""
+"""A configuration as plain data: printed as YAML, compared, and hashed as the identity of a run.
+
+Every setting counts for the identity, but for those marked :data:`~htnet.config.section.NOT_IDENTITY`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import re
 from typing import Any, get_type_hints
 
-from htnet.config.load import to_plain
+import yaml
+
 from htnet.config.run import Config
 from htnet.config.section import NOT_IDENTITY, takes_gpu
+
+FLOAT = re.compile(
+    r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+"""Texts that a configuration reads as a number with a fraction."""
+_NUMBER_ELSEWHERE = re.compile(r"[-+]?[0-9][0-9_:.]*(?:[eE][-+]?[0-9]+)?|[-+]?0[box][0-9a-fA-F_]+")
+"""Texts that some version of YAML reads as a number: YAML 1.1 takes 010 and 1:30 for 8 and 90."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what a reader of any version of YAML would take for a number."""
+
+
+for _numbers in (FLOAT, _NUMBER_ELSEWHERE):
+    _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{_numbers.pattern})$"), None)
+
+
+def to_plain(value: Any) -> Any:
+    """Return dataclasses and tuples as dicts and lists, ready for YAML and JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def dump_config(config: Config) -> str:
+    """Return the whole configuration as YAML, defaults included; reading it gives an equal configuration."""
+    return yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def config_hash(config: Config, store_digest: str) -> str:
