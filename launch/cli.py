@@ -176,7 +176,9 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
 
     if options.list:
         return prepare.list_sources(config, console)
-    out = Path(options.out or config.data.store)
+    if not (options.out or isinstance(config.data.store, str)):
+        raise InputError("data.store names several stores: --out says which one to write")
+    out = Path(options.out or str(config.data.store))
     if options.dry_run:
         return _say_plan(prepare.dry_run(config, out), console)
     return prepare.prepare(config, out, console, strict=options.strict, address=options.address)

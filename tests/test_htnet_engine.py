@@ -22,12 +22,13 @@ from htnet.config import EngineConfig, HTNetConfig, TrainConfig
 from htnet.errors import InputError
 from htnet.model import HTNet
 from htnet.training.deepspeed_engine import deepspeed_config
-from htnet.training.engine import ALONE, Engine, World, create_engine, resolve_device
+from htnet.training.engine import Engine, create_engine, resolve_device
 from htnet.training.loss import class_weights, cross_entropy
 from htnet.training.master_adam import MasterAdam
 from htnet.training.optimizers import build_optimizer
 from htnet.training.precision import clip_gradients
 from htnet.training.schedule import learning_rate
+from htnet.training.world import ALONE
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ENGINES = ["deepspeed", "torch"]
@@ -344,57 +345,6 @@ def test_training_on_a_gpu_is_deterministic_in_strict_mode(size):
         results.append((run_steps(engine, data), weights_of(engine)))
     assert results[0][0] == results[1][0]
     assert_equal_weights(results[0][1], results[1][1])
-
-
-def test_the_torch_engine_refuses_to_train_among_others():
-    config = EngineConfig(name="torch")
-    world = World(rank=0, ranks=2)
-    with pytest.raises(InputError, match=r"engine\.name=torch trains in one process, got 2 ranks; use deepspeed"):
-        create_engine(HTNet(TINY), PAPER, config, device=torch.device("cpu"), world=world)
-
-
-_RANK = """
-import json, sys
-import torch
-import torch.distributed as dist
-from test_htnet_engine import TINY, PAPER, batches
-from htnet.config import EngineConfig
-from htnet.model import HTNet
-from htnet.training.engine import World, create_engine
-
-place, rank = sys.argv[1], int(sys.argv[2])
-torch.set_num_threads(1)
-dist.init_process_group("gloo", store=dist.FileStore(place, 2), rank=rank, world_size=2)
-torch.manual_seed(rank)  # rank 0's weights are everybody's
-engine = create_engine(
-    HTNet(TINY), PAPER, EngineConfig(), device=torch.device("cpu"), world=World(rank=rank, ranks=2)
-)
-for images, labels in batches(4, "cpu", size=8):
-    half = slice(rank, None, 2)
-    images, labels = images[:6][half], labels[:6][half]
-    engine.train_step(images, labels, 1e-3)
-torch.save(engine.model.state_dict(), f"{place}.{rank}")
-engine.close()
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_ranks_of_deepspeed_train_as_one_process_does(tmp_path):
-    """Gradients are averaged over the world, so that two halves of a batch are the batch."""
-    place = tmp_path / "store"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
-    command = [sys.executable, "-c", _RANK, str(place)]
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
-    assert [rank.wait(timeout=250) for rank in ranks] == [0, 0]
-    first, second = (torch.load(f"{place}.{rank}", weights_only=True) for rank in range(2))
-    assert_equal_weights(first, second)
-    alone = make_engine("torch")
-    run_steps(alone, [(images[:6], labels[:6]) for images, labels in batches(4, "cpu", size=8)])
-    expected = weights_of(alone)
-    del expected["levels.2.pos_emb"]  # its gradient is rounding noise around zero, of which Adam makes whole steps
-    for name, value in expected.items():
-        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_half_precision_on_a_cpu_is_refused():

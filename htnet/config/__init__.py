@@ -15,6 +15,7 @@ from htnet.config.data import DataConfig
 from htnet.config.model import HTNetConfig
 from htnet.config.prepare import PrepareConfig, SourceConfig
 from htnet.config.run import Config, ResourcesConfig, ScoreConfig
+from htnet.config.scale import LoggingConfig, ScaleConfig
 from htnet.config.training import EngineConfig, TrainConfig
 
 __all__ = [
@@ -26,12 +27,14 @@ __all__ = [
     "FlipConfig",
     "HTNetConfig",
     "JitterConfig",
+    "LoggingConfig",
     "MagnifyConfig",
     "MixConfig",
     "PhotometricConfig",
     "PrepareConfig",
     "ResourcesConfig",
     "RotateConfig",
+    "ScaleConfig",
     "ScoreConfig",
     "SourceConfig",
     "TimeJitterConfig",

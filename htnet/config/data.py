@@ -25,14 +25,16 @@ Balance = Literal["none", "class", "dataset"]
 class DataConfig:
     """A fold's input: what it reads from the store, and the way from there to a mosaic."""
 
-    store: Annotated[str, NOT_IDENTITY] = "stores/composite"
-    """Folder that ``htnet prepare`` wrote."""
+    store: Annotated[str | tuple[str, ...], NOT_IDENTITY] = "stores/composite"
+    """Folder that ``htnet prepare`` wrote, or a list of them, read as one."""
     datasets: tuple[str, ...] = ()
     """Use only these datasets of the store; empty: all."""
     subjects: Annotated[tuple[str, ...], NOT_IDENTITY] = ()
     """Hold out only these subjects (casme2/sub17); every sample still trains. Empty: all."""
     validation_subjects: Count = 0
-    """Training subjects of each fold set aside to choose the epoch (selection ``validated``); 0: not asked for."""
+    """Training subjects set aside to choose the epoch (selection ``validated``), drawn with the seed; 0: none."""
+    validation_datasets: tuple[str, ...] = ()
+    """Datasets that ``htnet train`` sets aside as a whole to choose the epoch; a sweep has no use for them."""
     crop: CropRule = "anatomical"
     """Rule by which regions are cut: anatomical at the landmarks; upstream swaps x and y as the public code does."""
     scaling: Scaling = "minmax"

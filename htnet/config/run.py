@@ -10,6 +10,7 @@ from pydantic import Field
 from htnet.config.data import DataConfig
 from htnet.config.model import HTNetConfig
 from htnet.config.prepare import PrepareConfig
+from htnet.config.scale import LoggingConfig, ScaleConfig
 from htnet.config.section import NOT_IDENTITY, Above0, Count, NotNegative, section
 from htnet.config.training import EngineConfig, TrainConfig
 
@@ -68,6 +69,10 @@ class Config:
     """Engine that trains."""
     score: Annotated[ScoreConfig, NOT_IDENTITY] = field(default_factory=ScoreConfig)
     """Scores."""
+    scale: Annotated[ScaleConfig, NOT_IDENTITY] = field(default_factory=ScaleConfig)
+    """One training over several processes."""
+    logging: Annotated[LoggingConfig, NOT_IDENTITY] = field(default_factory=LoggingConfig)
+    """Places for a training's figures."""
     resources: Annotated[ResourcesConfig, NOT_IDENTITY] = field(default_factory=ResourcesConfig)
     """Places in which it runs."""
 

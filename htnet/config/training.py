@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from htnet.config.section import Above0, Device, NotNegative, Positive, section
+from htnet.config.section import Above0, Count, Device, NotNegative, Positive, section
 
 EngineName = Literal["deepspeed", "torch"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -15,10 +15,10 @@ _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 @section
 class TrainConfig:
-    """The optimisation of one fold."""
+    """The optimisation of one model."""
 
     epochs: Positive = 40
-    """Passes over the fold's training samples."""
+    """Passes over the training samples."""
     batch_size: Positive = 64
     """Samples of one optimizer step; the last step of an epoch takes what is left."""
     optimizer: Literal["adam", "adamw"] = "adamw"
@@ -40,7 +40,13 @@ class TrainConfig:
     label_smoothing: _BelowOne = 0.0
     """Share of the target spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: weight of a class is samples / (classes * samples of the class), from the fold's training set."""
+    """balanced: weight of a class is samples / (classes * samples of the class), from the training samples."""
+    init: str = ""
+    """Model folder whose weights a training begins with; its subjects cannot be tested on. Empty: seeded weights."""
+    ema: _BelowOne = 0.0
+    """Share of the average of the weights that each step keeps (``htnet train``); 0: no average is kept."""
+    patience: Count = 0
+    """Epochs without a better UF1 on validation after which ``htnet train`` ends, with the best epoch; 0: never."""
 
     def __post_init__(self) -> None:
         if self.warmup_epochs > self.epochs:

@@ -1,4 +1,4 @@
-"""Training step run by DeepSpeed with this project's optimizer, ZeRO stage 0; the only file that imports DeepSpeed.
+"""Training step of one process, run by DeepSpeed with this project's optimizer; the only file that imports DeepSpeed.
 
 Nothing is compiled at run time. A world of one opens no port: its process group uses an in-memory store.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,21 +20,16 @@ from htnet.training.loss import cross_entropy
 from htnet.training.optimizers import build_optimizer, set_learning_rate
 from htnet.training.precision import AUTOCAST_DTYPES, narrow_weights, predict_logits
 from htnet.training.state_file import load_state, save_state
+from htnet.training.world import ALONE, World
 
-if TYPE_CHECKING:
-    from htnet.training.engine import World
-
-__all__ = ["DeepSpeedEngine", "deepspeed_config"]
+__all__ = ["DeepSpeedEngine", "deepspeed_config", "import_deepspeed", "leave_group"]
 
 _alone = 0
 """Number of this process's engines in the process group of one; the last of them takes it down."""
 
 
 class DeepSpeedEngine:
-    """Engine (:class:`~htnet.training.engine.Engine`) around ``deepspeed.initialize``.
-
-    In a world of several ranks the caller has already joined torch's process group, over which gradients are averaged.
-    """
+    """Engine (:class:`~htnet.training.engine.Engine`) around ``deepspeed.initialize``."""
 
     def __init__(
         self,
@@ -44,11 +39,9 @@ class DeepSpeedEngine:
         *,
         device: torch.device,
         weights: Tensor | None,
-        world: World,
     ) -> None:
-        deepspeed = _import_deepspeed(device, world)
+        deepspeed = import_deepspeed(device, ALONE)
         self.device = device
-        self._world = world
         self._train = train
         self._dtype = AUTOCAST_DTYPES.get(precision)
         self._weights = None if weights is None else weights.to(device)
@@ -56,11 +49,11 @@ class DeepSpeedEngine:
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=self._optimizer,
-            config=deepspeed_config(train, precision, world),
+            config=deepspeed_config(train, precision, ALONE),
             dist_init_required=False,
         )
         # a group of one has nothing to reduce, but DeepSpeed would copy every gradient twice
-        self._engine.enable_backward_allreduce = world.ranks > 1
+        self._engine.enable_backward_allreduce = False
         narrow_weights(self._optimizer)  # after DeepSpeed's check: it takes bf16 weights only with its own wrapper
         self.model = self._engine.module
 
@@ -83,7 +76,7 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         self._engine.destroy()
-        _leave_group(self._world)
+        leave_group(ALONE)
 
     @property
     def _scaler(self) -> torch.amp.GradScaler | None:
@@ -91,22 +84,29 @@ class DeepSpeedEngine:
         return scaler
 
 
-def deepspeed_config(train: TrainConfig, precision: Precision, world: World) -> dict[str, Any]:
+def deepspeed_config(train: TrainConfig, precision: Precision, world: World, *, zero: int = 0) -> dict[str, Any]:
     """Return DeepSpeed's configuration: unchanged gradients, this project's optimizer, no measuring."""
+    masters_clip = precision == "bf16" and not zero  # MasterAdam clips in fp32
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": -(-train.batch_size // world.ranks),
         "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": 0},
-        "gradient_clipping": 0.0 if precision == "bf16" else train.clip_norm,  # MasterAdam clips in fp32
+        "zero_optimization": {"stage": zero},
+        "gradient_clipping": 0.0 if masters_clip else train.clip_norm,
         "steps_per_print": 2**31 - 1,
         "timers": {"throughput": {"enabled": False}},  # it waits for the device twice a step
     }
+    if zero:
+        config["zero_allow_untested_optimizer"] = True  # it says so of every optimizer that it has not made itself
+        # small parts stay whole otherwise, beside their parts, and a state that is loaded would have to reach both
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        if precision == "bf16":
+            config["bf16"] = {"enabled": True}
     if precision in AUTOCAST_DTYPES:
         config["torch_autocast"] = {"enabled": True, "dtype": str(AUTOCAST_DTYPES[precision]).removeprefix("torch.")}
     return config
 
 
-def _import_deepspeed(device: torch.device, world: World) -> Any:
+def import_deepspeed(device: torch.device, world: World) -> Any:
     """Import DeepSpeed and join the process group: no launcher, no compilation."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
@@ -138,7 +138,7 @@ def _join_group(backend: str, world: World) -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-def _leave_group(world: World) -> None:
+def leave_group(world: World) -> None:
     """Take down the process group of one with its last engine; at exit NCCL would warn or delay it."""
     import deepspeed
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,23 +18,11 @@ from torch import Tensor, nn
 
 from htnet.config import EngineConfig, TrainConfig
 from htnet.config.section import takes_gpu
-from htnet.errors import InputError
 from htnet.rules import check_gpu, check_precision
 from htnet.training.deepspeed_engine import DeepSpeedEngine
 from htnet.training.torch_engine import TorchEngine
 
-__all__ = ["ALONE", "Engine", "World", "create_engine", "resolve_device", "set_determinism"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """The place of a process in a training of ``ranks`` processes; ranks count from 0."""
-
-    rank: int
-    ranks: int
-
-
-ALONE = World(rank=0, ranks=1)
+__all__ = ["Engine", "create_engine", "resolve_device", "set_determinism"]
 
 
 class Engine(Protocol):
@@ -93,9 +80,8 @@ def create_engine(
     *,
     device: torch.device,
     weights: Tensor | None = None,
-    world: World = ALONE,
 ) -> Engine:
-    """Build the engine that the configuration names.
+    """Build the engine of one process that the configuration names.
 
     Args:
         model: moved to ``device``; its weights are changed in place.
@@ -103,17 +89,11 @@ def create_engine(
         engine: name and precision.
         device: of this process.
         weights: the loss's class weights, (num_classes,).
-        world: place of this process among those that train the model together.
-
-    Raises:
-        InputError: the engine trains in one process only and the world has more.
     """
     set_determinism(device)
     model = model.to(device)
     if engine.name == "deepspeed":
-        return DeepSpeedEngine(model, train, engine.precision, device=device, weights=weights, world=world)
-    if world.ranks > 1:
-        raise InputError(f"engine.name=torch trains in one process, got {world.ranks} ranks; use deepspeed")
+        return DeepSpeedEngine(model, train, engine.precision, device=device, weights=weights)
     return TorchEngine(model, train, engine.precision, device=device, weights=weights)
 
 

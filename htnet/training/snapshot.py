@@ -1,8 +1,9 @@
 """Snapshots of a training on disk: everything on which the rest of it depends.
 
-PLACE/<epoch>/ is a snapshot, a folder that appears whole: ``trainer.json`` (the trainer's results and the state of its
-source), ``random.pt`` (torch's default generators), the files of the engine, and ``snapshot.json`` with a checksum of
-each. An older snapshot is removed when the next one is there, so that a kill at any moment leaves one of them.
+PLACE/<steps>/ is a snapshot, a folder that appears whole: ``trainer.json`` (the trainer's results and the state of its
+source), ``random.pt`` (torch's default generators of each rank), the files of the engine, and ``snapshot.json`` with a
+checksum of each. Older snapshots are removed when the next one is there, so that a kill at any moment leaves one of
+them. Of several ranks, the first writes.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from htnet.errors import InputError
 from htnet.files import SetAside, set_aside, whole_folder
 from htnet.training.state_file import read_tensors
 from htnet.training.trainer import Trainer
+from htnet.training.world import ALONE, World
 
 __all__ = ["Snapshot", "Snapshots"]
 
-_FORMAT = 3
+_FORMAT = 4
 _MANIFEST = "snapshot.json"
 _TRAINER = "trainer.json"
 _RANDOM = "random.pt"
@@ -44,11 +46,17 @@ class Snapshot:
     """State of the trainer's source."""
     trainer: dict[str, Any]
 
-    def restore(self, trainer: Trainer) -> None:
-        """Put trainer, engine and torch's default generators into the state that was saved."""
+    def restore(self, trainer: Trainer, rank: int = 0) -> None:
+        """Put trainer, engine and torch's default generators into the state that was saved.
+
+        A rank that the saved training did not have keeps its generators.
+        """
         trainer.engine.load(self.folder)
         trainer.load_state(self.trainer)
-        random = read_tensors(self.folder / _RANDOM)
+        states = read_tensors(self.folder / _RANDOM)
+        if rank >= len(states):
+            return
+        random = states[rank]
         torch.set_rng_state(random["cpu"])
         if random["device"] is not None and trainer.engine.device.type == "cuda":
             torch.cuda.set_rng_state(random["device"], trainer.engine.device)
@@ -61,10 +69,14 @@ class Snapshots:
         place: folder for this training's snapshots alone; made when the first is written.
         identity: identity of the training; a snapshot of another is refused.
         minutes: least time between two snapshots, and before the first; 0: none are taken.
+        keep: number of the newest snapshots that stay.
+        world: the processes of the training; all of them call :meth:`newest`, :meth:`save` and
+            :meth:`save_when_due`, and see the same storage.
     """
 
-    def __init__(self, place: Path, *, identity: str, minutes: float) -> None:
+    def __init__(self, place: Path, *, identity: str, minutes: float, keep: int = 1, world: World = ALONE) -> None:
         self._place, self._identity, self._minutes = place, identity, minutes
+        self._keep, self._world = keep, world
         self._last = time.monotonic()
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
@@ -75,6 +87,14 @@ class Snapshots:
         Raises:
             InputError: it belongs to another training, or another version of htnet wrote it.
         """
+        if self._world.rank:
+            chosen = self._world.tell(None)
+            return None if chosen is None else _read(Path(chosen), self._identity)
+        found = self._newest_whole(damage)
+        self._world.tell(None if found is None else str(found.folder))
+        return found
+
+    def _newest_whole(self, damage: list[SetAside]) -> Snapshot | None:
         for folder in reversed(self._folders()):
             try:
                 return _read(folder, self._identity)
@@ -85,10 +105,16 @@ class Snapshots:
 
     def save_when_due(self, trainer: Trainer) -> None:
         """Save if enough time has passed and epochs are left; raise the error of the last writing, if any."""
-        if self._minutes and not trainer.finished and time.monotonic() - self._last >= 60 * self._minutes:
-            self.wait()
-            self._last = time.monotonic()
-            self._writing = self._writer.submit(self._copied(trainer))
+        if not self._minutes or trainer.finished:
+            return
+        if self._world.tell(time.monotonic() - self._last >= 60 * self._minutes):
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Copy the training's state and write it beside the training."""
+        self.wait()
+        self._last = time.monotonic()
+        self._writing = self._writer.submit(self._copied(trainer))
 
     def wait(self) -> None:
         """Wait for the writer and raise its error, if any."""
@@ -111,9 +137,12 @@ class Snapshots:
 
     def _copied(self, trainer: Trainer) -> Callable[[], None]:
         """Copy the training's state; return the function that writes the copy."""
-        folder = self._place / str(trainer.epoch)
+        folder = self._place / str(trainer.steps)
+        random = self._world.collect(_random_state(trainer.engine.device))
+        if self._world.rank:
+            trainer.engine.save(folder)  # it gives the first rank what it alone has
+            return lambda: None
         noted = json.dumps({"source": trainer.source.state().hex(), "trainer": trainer.state()})
-        random = _random_state(trainer.engine.device)
         with ExitStack() as stack:
             partial = stack.enter_context(whole_folder(folder, sync=True))
             write_engine = trainer.engine.save(partial)
@@ -133,9 +162,9 @@ class Snapshots:
             except InputError:
                 if not folder.is_dir():  # otherwise another process with the same training was faster
                     raise
-            for older in self._folders():
-                if int(older.name) < int(folder.name):
-                    shutil.rmtree(older, ignore_errors=True)
+            older = [path for path in self._folders() if int(path.name) < int(folder.name)]
+            for path in older[: max(0, len(older) - self._keep + 1)]:
+                shutil.rmtree(path, ignore_errors=True)
 
         return write
 

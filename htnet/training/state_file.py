@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["load_state", "read_tensors", "save_state"]
+__all__ = ["copied_to_cpu", "load_state", "read_tensors", "save_state"]
 
 _NAME = "engine.pt"
 
@@ -18,7 +18,7 @@ def save_state(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
 ) -> Callable[[], None]:
     """Copy the state to the CPU; return the function that writes the copy into ``folder``, from any thread."""
-    state = _copied(
+    state = copied_to_cpu(
         {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -44,9 +44,10 @@ def read_tensors(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _copied(value: Any) -> Any:
+def copied_to_cpu(value: Any) -> Any:
+    """Copy the tensors in mappings and lists to the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
+        return {key: copied_to_cpu(item) for key, item in value.items()}
+    return [copied_to_cpu(item) for item in value] if isinstance(value, list) else value

@@ -63,10 +63,13 @@ class Trainer:
         train: number of epochs, learning rates; ``batch_size`` also limits the images that are classified at once.
         watched: sets to classify after every epoch, by name.
         after_epoch: called with the trainer after every epoch, once the epoch's results are noted.
+        after_step: called with the trainer after every step; after an exception of it, a state can be saved.
         started: start of this training's seconds, a time of ``time.monotonic``; now by default.
 
     Attributes:
         epoch: finished epochs.
+        losses: loss of each step since the last finished epoch, scalars on the device.
+        enough: set to end the training after this epoch.
         train_loss: mean loss of the steps, by epoch.
         predictions: classes of each watched set, by epoch and sample.
     """
@@ -79,12 +82,15 @@ class Trainer:
         *,
         watched: Mapping[str, Watched] | None = None,
         after_epoch: Callable[[Trainer], None] = _do_nothing,
+        after_step: Callable[[Trainer], None] = _do_nothing,
         started: float | None = None,
     ) -> None:
         self.engine, self.source, self.train = engine, source, train
         self.watched = dict(watched or {})
-        self.after_epoch = after_epoch
+        self.after_epoch, self.after_step = after_epoch, after_step
         self.epoch = 0
+        self.losses: list[Tensor] = []
+        self.enough = False
         self.train_loss: list[float] = []
         self.predictions: dict[str, list[list[int]]] = {name: [] for name in self.watched}
         self._started = time.monotonic() if started is None else started
@@ -93,7 +99,12 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """True when no epoch is left."""
-        return self.epoch >= self.train.epochs
+        return self.enough or self.epoch >= self.train.epochs
+
+    @property
+    def steps(self) -> int:
+        """Steps that were taken since the start of the training."""
+        return self.epoch * self.source.steps_per_epoch + len(self.losses)
 
     @property
     def seconds(self) -> float:
@@ -107,21 +118,20 @@ class Trainer:
             NonFiniteLossError: a loss or an output became NaN or infinite; names epoch and step or sample.
         """
         while not self.finished:
-            losses = self.train_epoch()
+            self.train_epoch()
             logits = [self.logits(watched.images) for watched in self.watched.values()]
-            self._note(losses, logits)
-            self.epoch += 1
+            self._note(torch.stack(self.losses), logits)
+            self.epoch, self.losses = self.epoch + 1, []
             self.after_epoch(self)
 
-    def train_epoch(self) -> Tensor:
-        """Pass over the training samples once; return the losses of the steps, (steps,), on the device."""
+    def train_epoch(self) -> None:
+        """Take the steps that are left of this epoch."""
         steps = self.source.steps_per_epoch
-        losses = []
-        for step in range(steps):
+        while len(self.losses) < steps:
             batch = self.source.next()
-            rate = learning_rate(self.train, self.epoch * steps + step, steps)
-            losses.append(self.engine.train_step(batch.images, batch.labels, rate))
-        return torch.stack(losses)
+            rate = learning_rate(self.train, self.steps, steps)
+            self.losses.append(self.engine.train_step(batch.images, batch.labels, rate))
+            self.after_step(self)
 
     def logits(self, images: Tensor) -> Tensor:
         """Return logits of any number of images, (n, num_classes) float32, on the device."""
@@ -131,6 +141,7 @@ class Trainer:
         """Return this object's own results as plain values; engine and source have states of their own."""
         return {
             "epoch": self.epoch,
+            "losses": [loss.item() for loss in self.losses],
             "train_loss": self.train_loss,
             "predictions": self.predictions,
             "seconds": self.seconds,
@@ -139,6 +150,7 @@ class Trainer:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that :meth:`state` returned."""
         self.epoch, self.train_loss = state["epoch"], list(state["train_loss"])
+        self.losses = [torch.tensor(loss, device=self.engine.device) for loss in state["losses"]]
         self.predictions = {name: list(epochs) for name, epochs in state["predictions"].items()}
         self._seconds_before = state["seconds"]
 
@@ -148,20 +160,21 @@ class Trainer:
         fetched = torch.cat([losses, *(part.flatten() for part in logits)]).cpu()
         parts = fetched.split([len(losses), *(part.numel() for part in logits)])
         values = parts[0].tolist()
-        self._check_losses(values)
+        self.check_losses(values)
         for (name, watched), flat, whole in zip(self.watched.items(), parts[1:], logits, strict=True):
             outputs = flat.view(whole.shape)
             self._check_outputs(outputs, watched.names)
             self.predictions[name].append(outputs.argmax(dim=1).tolist())
         self.train_loss.append(sum(values) / len(values))
 
-    def _check_losses(self, values: list[float]) -> None:
+    def check_losses(self, values: list[float]) -> None:
+        """Raise NonFiniteLossError unless the losses of this epoch's first steps are finite."""
         for step, value in enumerate(values):
             if not math.isfinite(value):
                 raise NonFiniteLossError(
                     f"the training loss became {value} in epoch {self.epoch + 1} of {self.train.epochs}, "
-                    f"step {step + 1} of {len(values)}; a lower train.learning_rate, train.clip_norm or "
-                    "engine.precision=fp32 may help"
+                    f"step {step + 1} of {self.source.steps_per_epoch}; a lower train.learning_rate, "
+                    "train.clip_norm or engine.precision=fp32 may help"
                 )
 
     def _check_outputs(self, outputs: Tensor, names: tuple[str, ...]) -> None:

@@ -12,7 +12,8 @@ from htnet.config import Config, ResourcesConfig
 from htnet.config.plain import config_hash
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold
-from htnet.data.store.reader import Store, open_store
+from htnet.data.store.merged import open_stores
+from htnet.data.store.reader import Store
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from htnet.rules import check_fold_device, check_one_flow_size, check_samples
 from htnet.scoring.record import FoldRecord
@@ -67,7 +68,7 @@ class _Sweep:
 
 def sweep(config: Config, out: Path, address: str | None, console: Console) -> int:
     """Run the folds that have no record yet, then score all; return the exit code."""
-    store = open_store(Path(config.data.store))
+    store = open_stores(config.data.store)
     folds = check_folds(config, store)
     with open_run(out, config, store) as run:
         records = run.records()
@@ -119,7 +120,7 @@ def _run_folds(
     if not todo:
         return {}, None
     # workers have their own working directory
-    absolute = replace(config, data=replace(config.data, store=str(Path(config.data.store).resolve())))
+    absolute = replace(config, data=replace(config.data, store=run.store.address))
     specs = [
         FoldSpec(config=absolute, fold=fold, run_dir=run.path.resolve(), config_hash=run.config_hash, attempt=1)
         for fold in todo
@@ -164,7 +165,7 @@ def _needs(resources: ResourcesConfig) -> Needs:
 
 def plan(config: Config, out: Path) -> list[str]:
     """Say what a sweep of this configuration would do; check the store, the folds and an existing run."""
-    store = open_store(Path(config.data.store))
+    store = open_stores(config.data.store)
     folds = check_folds(config, store)
     samples = sum(len(fold.test) for fold in folds)
     check_run(out, config, store)

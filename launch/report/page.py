@@ -172,7 +172,7 @@ def _reproduce(run: _Run) -> list[str]:
         lines.append(f"htnet --version  # was {version}")
     command = ["htnet", "sweep", f"{run.name}/config.yaml"]
     if store:  # the configuration may name it relative to a working directory; --set reads YAML, which JSON is
-        plain = re.fullmatch(r"[\w./-]+", store) is not None
+        plain = isinstance(store, str) and re.fullmatch(r"[\w./-]+", store) is not None
         command += ["--set", f"data.store={store if plain else json.dumps(store)}"]
     return [
         *lines,

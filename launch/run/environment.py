@@ -44,7 +44,7 @@ class RunEnvironment(TypedDict, total=False):
     config_hash: str
     store_digest: str
     store_recipe: StoreRecipe
-    store: str
+    store: str | list[str]
     command: str
     commit: str
     modified: bool

@@ -24,7 +24,8 @@ from htnet.config.load import load_config
 from htnet.config.plain import config_hash, dump_config, identity_changes
 from htnet.data.loso import loso_folds, validation_subjects
 from htnet.data.samples import Fold, fold_stem
-from htnet.data.store.reader import Store, open_store
+from htnet.data.store.merged import open_stores
+from htnet.data.store.reader import Store
 from htnet.errors import InputError
 from htnet.files import locked, read_json, remove_leftovers, set_aside, write_first, write_json, write_whole
 from htnet.scoring.record import FoldRecord, check_record
@@ -285,7 +286,7 @@ def find_store(path: Path) -> CheckedRun:
     run = RunFolder(path=path)
     config, known = load_config(run.config), _known_environment(run)
     drivers = [dict(known), *known.get("resumed", [])]
-    store = open_store(Path(str(drivers[-1].get("store", config.data.store))))
+    store = open_stores(drivers[-1].get("store", config.data.store))
     identity = config_hash(config, store.digest)
     if identity != known.get("config_hash", _identity_of_records(run)):
         raise InputError(f"{store.path}: another store, or {run.config} another configuration, than the run's")
@@ -342,7 +343,7 @@ def _identity_of_records(run: RunFolder) -> str | None:
 
 def _environment(run: RunFolder, identity: str, store: Store) -> dict[str, Any]:
     """Return ``environment.json``: the first driver's facts, and under ``resumed`` those of each later one."""
-    now = {"store": str(store.path.resolve()), **driver_environment()}
+    now = {"store": store.address, **driver_environment()}
     known = _known_environment(run)
     if known.get("config_hash") == identity:
         return {**known, "resumed": [*known.get("resumed", []), now]}

@@ -21,7 +21,8 @@ from htnet.config.load import load_config
 from htnet.config.plain import config_hash
 from htnet.cpu import configure_cpu
 from htnet.data.samples import Fold
-from htnet.data.store.reader import Store, open_store
+from htnet.data.store.merged import open_stores
+from htnet.data.store.reader import Store
 from htnet.errors import HTNetError, InputError, NonFiniteLossError
 from htnet.files import SetAside
 from htnet.scoring.record import FoldRecord, RecordedSample, Validation
@@ -151,7 +152,7 @@ def check_node(spec: FoldSpec) -> Store:
     """
     node, rule = f"node {platform.node()}", "must lie on storage that all nodes share"
     try:
-        store = open_store(Path(spec.config.data.store))
+        store = open_stores(spec.config.data.store)
     except InputError as error:
         raise InputError(f"{node}: {error}; the store {rule}") from None
     if config_hash(spec.config, store.digest) != spec.config_hash:

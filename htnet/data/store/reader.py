@@ -42,6 +42,11 @@ class Store:
     recipe: dict[str, Any]
 
     @property
+    def address(self) -> str | tuple[str, ...]:
+        """Absolute path, as ``data.store`` may name it; of several stores read as one, all paths."""
+        return str(self.path.resolve())
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels; of stores that do not say, the three of the MEGC2019 composite."""
         return tuple(self.recipe.get("classes", (emotion.name.lower() for emotion in Emotion)))
