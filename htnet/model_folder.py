@@ -12,6 +12,7 @@ Loading reads tensors and plain values; no code in the folder is run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,9 +43,11 @@ __all__ = [
     "ModelFacts",
     "TrainedModel",
     "TrainedOn",
+    "fill_network",
     "is_model_folder",
     "load_model",
     "mean_motion",
+    "read_facts",
     "save_model",
     "seen_samples",
 ]
@@ -92,6 +95,8 @@ class ModelFacts:
     """The choice of the epoch: ``final`` or ``validated``."""
     epoch: int
     """Finished epochs of the weights."""
+    weights_sha256: str = ""
+    """SHA-256 of ``model.safetensors``; set when the folder is written."""
     scores: Mapping[str, Any] = field(default_factory=dict)
     """Scores on samples that the weights have not seen, as a run's summary has them; empty where none were held out."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -117,8 +122,8 @@ class TrainedModel:
         return logits
 
 
-def seen_samples(store: Store, rows: Sequence[int]) -> TrainedOn:
-    """Describe the rows of a store that weights are trained on."""
+def seen_samples(store: Store, rows: Sequence[int], init: str = "") -> TrainedOn:
+    """Describe the samples that weights have seen: rows of a store, and what the model folder ``init`` had seen."""
     samples = [store.samples[row] for row in rows]
     labels = [sample.label for sample in samples]
     rates = [sample.fps for sample in samples if sample.fps is not None]
@@ -126,13 +131,31 @@ def seen_samples(store: Store, rows: Sequence[int]) -> TrainedOn:
     some = pixels[:: max(1, len(pixels) // _MOTION_SAMPLES)]
     lengths = [mean_motion(store.read_flow(row)) for row in some]
     low, high = np.quantile(lengths, (0.01, 0.99)).tolist() if lengths else (0.0, 0.0)
-    return TrainedOn(
+    seen = TrainedOn(
         stores=(store.digest,),
         subjects=tuple(sorted({sample.subject for sample in samples})),
         samples={name: labels.count(label) for label, name in enumerate(store.classes)},
         motion=(low, high) if lengths else None,
         fps=(min(rates), max(rates)) if rates else None,
     )
+    return _joined(seen, read_facts(Path(init)).trained_on) if init else seen
+
+
+def _joined(one: TrainedOn, other: TrainedOn) -> TrainedOn:
+    names = dict.fromkeys((*one.samples, *other.samples))
+    return TrainedOn(
+        stores=tuple(dict.fromkeys((*one.stores, *other.stores))),
+        subjects=tuple(sorted({*one.subjects, *other.subjects})),
+        samples={name: one.samples.get(name, 0) + other.samples.get(name, 0) for name in names},
+        motion=_hull(one.motion, other.motion),
+        fps=_hull(one.fps, other.fps),
+    )
+
+
+def _hull(one: tuple[float, float] | None, other: tuple[float, float] | None) -> tuple[float, float] | None:
+    if one is None or other is None:
+        return one or other
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def mean_motion(flow_image: NDArray[np.floating[Any]]) -> float:
@@ -154,10 +177,11 @@ def save_model(place: Path, weights: Mapping[str, Tensor], config: Config, facts
     place.mkdir(parents=True, exist_ok=True)
     (place / _FACTS).unlink(missing_ok=True)
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
-    write_whole(place / _WEIGHTS, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    content = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    write_whole(place / _WEIGHTS, content)
     write_whole(place / _CONFIG, dump_config(config))
     write_whole(place / _CARD, write_card(facts, parameters=sum(tensor.numel() for tensor in tensors.values())))
-    write_json(place / _FACTS, asdict(facts))
+    write_json(place / _FACTS, asdict(facts) | {"weights_sha256": hashlib.sha256(content).hexdigest()})
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> TrainedModel:
@@ -168,14 +192,14 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TrainedM
             file and the rule.
     """
     folder = Path(path)
-    facts = _read_facts(folder)
+    facts = read_facts(folder)
     config = load_config(folder / _CONFIG)
     if len(facts.classes) != config.model.num_classes:
         raise InputError(
             f"{folder / _FACTS}: names {len(facts.classes)} classes; model.num_classes is {config.model.num_classes}"
         )
     network = HTNet(config.model)
-    _fill(network, folder / _WEIGHTS)
+    fill_network(network, folder)
     network.to(device).eval().requires_grad_(False)
     return TrainedModel(path=folder, network=network, config=config, facts=facts)
 
@@ -185,7 +209,8 @@ def _adapter() -> TypeAdapter[ModelFacts]:
     return TypeAdapter(ModelFacts)
 
 
-def _read_facts(folder: Path) -> ModelFacts:
+def read_facts(folder: Path) -> ModelFacts:
+    """Read the facts of a model folder; errors as of :func:`load_model`."""
     path = folder / _FACTS
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder")
@@ -200,8 +225,9 @@ def _read_facts(folder: Path) -> ModelFacts:
     return read_json(path, _adapter(), "model")
 
 
-def _fill(network: HTNet, path: Path) -> None:
-    """Put the weights of a file into the network; InputError names the keys that do not fit."""
+def fill_network(network: HTNet, folder: Path) -> None:
+    """Put the weights of a model folder into the network; InputError names the keys that do not fit."""
+    path = folder / _WEIGHTS
     try:
         weights = safetensors.torch.load_file(path)
     except FileNotFoundError:
@@ -217,5 +243,5 @@ def _fill(network: HTNet, path: Path) -> None:
     ]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise InputError(f"{path}: the weights do not fit {path.parent / _CONFIG}: {'; '.join(wrong[:3])}{more}")
+        raise InputError(f"{path}: the weights do not fit the configured network: {'; '.join(wrong[:3])}{more}")
     network.load_state_dict(weights)

@@ -7,6 +7,7 @@ store concerns the samples that are used; the store may hold others. Every error
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from htnet.config import Config, DataConfig, EngineConfig, PrepareConfig
@@ -109,6 +110,65 @@ def _wrong_on_pictures(data: DataConfig) -> Iterable[tuple[str, float, str]]:
             "drop_region.probability",
             augment.drop_region.probability,
             "where 0 is not rest but the strongest motion one way: needs data.standardise=true",
+        )
+
+
+def check_sweep_keys(config: Config) -> None:
+    """Refuse keys that only ``htnet train`` reads, where a sweep would pass over them without a word."""
+    for key, value in (
+        ("data.validation_datasets", list(config.data.validation_datasets)),
+        ("train.ema", config.train.ema),
+        ("train.patience", config.train.patience),
+    ):
+        if value:
+            raise InputError(f"{key}={value}: a key of htnet train; a sweep has no use for it")
+
+
+def check_initial_weights(config: Config, judged: Iterable[str]) -> None:
+    """Refuse to test or validate on people, ``casme2/sub01``, whom the initial weights have seen.
+
+    Raises:
+        InputError: names the model and the people; ``train.init`` is no model folder.
+    """
+    if not (init := config.train.init):
+        return
+    # Imported here: it imports torch, which a driver without initial weights does not need.
+    from htnet.model_folder import read_facts
+
+    both = sorted(set(read_facts(Path(init)).trained_on.subjects) & set(judged))
+    if both:
+        more = f" and {len(both) - 3} more" if len(both) > 3 else ""
+        raise InputError(
+            f"train.init={init}: these weights have seen {', '.join(both[:3])}{more}: a score on them would say nothing; "
+            "set data.subjects to others, or begin with weights that have not seen them"
+        )
+
+
+def check_scale(config: Config, samples: int) -> None:
+    """Refuse a training by several workers that cannot be.
+
+    Args:
+        samples: number of training samples.
+
+    Raises:
+        InputError: names keys, values and the rule.
+    """
+    scale, batch_size = config.scale, config.train.batch_size
+    check_precision(config.engine, scale.gpus_per_worker)
+    _check_share("engine.device", config.engine.device, "scale.gpus_per_worker", scale.gpus_per_worker, "workers")
+    if config.engine.name != "deepspeed":
+        raise InputError(
+            f"engine.name={config.engine.name}: htnet train trains by DeepSpeed; set engine.name=deepspeed"
+        )
+    if config.engine.precision == "fp16" and scale.zero:
+        raise InputError(f"scale.zero={scale.zero} with engine.precision=fp16: set bf16, or scale.zero=0")
+    if samples < scale.workers:
+        raise InputError(f"scale.workers={scale.workers}: only {samples} samples to train on: each worker needs one")
+    smallest = (samples - 1) % batch_size + 1
+    if smallest < scale.workers:
+        raise InputError(
+            f"train.batch_size={batch_size}: {samples} samples leave a last batch of {smallest}, too few for "
+            f"scale.workers={scale.workers}; set another batch size"
         )
 
 

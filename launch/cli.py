@@ -213,6 +213,22 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
     return sweep(config, options.out, options.address, console)
 
 
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="MODEL", help="the model's folder")
+    _add_address(parser)
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
+    if (config := _configured(options)) is None:
+        return EXIT_DONE
+    from launch.commands.train import plan, train
+
+    if options.dry_run:
+        return _say_plan(plan(config, options.out), console)
+    return train(config, options.out, options.address, console)
+
+
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
 
@@ -274,6 +290,7 @@ COMMANDS = (
     Command("prepare", "raw dataset folders to a store", _add_prepare, _prepare),
     Command("inspect", "pictures of a store's samples and of what training makes of them", _add_inspect, _inspect),
     Command("sweep", "LOSO: train and score a fold per subject; run again to go on", _add_sweep, _sweep),
+    Command("train", "one model on everything, by several processes; run again to go on", _add_train, _train),
     Command(
         "profile",
         "throughput on this machine: local attention, input, training; needs no data",

@@ -107,7 +107,7 @@ class Pool(Generic[SpecT, OutcomeT]):
         try:
             yield from self._run(specs)
         except (ConnectionError, self.ray.exceptions.RaySystemError, self.ray.exceptions.RpcError) as error:
-            raise ClusterGoneError(f"the Ray cluster is gone: {_describe(error)}") from None
+            raise ClusterGoneError(f"the Ray cluster is gone: {describe(error)}") from None
 
     def _run(self, specs: Sequence[SpecT]) -> Iterator[tuple[SpecT, OutcomeT | GivenUp]]:
         remote = self._remote()
@@ -164,7 +164,7 @@ class Pool(Generic[SpecT, OutcomeT]):
             try:
                 node, outcome = self.ray.get(ref)
             except self.ray.exceptions.RayError as error:
-                self._failed(flight, _failure(self.ray.exceptions, error), _describe(error))
+                self._failed(flight, _failure(self.ray.exceptions, error), describe(error))
                 continue
             if outcome.bad_node is None:
                 self._nodes.fit.add(node)
@@ -256,7 +256,7 @@ def _failure(exceptions: Any, error: Exception) -> Failure:
     return next(found, Failure.WORKER_CRASHED)
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """Describe a death or an exception of a task on one line, with both ends of a long message."""
     raised = getattr(error, "cause", None) or error  # Ray's own text of an exception is its traceback
     text = " ".join(f"{type(raised).__name__}: {raised}".split())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from launch.tasks.subject import SubjectOutcome  # it imports torch, which a sweep's driver does not need
 
 SHOWN_FLIGHTS = 16
+LINE_SECONDS = 60.0
 RESUME = "Run the same command again to resume."
 
 
@@ -170,6 +171,40 @@ class PrepareBoard(Board):
         if rate:
             left = _clock((self._clips - self._clips_done) / rate)
             parts += [f"{rate:.3g} clips a second", f"left {left}"]
+        return Text(", ".join(parts))
+
+
+class TrainBoard(Board):
+    """Steps, loss, pace and remaining time of a training; a line per minute in a log file."""
+
+    def __init__(self, console: Console, progress: Callable[[], Mapping[str, Any]]) -> None:
+        """Take ``progress`` as the source of the workers' last word."""
+        self._read, self._last, self._said = progress, dict[str, Any](), 0.0
+        self._first: tuple[float, int] | None = None
+        super().__init__(console)
+
+    def look(self) -> None:
+        """Read the progress."""
+        self._last = dict(self._read())
+        if self._last and self._first is None:
+            self._first = (time.monotonic(), self._last["steps"])
+        if not self._console.is_terminal and self._seconds() - self._said > LINE_SECONDS:
+            self._said = self._seconds()
+            say(self._console, str(self.render()))
+
+    def render(self) -> Text:
+        """Return the line of this moment."""
+        if not self._last:
+            return Text("the workers are starting")
+        steps, total = self._last["steps"], self._last["total"]
+        parts = [f"step {steps} of {total}"]
+        for name, form in (("loss", "loss {:.4f}"), ("samples_per_second", "{:.3g} samples a second")):
+            parts += [form.format(self._last[name])] if name in self._last else []
+        if found := self._last.get("validation"):
+            parts.append(f"validation UF1 {found['uf1']:.3f} after epoch {self._last['epoch']}")
+        since, first = self._first or (time.monotonic(), steps)
+        if steps > first:
+            parts.append(f"left {_clock((time.monotonic() - since) * (total - steps) / (steps - first))}")
         return Text(", ".join(parts))
 
 

@@ -201,7 +201,7 @@ def test_a_record_names_card_and_driver(make_spec, monkeypatch):
 def test_a_fold_opens_its_store_once(make_spec, monkeypatch):
     """The store that the node is checked by is the one that is trained on: its manifest is read and digested once."""
     spec, opened = make_spec(), []
-    monkeypatch.setattr(fold_task, "open_store", lambda path: opened.append(path) or open_store(path))
+    monkeypatch.setattr(fold_task, "open_stores", lambda paths: opened.append(paths) or open_stores(paths))
     assert run_fold(spec).reason is None
     assert opened == [Path(spec.config.data.store)]
 

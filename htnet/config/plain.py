@@ -9,12 +9,14 @@ import dataclasses
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
 from htnet.config.run import Config
 from htnet.config.section import NOT_IDENTITY, takes_gpu
+from htnet.errors import InputError
 
 FLOAT = re.compile(
     r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
@@ -72,7 +74,16 @@ def _identity(config: Config) -> dict[str, Any]:
     # a fold on a GPU rounds otherwise than one on a CPU; "auto" takes the GPU that a fold is given
     on_gpu = takes_gpu(config.engine.device, config.resources.gpus_per_fold)
     identity["engine"]["device"] = "cuda" if on_gpu else "cpu"
+    if config.train.init:  # of initial weights their content counts, not their place
+        identity["train"]["init"] = _weights_digest(Path(config.train.init) / "model.json")
     return identity
+
+
+def _weights_digest(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["weights_sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"train.init={path.parent}: no model folder: {path} cannot be read ({error!r})") from None
 
 
 def _counted(section: Any) -> dict[str, Any]:

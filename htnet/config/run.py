@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -75,6 +76,11 @@ class Config:
     """Places for a training's figures."""
     resources: Annotated[ResourcesConfig, NOT_IDENTITY] = field(default_factory=ResourcesConfig)
     """Places in which it runs."""
+
+    def anchored(self, store: str | tuple[str, ...]) -> Config:
+        """Return this configuration with absolute paths, for workers with a working directory of their own."""
+        init = str(Path(self.train.init).resolve()) if self.train.init else ""
+        return replace(self, data=replace(self.data, store=store), train=replace(self.train, init=init))
 
     def __post_init__(self) -> None:
         if self.model.image_size % 2:

@@ -1,11 +1,13 @@
-"""Leave one subject out: the folds of a store, and inner validation subjects of a fold."""
+"""Divisions of a store: the folds of LOSO, inner validation subjects, and the samples of one model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from htnet.config import Config
 from htnet.data.samples import Fold
 from htnet.data.store.reader import Store
 from htnet.errors import InputError
@@ -55,3 +57,47 @@ def validation_subjects(store: Store, fold: Fold, count: int, seed: int) -> tupl
     # the held-out subject's name is part of the seed, so that folds draw independently of their order
     generator = np.random.default_rng([seed, *fold.subject.encode()])
     return tuple(sorted(generator.choice(candidates, size=count, replace=False).tolist()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Rows of a store that one model trains on, and those on which it is validated; none is both."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+
+
+def divide_store(store: Store, config: Config) -> Division:
+    """Return the samples of one model (``htnet train``).
+
+    Validation has ``data.validation_datasets``, ``data.subjects``, and ``data.validation_subjects`` more, drawn with the
+    seed from the people that are left.
+
+    Raises:
+        InputError: an unknown name, nobody left to train on, or ``train.patience`` without validation.
+    """
+    data, samples = config.data, store.samples
+    folds = loso_folds(store, datasets=data.datasets)
+    rows = sorted(row for fold in folds for row in fold.test)
+    loso_folds(store, datasets=data.datasets, subjects=data.subjects)  # unknown names are errors
+    present = {samples[row].id.dataset for row in rows}
+    for name in data.validation_datasets:
+        if name not in present:
+            raise InputError(f"data.validation_datasets: {name!r} is not among {', '.join(sorted(present))}")
+    held = {samples[row].subject for row in rows if samples[row].id.dataset in data.validation_datasets}
+    held |= set(data.subjects)
+    left = tuple(row for row in rows if samples[row].subject not in held)
+    if left and data.validation_subjects:
+        held |= set(
+            validation_subjects(store, Fold(subject="all", train=left, test=()), data.validation_subjects, config.seed)
+        )
+    train = tuple(row for row in left if samples[row].subject not in held)
+    validation = tuple(row for row in rows if samples[row].subject in held)
+    if not train:
+        raise InputError(f"{store.path}: every sample is held out for validation: none is left to train on")
+    if config.train.patience and not validation:
+        raise InputError(
+            f"train.patience={config.train.patience} needs validation: set data.validation_subjects, "
+            "data.validation_datasets or data.subjects"
+        )
+    return Division(train=train, validation=validation)

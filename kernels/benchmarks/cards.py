@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["CARDS", "Card"]
+__all__ = ["CARDS", "Card", "find_card"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +42,8 @@ CARDS: Final = {
     # NVIDIA HGX B200 data sheet, an eighth of the board's figures; likewise
     "b200": Card(name="B200 SXM", arch="sm_100", bandwidth=7.7e12, matrix_rate=2250e12, float_rate=75e12),
 }
+
+
+def find_card(name: str) -> Card | None:
+    """Return the card whose model is part of a device's name ("NVIDIA H100 80GB HBM3"); None for an unknown one."""
+    return next((card for model, card in CARDS.items() if model.upper() in name.upper()), None)

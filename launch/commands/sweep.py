@@ -15,7 +15,7 @@ from htnet.data.samples import Fold
 from htnet.data.store.merged import open_stores
 from htnet.data.store.reader import Store
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
-from htnet.rules import check_fold_device, check_one_flow_size, check_samples
+from htnet.rules import check_fold_device, check_initial_weights, check_one_flow_size, check_samples, check_sweep_keys
 from htnet.scoring.record import FoldRecord
 from launch.cluster import ClusterGoneError, Needs, ray_cluster
 from launch.commands.report import finish_run
@@ -98,7 +98,9 @@ def sweep(config: Config, out: Path, address: str | None, console: Console) -> i
 
 def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
     """Return the run's folds; refuse what would fail in every one of them, before any is started."""
+    check_sweep_keys(config)
     folds = loso_folds(store, datasets=config.data.datasets, subjects=config.data.subjects)
+    check_initial_weights(config, (fold.subject for fold in folds))
     for fold in folds:
         inner = validation_subjects(store, fold, config.data.validation_subjects, config.seed)
         if config.data.augment.changes_pixels:
@@ -119,8 +121,7 @@ def _run_folds(
     """Return reasons of failed folds, and what cut the run short, if anything; ``records`` grows as folds finish."""
     if not todo:
         return {}, None
-    # workers have their own working directory
-    absolute = replace(config, data=replace(config.data, store=run.store.address))
+    absolute = config.anchored(run.store.address)
     specs = [
         FoldSpec(config=absolute, fold=fold, run_dir=run.path.resolve(), config_hash=run.config_hash, attempt=1)
         for fold in todo

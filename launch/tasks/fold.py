@@ -275,6 +275,7 @@ def make_engine(config: Config, fold: Fold, train_labels: tuple[int, ...], devic
     import torch
 
     from htnet.model import HTNet
+    from htnet.model_folder import fill_network
     from htnet.training.engine import create_engine
     from htnet.training.loss import class_weights
 
@@ -282,7 +283,10 @@ def make_engine(config: Config, fold: Fold, train_labels: tuple[int, ...], devic
     weights = None
     if config.train.class_weights == "balanced":
         weights = class_weights(torch.tensor(train_labels), config.model.num_classes)
-    return create_engine(HTNet(config.model), config.train, config.engine, device=device, weights=weights)
+    network = HTNet(config.model)
+    if config.train.init:
+        fill_network(network, Path(config.train.init))
+    return create_engine(network, config.train, config.engine, device=device, weights=weights)
 
 
 def watched_sets(store: Store, data: FoldData) -> dict[str, Watched]:
@@ -324,7 +328,7 @@ def keep_model(spec: FoldSpec, store: Store, trainer: Trainer, data: FoldData) -
         recipe=store.recipe,
         transform=data.transform,
         crop=spec.config.data.crop,
-        trained_on=seen_samples(store, data.train_rows),
+        trained_on=seen_samples(store, data.train_rows, spec.config.train.init),
         selection="final",
         epoch=trainer.epoch,
         versions=package_versions(),
