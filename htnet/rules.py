@@ -139,8 +139,8 @@ def check_initial_weights(config: Config, judged: Iterable[str]) -> None:
     if both:
         more = f" and {len(both) - 3} more" if len(both) > 3 else ""
         raise InputError(
-            f"train.init={init}: these weights have seen {', '.join(both[:3])}{more}: a score on them would say nothing; "
-            "set data.subjects to others, or begin with weights that have not seen them"
+            f"train.init={init}: these weights have seen {', '.join(both[:3])}{more}: a score on them would say "
+            "nothing; set data.subjects to others, or begin with weights that have not seen them"
         )
 
 

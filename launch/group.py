@@ -61,7 +61,7 @@ class _Member:
         listener.listen()
         port = listener.getsockname()[1]
         options: dict[str, Any] = {"master_listen_fd": listener.detach(), "use_libuv": False, "wait_for_workers": False}
-        self._store = dist.TCPStore(host, port, ranks, True, **options)
+        self._store = dist.TCPStore(host, port, ranks, True, **options)  # type: ignore[attr-defined] # exported late
         return host, port
 
     def run(
@@ -74,7 +74,9 @@ class _Member:
         if host.startswith("127."):
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the machine's name may lead to an address that others reach
         if world.ranks > 1:
-            store = self._store or dist.TCPStore(host, port, world.ranks, False, use_libuv=False)
+            store = self._store
+            if store is None:
+                store = dist.TCPStore(host, port, world.ranks, False, use_libuv=False)  # type: ignore[attr-defined]
             dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=world.rank, world_size=world.ranks)
         outcome = task(spec, world)
         if world.ranks > 1 and outcome.error is None:

@@ -201,9 +201,9 @@ def test_a_record_names_card_and_driver(make_spec, monkeypatch):
 def test_a_fold_opens_its_store_once(make_spec, monkeypatch):
     """The store that the node is checked by is the one that is trained on: its manifest is read and digested once."""
     spec, opened = make_spec(), []
-    monkeypatch.setattr(fold_task, "open_stores", lambda paths: opened.append(paths) or open_stores(paths))
+    monkeypatch.setattr(fold_task, "open_stores", lambda paths: opened.append(paths) or open_store(Path(paths)))
     assert run_fold(spec).reason is None
-    assert opened == [Path(spec.config.data.store)]
+    assert opened == [spec.config.data.store]
 
 
 def test_a_fold_with_a_record_is_done(make_spec, monkeypatch):

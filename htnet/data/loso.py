@@ -70,8 +70,8 @@ class Division:
 def divide_store(store: Store, config: Config) -> Division:
     """Return the samples of one model (``htnet train``).
 
-    Validation has ``data.validation_datasets``, ``data.subjects``, and ``data.validation_subjects`` more, drawn with the
-    seed from the people that are left.
+    Validation has ``data.validation_datasets``, ``data.subjects``, and ``data.validation_subjects`` more people, drawn
+    with the seed from those that are left.
 
     Raises:
         InputError: an unknown name, nobody left to train on, or ``train.patience`` without validation.

@@ -1,4 +1,4 @@
-"""The ledger of a training: paths beside a model in the making, its figures, and the words between driver and workers."""
+"""The ledger of a training: paths beside a model in the making, figures, the words between driver and workers."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def _open_tensorboard(place: Path, steps: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError("logging.tensorboard needs the extra: pip install htnet[tensorboard]") from None
-    return SummaryWriter(str(place), purge_step=steps + 1)  # type: ignore[no-untyped-call] # torch's
+    return SummaryWriter(str(place), purge_step=steps + 1)
 
 
 def _open_mlflow(address: str, name: str) -> Any:

@@ -210,8 +210,15 @@ class _Rank:
         if config.train.class_weights == "balanced":
             labels = [self._store.samples[row].label for row in self._spec.division.train]
             weights = class_weights(torch.tensor(labels), config.model.num_classes)
-        options = {"device": device, "weights": weights, "world": self._world}
-        return ParallelEngine(network.to(device), config.train, config.scale, config.engine.precision, **options)
+        return ParallelEngine(
+            network.to(device),
+            config.train,
+            config.scale,
+            config.engine.precision,
+            device=device,
+            weights=weights,
+            world=self._world,
+        )
 
     def _write_model(self, engine: ParallelEngine, trainer: Trainer, transform: FlowTransform, watch: _Watch) -> None:
         """Write the model folder, on the first rank: the best epoch where one is chosen, else the last."""
@@ -339,7 +346,8 @@ class _Watch:
         card = find_card(torch.cuda.get_device_name(trainer.engine.device)) if self._flops else None
         if card is None:
             return None
-        return self._flops * rate / (card.rate(self._config.engine.precision) * self._world.ranks)
+        whole: float = card.rate(self._config.engine.precision) * self._world.ranks
+        return self._flops * rate / whole
 
     def _tell_progress(self, trainer: Trainer, **figures: Any) -> None:
         if self._world.rank == 0:
@@ -441,4 +449,4 @@ def _training_flops(config: Config) -> int:
     side = config.model.image_size
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, config.model.in_channels, side, side))
-    return 3 * counter.get_total_flops()
+    return 3 * int(counter.get_total_flops())
