@@ -11,6 +11,7 @@ DEV = [
     "hypothesis>=6.150",
     "import-linter>=2.5",
     "mypy>=1.19",
+    "playwright>=1.50",  # drives a Chromium that is there; it downloads none
     "pre-commit>=4.5",
     "pytest>=9.0",
     "pytest-timeout>=2.4",
@@ -45,6 +46,7 @@ setup(
         "numpy>=2.0",
         "opencv-python-headless>=4.12",
         "openpyxl>=3.1",
+        "pillow>=11",
         "pyarrow>=20",
         "pydantic>=2.11",
         "PyYAML>=6.0",

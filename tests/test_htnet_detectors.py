@@ -10,7 +10,7 @@ import pytest
 from skimage import data
 
 from htnet.data.faces import mtcnn, yunet
-from htnet.data.faces.detector import Detector, Face, choose_face
+from htnet.data.faces.detector import Detector, Face, Sighting, choose_face
 from htnet.data.faces.detectors import DETECTORS, build_detector
 from htnet.data.faces.mtcnn import suppress
 from htnet.errors import InputError
@@ -37,12 +37,12 @@ def picture() -> np.ndarray:
 
 
 def test_landmarks_lie_on_the_face(detector, picture):
-    np.testing.assert_allclose(detector(picture), SEEN, atol=3)
+    np.testing.assert_allclose(detector(picture).points, SEEN, atol=3)
 
 
 def test_landmarks_of_the_mirrored_picture_are_mirrored(detector, picture):
     """No bias to one side: OpenCV 5's new engine shifts them by 6 % of the eye distance, 2.5 pixels here."""
-    points, mirrored = np.array(detector(picture)), np.array(detector(picture[:, ::-1].copy()))
+    points, mirrored = np.array(detector(picture).points), np.array(detector(picture[:, ::-1].copy()).points)
     mirrored[:, 0] = picture.shape[1] - 1 - mirrored[:, 0]
     np.testing.assert_allclose(mirrored[[1, 0, 2, 4, 3]], points, atol=2)
 
@@ -51,7 +51,7 @@ def test_landmarks_of_the_mirrored_picture_are_mirrored(detector, picture):
 def test_landmarks_move_with_the_picture(detector, picture, shift):
     matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
     moved = cv2.warpAffine(picture, matrix, (512, 512), borderMode=cv2.BORDER_REPLICATE)
-    np.testing.assert_allclose(np.array(detector(moved)) - shift, detector(picture), atol=2)
+    np.testing.assert_allclose(np.array(detector(moved).points) - shift, detector(picture).points, atol=2)
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.25, 2, 3])
@@ -59,13 +59,13 @@ def test_landmarks_scale_with_the_picture(detector, picture, scale):
     scaled = cv2.resize(
         picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     )
-    points = (np.array(detector(scaled)) + 0.5) / scale - 0.5
-    np.testing.assert_allclose(points, detector(picture), atol=2)
+    points = (np.array(detector(scaled).points) + 0.5) / scale - 0.5
+    np.testing.assert_allclose(points, detector(picture).points, atol=2)
 
 
 def test_a_face_over_the_edge_of_the_picture_is_found(detector, picture):
-    cut = np.array(detector(picture[80:, 185:].copy()))
-    np.testing.assert_allclose(cut + np.array([185, 80]), detector(picture), atol=4)
+    cut = np.array(detector(picture[80:, 185:].copy()).points)
+    np.testing.assert_allclose(cut + np.array([185, 80]), detector(picture).points, atol=4)
 
 
 @pytest.mark.parametrize("shape", [(480, 640), (200, 30), (12, 12), (1, 5)])
@@ -79,7 +79,10 @@ def test_of_two_faces_the_large_one_in_the_middle_is_taken(detector, picture):
     crowd = np.full((600, 1000, 3), 120, np.uint8)
     crowd[44:556, 270:782] = picture
     crowd[:256, :256] = cv2.resize(picture, (256, 256), interpolation=cv2.INTER_AREA)
-    np.testing.assert_allclose(np.array(detector(crowd)) - (270, 44), detector(picture), atol=2)
+    seen = detector(crowd)
+    np.testing.assert_allclose(np.array(seen.points) - (270, 44), detector(picture).points, atol=2)
+    assert seen.faces == 2
+    assert detector(picture).faces == 1
 
 
 def test_the_weights_identify_the_detector_and_it_is_loaded_once(detector):
@@ -115,8 +118,8 @@ def test_large_faces_near_the_middle_count_most():
 
     middle, corner, larger = face(80, 80, 40), face(0, 0, 44), face(70, 70, 60)
     assert choose_face([], (200, 200)) is None
-    assert choose_face([corner, middle], (200, 200, 3)) == middle.points
-    assert choose_face([middle, larger], (200, 200, 3)) == larger.points
+    assert choose_face([corner, middle], (200, 200, 3)) == Sighting(points=middle.points, faces=2)
+    assert choose_face([middle, larger], (200, 200, 3)) == Sighting(points=larger.points, faces=2)
 
 
 # --- YuNet
@@ -156,7 +159,7 @@ def test_yunet_finds_a_face_in_a_large_picture(tmp_path, monkeypatch, largest, t
     monkeypatch.setattr(cv2, "FaceDetectorYN", FakeYuNet)
     detector = yunet.load_yunet(model)
     expected = [(512, 288), (768, 288), (640, 360), (537.6, 432), (742.4, 432)]
-    np.testing.assert_allclose(detector(np.zeros((720, 1280, 3), np.uint8)), expected, atol=2)
+    np.testing.assert_allclose(detector(np.zeros((720, 1280, 3), np.uint8)).points, expected, atol=2)
     assert [width for width, _ in detector._net.sizes[1:]] == tried
     assert detector.describe()["weights_sha256"] != ""
 
@@ -168,7 +171,7 @@ def test_yunet_finds_a_face_in_a_picture_of_any_form(tmp_path, monkeypatch, shap
     model.write_bytes(b"weights")
     monkeypatch.setattr(cv2, "FaceDetectorYN", FakeYuNet)
     detector = yunet.load_yunet(model)
-    found = np.array(detector(np.zeros((*shape, 3), np.uint8)))
+    found = np.array(detector(np.zeros((*shape, 3), np.uint8)).points)
     reduced = np.array(detector._net.sizes[-1])
     assert reduced.min() >= 1
     np.testing.assert_allclose((found[1] + 0.5) / shape[::-1], (0.6, 0.4) + 0.5 / reduced, atol=0.006)

@@ -16,6 +16,7 @@ from test_htnet_adapters import clips, placed, read
 from htnet.config import PrepareConfig
 from htnet.data.entries import Clip
 from htnet.data.extraction import Extraction, extract, recipe_of
+from htnet.data.faces.detector import Sighting
 from htnet.data.faces.detectors import DETECTORS, build_detector
 from htnet.data.faces.landmarks import LandmarkTable, face_crop, read_landmarks
 from htnet.data.frames import open_frames
@@ -36,9 +37,10 @@ class Tiny:
     def describe(self) -> dict[str, object]:
         return {"name": "tiny"}
 
-    def __call__(self, picture: Picture) -> Landmarks | None:
+    def __call__(self, picture: Picture) -> Sighting | None:
         self.calls += 1
-        return self.find(picture, self.calls)
+        points = self.find(picture, self.calls)
+        return None if points is None else Sighting(points=points, faces=1)
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from htnet.data.store.reader import Store
 from htnet.data.store.writer import write_store
 from launch import cli
 from launch.commands import inspect_store as inspect
-from launch.commands.inspect_store import STRETCHED, _sheet, _views, flow_colours, pick_rows
+from launch.commands.inspect_store import STRETCHED, _sheet, _views, pick_rows
+from launch.report.pictures import flow_colours
 
 RED, CYAN = (1.0, 0.0, 0.0), (0.0, 1.0, 1.0)
 

@@ -26,7 +26,7 @@ from htnet.data.entries import Clip, Entry, FlowPicture, LeftOut
 from htnet.data.faces.crop import CROP_RATIO, FaceCrop, face_crop
 from htnet.data.faces.detector import Detector
 from htnet.data.faces.detectors import build_detector
-from htnet.data.faces.finder import FaceFinder, Located, NoFaceError
+from htnet.data.faces.finder import SEVERAL_FACES, FaceFinder, Located, NoFaceError
 from htnet.data.flow.apex import APEX_FOUND, find_apex, spotting_recipe
 from htnet.data.flow.image import flow_images
 from htnet.data.flow.methods import flow_parameters
@@ -44,7 +44,7 @@ NO_LANDMARKS = "no_landmarks"
 NO_MOTION = "no_motion"
 """No frame differs from the onset, the flow is zero everywhere, or a flow picture has one colour; a failure."""
 _Read = tuple[NDArray[np.uint8], dict[str, NDArray[np.uint8]]]
-EXTRACTION_VERSION = 2
+EXTRACTION_VERSION = 3
 """Of the way from frames to a flow image; raised whenever a store that is made anew would have other bytes."""
 _GROUP = 64
 """Pairs whose flow is computed together; bounds the memory of a subject with many clips."""
@@ -236,6 +236,8 @@ class _Extractor:
             notes = (*notes, *frames.notes)
         else:
             facts |= frames.seconds(onset=onset, apex=apex)
+        if face.faces > 1:
+            notes = (*notes, SEVERAL_FACES)
         encoded = tuple((member, _jpeg(picture)) for member, picture in kept.items())
         pair = _Pair(clip=clip, sample=sample, crops=(rest, peak), frames=encoded, sources=facts, notes=notes)
         return pair, face.failure

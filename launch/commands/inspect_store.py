@@ -7,7 +7,6 @@ stream that folds train from.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -31,8 +29,9 @@ from htnet.data.regions import region_starts
 from htnet.data.store.reader import Store, open_store
 from htnet.errors import EXIT_DONE, InputError
 from htnet.files import whole_folder
+from launch.report.pictures import REGION_COLOURS, draw_wheel, flow_colours
 
-__all__ = ["flow_colours", "inspect_store", "pick_rows"]
+__all__ = ["inspect_store", "pick_rows"]
 
 ROWS_PER_SHEET: Final = 8
 MODERATE: Final = AugmentConfig(
@@ -44,7 +43,6 @@ MODERATE: Final = AugmentConfig(
 """Augmentation of the last column, for samples whose u and v are pixels."""
 STRETCHED: Final = AugmentConfig(flip=MODERATE.flip, jitter=MODERATE.jitter)
 """Augmentation for published pictures, whose channels were stretched one by one: no angle, no factor."""
-_REGION_COLOURS: Final = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd")
 _FRAMES: Final = ("onset", "apex")
 
 Picture = NDArray[np.float32]
@@ -101,13 +99,6 @@ def pick_rows(labels: Sequence[int], count: int, seed: int) -> list[int]:
             if rows and len(picked) < count:
                 picked.append(int(rows.pop()))
     return sorted(picked, key=lambda row: (labels[row], row))
-
-
-def flow_colours(flow: Picture, largest: float) -> Picture:
-    """Colour (H, W, 2) flow as (H, W, 3) RGB in 0..1: hue by direction, white at rest, full colour from ``largest``."""
-    hue = np.arctan2(-flow[..., 1], flow[..., 0]) / (2 * np.pi) % 1.0  # y points down
-    colour = np.clip(np.hypot(flow[..., 0], flow[..., 1]) / max(largest, 1e-12), 0.0, 1.0)
-    return np.asarray(hsv_to_rgb(np.stack([hue, colour, np.ones_like(hue)], axis=-1)), np.float32)
 
 
 # --- what is drawn
@@ -194,7 +185,7 @@ def _flow_panels(panels: Sequence[Axes], store: Store, view: _View) -> None:
     sample = store.rows[view.row].sample
     side = sample.flow_size // 4 * 2
     for start, colour in zip(
-        region_starts(sample.landmarks, sample.flow_size, "anatomical"), _REGION_COLOURS, strict=True
+        region_starts(sample.landmarks, sample.flow_size, "anatomical"), REGION_COLOURS, strict=True
     ):
         corner = (start[1] - 0.5, start[0] - 0.5)
         regions.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, linewidth=1.3, clip_on=False))
@@ -207,7 +198,7 @@ def _flow_panels(panels: Sequence[Axes], store: Store, view: _View) -> None:
 def _quarters(panel: Axes, half: int) -> None:
     """Frame the mosaic's parts in their regions' colours."""
     panel.spines[:].set_visible(False)
-    for place, colour in enumerate(_REGION_COLOURS):
+    for place, colour in enumerate(REGION_COLOURS):
         corner = (place % 2 * half - 0.5, place // 2 * half - 0.5)
         panel.add_patch(Rectangle(corner, half, half, fill=False, edgecolor=colour, linewidth=1.3, clip_on=False))
 
@@ -231,11 +222,7 @@ def _said(store: Store, view: _View) -> str:
 
 
 def _wheel(figure: Figure, width: float, height: float) -> None:
-    """Draw the colours of directions, 0.8 inches wide."""
-    grid = np.linspace(-1.0, 1.0, 101, dtype=np.float32)
-    flow = np.stack(np.meshgrid(grid, grid), axis=-1)
-    inside = np.hypot(flow[..., 0], flow[..., 1]) <= 1.0
-    colours = np.concatenate([flow_colours(flow, math.sqrt(0.9)), inside[..., None].astype(np.float32)], axis=-1)
+    """Draw the colours of directions, 0.75 inches wide."""
     corner = figure.add_axes((0.2 / width, 1 - 0.85 / height, 0.75 / width, 0.75 / height))
-    corner.imshow(colours)
+    corner.imshow(np.asarray(draw_wheel(101)))
     corner.set_axis_off()

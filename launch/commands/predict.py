@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +12,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from htnet.config.data import CropRule
 from htnet.config.prepare import DetectorName
 from htnet.data.faces.landmarks import read_landmarks
 from htnet.data.inputs import NamedClip, read_inputs
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from htnet.files import whole_folder
 from htnet.model_folder import TrainedModel, is_model_folder, load_model
+from launch.report.pictures import draw_prediction
+from launch.report.predictions import write_predictions
 from launch.screen import say
-from launch.tasks.prediction import Prediction, Predictor, rebuild_preparation
+from launch.tasks.prediction import Prediction, Predictor, count_warnings, rebuild_preparation
 
 __all__ = ["predict"]
 
+_NAMED = 3
 _SHOWN = 32
 """Letters of a clip's name on the terminal; its end tells more than its beginning."""
 
@@ -45,18 +48,20 @@ def predict(
     settings = {"detector": detector, "detector_model": detector_model}
     predictor = Predictor(models, rebuild_preparation(models[0], settings), device=device)
     clips = _with_landmarks(read_inputs(inputs, sys.stdin), landmarks)
-    answers = []
+    answers: list[Prediction] = []
     with whole_folder(out) as folder:
+        (folder / "pictures").mkdir()
         for answer in predictor.predict(clips):
-            answers.append(answer)
+            answers.append(_with_picture(answer, folder, len(answers) + 1, predictor.crop))
             if answer.error is not None:
                 print(f"htnet predict: {answer.input}: {answer.error}", file=sys.stderr)
+        write_predictions(folder, answers, predictor.classes, _named(models))
         lines = (json.dumps(answer.plain(), ensure_ascii=False) + "\n" for answer in answers)
         (folder / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
     console.print(_table(answers, predictor.classes))
     _say_warnings(answers, console)
     failed = sum(answer.error is not None for answer in answers)
-    say(console, f"{len(answers) - failed} of {len(answers)} clips: {out / 'predictions.jsonl'}")
+    say(console, f"{len(answers) - failed} of {len(answers)} clips: {out / 'index.html'}")
     return EXIT_PARTIAL if failed else EXIT_DONE
 
 
@@ -89,6 +94,21 @@ def _with_landmarks(clips: Sequence[NamedClip], table: Path | None) -> list[Name
     ]
 
 
+def _with_picture(answer: Prediction, folder: Path, number: int, crop: CropRule) -> Prediction:
+    """Draw the picture of an answer and let go of its pixels."""
+    if answer.sample is None:
+        return answer
+    name = f"pictures/{number:04d}.jpg"
+    picture = draw_prediction(answer.sample, answer.probabilities, answer.regions, crop=crop)
+    picture.save(folder / name, quality=90)
+    return replace(answer, picture=name, sample=None)
+
+
+def _named(models: Sequence[TrainedModel]) -> str:
+    names = ", ".join(model.path.resolve().name for model in models[:_NAMED])
+    return names if len(models) <= _NAMED else f"{names} and {len(models) - _NAMED} more, averaged"
+
+
 def _table(answers: Sequence[Prediction], classes: Sequence[str]) -> Table:
     table = Table("clip", "class", *classes, "apex", "warnings")
     for answer in answers:
@@ -103,6 +123,5 @@ def _table(answers: Sequence[Prediction], classes: Sequence[str]) -> Table:
 
 def _say_warnings(answers: Sequence[Prediction], console: Console) -> None:
     """Print each warning once, with the number of clips that have it; numbers in it are left out."""
-    found = Counter(warning.partition(" (")[0] for answer in answers for warning in answer.warnings)
-    for warning, count in found.most_common():
+    for warning, count in count_warnings(answers).most_common():
         say(console, f"{count} of {len(answers)}: {warning}")

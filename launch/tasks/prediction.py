@@ -6,7 +6,8 @@ of one size, the last filled up with zeros, so that a clip's bits do not depend 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -19,6 +20,7 @@ from dali_pipelines.resident import Resident
 from htnet.config import DataConfig, PrepareConfig
 from htnet.data.entries import Clip
 from htnet.data.extraction import EXTRACTION_VERSION, extract
+from htnet.data.faces.finder import SEVERAL_FACES
 from htnet.data.flow.apex import APEX_FOUND
 from htnet.data.flow.methods import flow_parameters
 from htnet.data.inputs import NamedClip
@@ -29,7 +31,15 @@ from htnet.data.store.writer import PreparedSample
 from htnet.errors import InputError
 from htnet.model_folder import TrainedModel, mean_motion
 
-__all__ = ["REGIONS", "Prediction", "Predictor", "check_models", "rebuild_preparation"]
+__all__ = [
+    "REGIONS",
+    "Prediction",
+    "Predictor",
+    "check_models",
+    "count_warnings",
+    "rebuild_preparation",
+    "warning_kind",
+]
 
 REGIONS: Final = tuple(LANDMARK_NAMES[index] for index in MOSAIC_REGIONS)
 """Names of the mosaic's quarters, row by row."""
@@ -49,13 +59,20 @@ class Prediction:
     regions: Mapping[str, float] = field(default_factory=dict)
     """Contribution of a region: the fall of the predicted class's logit when it shows the training mean."""
     warnings: tuple[str, ...] = ()
+    picture: str | None = None
+    """File of its picture beside ``predictions.jsonl``."""
     sample: PreparedSample | None = field(default=None, repr=False)
-    """The clip's flow image and the crops of onset and apex, for its picture."""
+    """The clip's flow image and the crops of onset and apex, until its picture is drawn."""
 
     @property
     def predicted(self) -> str:
         """Name of the class with the largest probability."""
         return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+    @property
+    def confidence(self) -> float:
+        """The largest probability; -1 where there is no answer."""
+        return max(self.probabilities.values(), default=-1.0)
 
     def plain(self) -> dict[str, Any]:
         """Return the content of a line of ``predictions.jsonl``."""
@@ -69,7 +86,18 @@ class Prediction:
             "probabilities": dict(self.probabilities),
             "regions": dict(self.regions),
             "warnings": list(self.warnings),
+            "picture": self.picture,
         }
+
+
+def warning_kind(warning: str) -> str:
+    """Return a warning without the figures of its clip, which stand in brackets at its end."""
+    return warning.partition(" (")[0]
+
+
+def count_warnings(answers: Iterable[Prediction]) -> Counter[str]:
+    """Count the clips by the kinds of their warnings."""
+    return Counter(kind for answer in answers for kind in map(warning_kind, answer.warnings))
 
 
 def check_models(models: Sequence[TrainedModel]) -> None:
@@ -125,7 +153,7 @@ class Predictor:
     def __init__(self, models: Sequence[TrainedModel], prepare: PrepareConfig, *, device: str) -> None:
         check_models(models)
         self._models, self._prepare, self._device = tuple(models), prepare, torch.device(device)
-        self.classes = models[0].facts.classes
+        self.classes, self.crop = models[0].facts.classes, models[0].facts.crop
 
     def predict(self, inputs: Sequence[NamedClip]) -> Iterator[Prediction]:
         """Yield the answers in the order of the inputs."""
@@ -199,6 +227,8 @@ class Predictor:
             yield "the person was seen in training"
         if APEX_FOUND in sample.notes:
             yield "the apex was found, not given"
+        if SEVERAL_FACES in sample.notes:
+            yield "several faces: a large one near the middle was taken"
         motion = mean_motion(sample.flow_image)
         ranges = [one.motion for one in trained if one.motion is not None]
         if not ranges:
@@ -211,7 +241,7 @@ class Predictor:
         if clip.fps is None:
             yield "the frame rate is not known"
         elif rates and not min(low for low, _ in rates) <= clip.fps <= max(high for _, high in rates):
-            yield f"a frame rate of {clip.fps:g}, which was not in training"
+            yield f"a frame rate that was not in training ({clip.fps:g})"
 
 
 def _in_batches(compute: Any, images: Tensor) -> Tensor:

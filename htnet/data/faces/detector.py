@@ -16,6 +16,14 @@ CHOICE = "largest area less twice the squared distance of its centre from the pi
 _DECIMALS = 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sighting:
+    """The landmarks of a face, and the number of faces that it was chosen from."""
+
+    points: Landmarks
+    faces: int
+
+
 class Detector(Protocol):
     """Finds the face of a picture."""
 
@@ -23,8 +31,8 @@ class Detector(Protocol):
         """Return what decides its answers, for ``store.json``: name, checksum of the weights, thresholds."""
         ...
 
-    def __call__(self, picture: NDArray[np.uint8]) -> Landmarks | None:
-        """Return five landmarks in pixels of the picture, None where there is no face.
+    def __call__(self, picture: NDArray[np.uint8]) -> Sighting | None:
+        """Return a face with its five landmarks in pixels of the picture, None where there is none.
 
         Args:
             picture: (H, W, 3) uint8, blue-green-red, at source resolution.
@@ -40,10 +48,10 @@ class Face:
     points: Landmarks
 
 
-def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Landmarks | None:
-    """Return landmarks of the face that :data:`CHOICE` prefers, None of none; the first of equals.
+def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Sighting | None:
+    """Return the face that :data:`CHOICE` prefers, None of none; the first of equals.
 
-    Rounded to 1/100 pixel, so that the last bits of a network's arithmetic decide nothing.
+    Landmarks are rounded to 1/100 pixel, so that the last bits of a network's arithmetic decide nothing.
     """
 
     def preference(face: Face) -> float:
@@ -54,4 +62,5 @@ def choose_face(faces: Sequence[Face], shape: tuple[int, ...]) -> Landmarks | No
     if not faces:
         return None
     points = max(faces, key=preference).points
-    return tuple((round(float(x), _DECIMALS), round(float(y), _DECIMALS)) for x, y in points)
+    rounded = tuple((round(float(x), _DECIMALS), round(float(y), _DECIMALS)) for x, y in points)
+    return Sighting(points=rounded, faces=len(faces))

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from htnet.config.prepare import LandmarkPolicy
 from htnet.data.entries import Entry, GivenLandmarks
-from htnet.data.faces.detector import Detector
+from htnet.data.faces.detector import Detector, Sighting
 from htnet.data.samples import Landmarks, SampleId
 from htnet.errors import InputError
 
 MEAN_SHAPE = "mean_shape"
 """Method of a clip without a face of its own under the policy ``mean-shape``."""
+SEVERAL_FACES = "several_faces"
+"""Note of a clip in whose onset frame the detector saw several faces; one was chosen."""
 
 
 class NoFaceError(InputError):
@@ -30,11 +32,12 @@ class Located:
     """Landmarks of a clip and how they were found.
 
     ``method`` is ``table NAME``, the name of a detector, or :data:`MEAN_SHAPE`; ``failure`` then says why the clip has
-    no landmarks of its own.
+    no landmarks of its own. ``faces`` were seen in the picture, if a detector looked at it.
     """
 
     points: Landmarks
     method: str
+    faces: int = 1
     failure: str | None = None
 
 
@@ -76,28 +79,28 @@ class FaceFinder:
     def _locate(self, entry: Entry, picture: NDArray[Any]) -> Located | str:
         face = entry.face
         if isinstance(face, GivenLandmarks):
-            points, method, place = face.points, f"table {face.table.name}", str(face.table)
+            found, method, place = Sighting(points=face.points, faces=1), f"table {face.table.name}", str(face.table)
         elif self._detector is None or not entry.has_frames:
             return face.reason
         else:
-            found = self._detect(entry, picture)
-            if isinstance(found, str):
-                return found
-            points, method, place = found, self._detector[0], self._detector[0]
-        if (problem := _misfit(entry, points, picture)) is not None:
+            seen = self._detect(entry, picture)
+            if isinstance(seen, str):
+                return seen
+            found, method, place = seen, self._detector[0], self._detector[0]
+        if (problem := _misfit(entry, found.points, picture)) is not None:
             return f"{place}: clip {entry.id}: {problem}"
-        return Located(points=points, method=method)
+        return Located(points=found.points, method=method, faces=found.faces)
 
-    def _detect(self, entry: Entry, picture: NDArray[Any]) -> Landmarks | str:
-        """Return landmarks that the detector finds, or why there are none."""
+    def _detect(self, entry: Entry, picture: NDArray[Any]) -> Sighting | str:
+        """Return the face that the detector finds, or why there is none."""
         assert self._detector is not None
         name, detect = self._detector
         why = ""
         try:
-            points = detect(picture)
+            found = detect(picture)
         except cv2.error as error:  # a picture of a form that the network cannot take
-            points, why = None, f": {' '.join(str(error).split())}"
-        return f"{entry.path}: {name} found no face in {entry.describe_picture()}{why}" if points is None else points
+            found, why = None, f": {' '.join(str(error).split())}"
+        return f"{entry.path}: {name} found no face in {entry.describe_picture()}{why}" if found is None else found
 
     def _quietly(self, entry: Entry) -> Landmarks | None:
         """Return landmarks of another clip, whose own failures are told when it is its turn."""

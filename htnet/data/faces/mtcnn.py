@@ -18,8 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.faces.detector import CHOICE, Detector, Face, choose_face
-from htnet.data.samples import Landmarks
+from htnet.data.faces.detector import CHOICE, Detector, Face, Sighting, choose_face
 from htnet.errors import InputError
 from htnet.files import checksum
 
@@ -61,8 +60,8 @@ class Mtcnn:
         settings = {"thresholds": list(THRESHOLDS), "factor": FACTOR, "smallest": [SMALLEST_FACE, SMALLEST_SHARE]}
         return {"name": "mtcnn", "weights_sha256": self._sha256, "choice": CHOICE, **settings}
 
-    def __call__(self, picture: _Picture) -> Landmarks | None:
-        """Return five landmarks, None where there is no face."""
+    def __call__(self, picture: _Picture) -> Sighting | None:
+        """Return a face, None where there is none."""
         colours = np.ascontiguousarray(picture[..., ::-1])  # trained on red-green-blue
         boxes = self._propose(colours)
         if len(boxes):

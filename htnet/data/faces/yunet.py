@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from htnet.data.faces.detector import CHOICE, Detector, Face, choose_face
-from htnet.data.samples import Landmarks
+from htnet.data.faces.detector import CHOICE, Detector, Face, Sighting, choose_face
 from htnet.errors import InputError
 from htnet.files import checksum
 
@@ -39,17 +39,18 @@ class YuNet:
         settings = {"score": SCORE, "overlap": OVERLAP, "sides": list(SIDES)}
         return {"name": "yunet", "weights_sha256": self._sha256, "choice": CHOICE, **settings}
 
-    def __call__(self, picture: NDArray[np.uint8]) -> Landmarks | None:
-        """Return five landmarks, None where there is no face."""
+    def __call__(self, picture: NDArray[np.uint8]) -> Sighting | None:
+        """Return a face, None where there is none."""
         whole = picture.shape[1::-1]
         for scale in dict.fromkeys(min(1.0, side / max(whole)) for side in SIDES):
             size = [max(1, round(length * scale)) for length in whole]
             small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-            points = choose_face(self._faces(np.asarray(small, np.uint8)), small.shape)
-            if points is not None:
+            found = choose_face(self._faces(np.asarray(small, np.uint8)), small.shape)
+            if found is not None:
                 by = [length / reduced for length, reduced in zip(whole, size, strict=True)]
                 # a coordinate is that of a pixel's centre
-                return tuple(((x + 0.5) * by[0] - 0.5, (y + 0.5) * by[1] - 0.5) for x, y in points)
+                points = tuple(((x + 0.5) * by[0] - 0.5, (y + 0.5) * by[1] - 0.5) for x, y in found.points)
+                return replace(found, points=points)
         return None
 
     def _faces(self, picture: NDArray[np.uint8]) -> list[Face]:
