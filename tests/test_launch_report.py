@@ -266,7 +266,7 @@ def test_the_same_run_gives_the_same_page(tmp_path):
             r"recipe\.classes: Input should be a valid array",
         ),
         ("environment.json", '{"versions": []}', "versions: Input should be"),
-        ("environment.json", '{"store": 7}', "store: Input should be a valid string"),
+        ("environment.json", '{"store": 7}', "store: Value error, must be a folder or a list"),
         ("environment.json", '{"resumed": 7}', "resumed: Input should be a valid array"),
         ("summary.json", "[]", "is no valid summary: Input should be an object"),
         ("summary.json", json.dumps({"folds_total": 1}), "folds_done: Field required"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from htnet.config.augment import (
     AugmentConfig,
@@ -21,11 +23,23 @@ Scaling = Literal["minmax", "stored"]
 Balance = Literal["none", "class", "dataset"]
 
 
+def _check_stores(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Refuse with one line, where a union would name the rule of each of its types."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(f"must be a folder or a list of folders, got {value!r}") from None
+
+
+Stores = Annotated[str | tuple[str, ...], WrapValidator(_check_stores)]
+"""Folder of a store, or a list of them, which are read as one."""
+
+
 @section
 class DataConfig:
     """A fold's input: what it reads from the store, and the way from there to a mosaic."""
 
-    store: Annotated[str | tuple[str, ...], NOT_IDENTITY] = "stores/composite"
+    store: Annotated[Stores, NOT_IDENTITY] = "stores/composite"
     """Folder that ``htnet prepare`` wrote, or a list of them, read as one."""
     datasets: tuple[str, ...] = ()
     """Use only these datasets of the store; empty: all."""

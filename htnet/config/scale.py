@@ -38,6 +38,6 @@ class LoggingConfig:
     """Places beside ``metrics.jsonl`` that a training's figures go to."""
 
     tensorboard: bool = False
-    """Write them into MODEL/training/tensorboard, for TensorBoard (extra: tensorboard)."""
+    """Write them into MODEL/training/tensorboard, for TensorBoard (the viewer: extra tensorboard)."""
     mlflow: str = ""
     """Address or folder of MLflow's tracking (extra: mlflow); empty: none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from htnet.config.data import CropRule
 from htnet.config.prepare import DetectorName
@@ -110,15 +111,26 @@ def _named(models: Sequence[TrainedModel]) -> str:
 
 
 def _table(answers: Sequence[Prediction], classes: Sequence[str]) -> Table:
-    table = Table("clip", "class", *classes, "apex", "warnings")
+    table = Table(Column("clip", overflow="fold"), "class", *classes, "apex", "warnings")
+    above = _folder_of_all(answers)
     for answer in answers:
-        name = answer.input if len(answer.input) <= _SHOWN else f"...{answer.input[3 - _SHOWN :]}"
+        name = answer.input.removeprefix(above)
+        name = name if len(name) <= _SHOWN else f"...{name[3 - _SHOWN :]}"
         if answer.error is None:
             shown = (f"{answer.probabilities[label]:.2f}" for label in classes)
             table.add_row(name, answer.predicted, *shown, str(answer.apex), str(len(answer.warnings) or ""))
         else:
             table.add_row(name, "none", *("" for _ in classes), "", "", style="red")
     return table
+
+
+def _folder_of_all(answers: Sequence[Prediction]) -> str:
+    """Return the folder in which all the clips lie, with a slash at its end; empty where there is none."""
+    try:
+        folder = os.path.commonpath([str(Path(answer.input).parent) for answer in answers])
+    except ValueError:  # some are absolute, some are not
+        return ""
+    return f"{folder}/" if folder else ""
 
 
 def _say_warnings(answers: Sequence[Prediction], console: Console) -> None:

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic accepts typing's own only from Python 3.12 on
 
 from htnet.config import Config, EngineConfig
+from htnet.config.data import Stores
 from htnet.files import read_json
 from kernels.machine import card_facts, checkout, cpu_facts, cpu_name, package_version, package_versions
 
@@ -44,7 +45,7 @@ class RunEnvironment(TypedDict, total=False):
     config_hash: str
     store_digest: str
     store_recipe: StoreRecipe
-    store: str | list[str]
+    store: Stores
     command: str
     commit: str
     modified: bool

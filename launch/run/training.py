@@ -218,10 +218,8 @@ def _flat(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _open_tensorboard(place: Path, steps: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("logging.tensorboard needs the extra: pip install htnet[tensorboard]") from None
+    from tensorboardX import SummaryWriter  # type: ignore[import-untyped] # published without type information
+
     return SummaryWriter(str(place), purge_step=steps + 1)
 
 
