@@ -135,7 +135,11 @@ def check_initial_weights(config: Config, judged: Iterable[str]) -> None:
     # Imported here: it imports torch, which a driver without initial weights does not need.
     from htnet.model_folder import read_facts
 
-    both = sorted(set(read_facts(Path(init)).trained_on.subjects) & set(judged))
+    try:
+        facts = read_facts(Path(init))
+    except InputError as error:
+        raise InputError(f"train.init: {error}") from None
+    both = sorted(set(facts.trained_on.subjects) & set(judged))
     if both:
         more = f" and {len(both) - 3} more" if len(both) > 3 else ""
         raise InputError(

@@ -542,8 +542,8 @@ def test_a_killed_sweep_ends_like_an_undisturbed_one(reference, sweep_config, st
     assert [path for name in ("checkpoints", "progress") for path in (run / name).glob("*")] == []
 
 
-def descendant(pid: int, name: str) -> int:
-    """Find a process by its name among those that a process has started, directly or not."""
+def descendants(pid: int, name: str) -> list[int]:
+    """Find processes by the start of their names among those that a process has started, directly or not."""
     family = {pid}
     while True:
         parents = {}
@@ -553,7 +553,7 @@ def descendant(pid: int, name: str) -> int:
                 parents[int(stat.parent.name)] = (int(rest.split()[1]), own.partition("(")[2])
         more = {child for child, (parent, _) in parents.items() if parent in family} - family
         if not more:
-            return next(child for child in family if parents[child][1] == name)
+            return [child for child in family if child in parents and parents[child][1].startswith(name)]
         family |= more
 
 
@@ -566,7 +566,7 @@ def test_a_sweep_whose_ray_dies_is_scored_and_resumed(reference, sweep_config, s
     config = write_config(changed(sweep_config, resources={"max_parallel_folds": 1}), tmp_path)
     driver = start(config, run)
     driver.wait_for_a_fold()
-    os.kill(descendant(driver.process.pid, part), signal.SIGKILL)
+    os.kill(descendants(driver.process.pid, part)[0], signal.SIGKILL)
     done = driver.end()
     if part == "raylet":  # without its head a Ray of one machine may get to the end before anyone notices
         assert done.code == 1, done.text

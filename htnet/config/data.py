@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from htnet.config.augment import (
     AugmentConfig,
@@ -31,7 +31,8 @@ def _check_stores(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
         raise ValueError(f"must be a folder or a list of folders, got {value!r}") from None
 
 
-Stores = Annotated[str | tuple[str, ...], WrapValidator(_check_stores)]
+# not strict: behind a validator in Python, JSON's list arrives as a list
+Stores = Annotated[str | Annotated[tuple[str, ...], Field(strict=False)], WrapValidator(_check_stores)]
 """Folder of a store, or a list of them, which are read as one."""
 
 

@@ -16,7 +16,7 @@ from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from htnet.rules import check_initial_weights, check_one_flow_size, check_samples, check_scale
 from launch.cluster import ClusterGoneError, Needs, Nodes, ray_cluster
 from launch.group import Group, Lost
-from launch.run.training import TrainingFolder, check_training, open_training
+from launch.run.training import TrainingFolder, check_logging, check_training, open_training
 from launch.screen import RESUME, TrainBoard, say
 from launch.tasks.model import ModelOutcome, ModelSpec, train_model
 
@@ -150,6 +150,7 @@ def check_division(config: Config, store: Store) -> Division:
         check_one_flow_size(store, division.train)
     check_samples(config, store, (*division.train, *division.validation))
     check_scale(config, len(division.train))
+    check_logging(config.logging)
     check_initial_weights(config, {store.samples[row].subject for row in division.validation})
     return division
 

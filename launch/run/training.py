@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import time
@@ -19,7 +20,7 @@ from htnet.errors import InputError
 from htnet.files import locked, remove_leftovers, write_json, write_whole
 from launch.run.environment import driver_environment
 
-__all__ = ["Figures", "TrainingFolder", "check_training", "open_training"]
+__all__ = ["Figures", "TrainingFolder", "check_logging", "check_training", "open_training"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +161,6 @@ class Figures:
 
     Args:
         steps: steps of the state that the training goes on from; later lines of an earlier attempt are removed.
-
-    Raises:
-        InputError: a package that ``logging`` needs is not installed; names key and extra.
     """
 
     def __init__(self, folder: TrainingFolder, logging: LoggingConfig, *, steps: int) -> None:
@@ -223,11 +221,15 @@ def _open_tensorboard(place: Path, steps: int) -> Any:
     return SummaryWriter(str(place), purge_step=steps + 1)
 
 
+def check_logging(logging: LoggingConfig) -> None:
+    """Refuse a place for figures whose package is not installed."""
+    if logging.mlflow and importlib.util.find_spec("mlflow") is None:
+        raise InputError(f"logging.mlflow={logging.mlflow}: needs the extra: pip install htnet[mlflow]")
+
+
 def _open_mlflow(address: str, name: str) -> Any:
-    try:
-        import mlflow  # type: ignore[import-not-found,unused-ignore] # an extra
-    except ImportError:
-        raise InputError("logging.mlflow needs the extra: pip install htnet[mlflow]") from None
+    import mlflow  # type: ignore[import-not-found,unused-ignore] # an extra
+
     mlflow.set_tracking_uri(address)
     mlflow.set_experiment("htnet")
     mlflow.start_run(run_name=name)
