@@ -276,14 +276,15 @@ class Training:
 
     def __init__(self, path: Path, out: Path, *options: str) -> None:
         command = [sys.executable, "-m", "launch.cli", "train", str(path), "--out", str(out), *options]
-        self.out, self._before = out, self._steps()
+        self.out = out
+        self._before = self._steps()
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
 
     def _steps(self) -> int:
         """Return the steps of the newest snapshot; 0 for none."""
-        found = (self.out / "training" / "snapshots").glob("*/snapshot.json")
+        found = (self.out / "training" / "snapshots").glob("[0-9]*/snapshot.json")
         return max((int(path.parent.name) for path in found), default=0)
 
     def wait_for_snapshots(self) -> None:
