@@ -120,6 +120,12 @@ def _add_head_motion(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cases", metavar="A,B", help="paper, fine, composite (default: all)")
+    parser.add_argument("--workers", type=int, default=2, help="processes, one CPU each (default 2)")
+    parser.add_argument("--rounds", type=int, help="steps timed, after one that is not (default 3)")
+
+
 BENCHMARKS = {
     "attention": Benchmark(
         "attention", "kernels of local attention against the alternatives and the hardware's limits", _add_attention
@@ -130,6 +136,7 @@ BENCHMARKS = {
     "flow": Benchmark("flow", "TV-L1 flow against scikit-image's and OpenCV's", _add_flow),
     "apex": Benchmark("apex", "finding apexes by flow and by grey differences", _add_apex),
     "head-motion": Benchmark("head_motion", "scores with and without the head's motion in the flow", _add_head_motion),
+    "scale": Benchmark("scale", "training by several processes: steps, memory, snapshots, a killed worker", _add_scale),
 }
 
 
