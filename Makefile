@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check bench-end-to-end bench-input bench-flow bench-apex bench-head-motion bench-scale gpu-check lock clean
+.PHONY: demo test lint types check bench-end-to-end bench-input bench-flow bench-apex bench-head-motion bench-predict bench-scale gpu-check lock clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -52,6 +52,9 @@ bench-apex: $(READY) ## finding apexes by flow and by grey differences
 
 bench-head-motion: $(READY) ## scores with and without the head's motion in the flow
 	$(BIN)/htnet profile head-motion --out docs/benchmarks/results
+
+bench-predict: $(READY) ## a thousand pairs beside the floor of their parts, and the start of the program
+	$(BIN)/htnet profile predict --out docs/benchmarks/results
 
 bench-scale: $(READY) ## training by two processes: steps, memory, snapshots, a killed worker
 	$(BIN)/htnet profile scale --out docs/benchmarks/results

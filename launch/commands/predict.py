@@ -25,7 +25,7 @@ from launch.report.predictions import write_predictions
 from launch.screen import say
 from launch.tasks.prediction import Prediction, Predictor, count_warnings, rebuild_preparation
 
-__all__ = ["predict"]
+__all__ = ["open_models", "predict", "with_landmarks"]
 
 _NAMED = 3
 _SHOWN = 32
@@ -48,7 +48,7 @@ def predict(
     models = open_models(model, device)
     settings = {"detector": detector, "detector_model": detector_model}
     predictor = Predictor(models, rebuild_preparation(models[0], settings), device=device)
-    clips = _with_landmarks(read_inputs(inputs, sys.stdin), landmarks)
+    clips = with_landmarks(read_inputs(inputs, sys.stdin), landmarks)
     answers: list[Prediction] = []
     with whole_folder(out) as folder:
         (folder / "pictures").mkdir()
@@ -84,7 +84,7 @@ def _resolve(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def _with_landmarks(clips: Sequence[NamedClip], table: Path | None) -> list[NamedClip]:
+def with_landmarks(clips: Sequence[NamedClip], table: Path | None) -> list[NamedClip]:
     """Give the clips the landmarks that a table has of them; a detector finds the others."""
     if table is None:
         return list(clips)

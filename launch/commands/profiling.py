@@ -126,6 +126,12 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help="steps timed, after one that is not (default 3)")
 
 
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--subjects", type=int, default=20, help="people in the clips (default 20)")
+    parser.add_argument("--clips", type=int, default=50, help="clips of each (default 50)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that all are answered (default 3)")
+
+
 BENCHMARKS = {
     "attention": Benchmark(
         "attention", "kernels of local attention against the alternatives and the hardware's limits", _add_attention
@@ -136,6 +142,7 @@ BENCHMARKS = {
     "flow": Benchmark("flow", "TV-L1 flow against scikit-image's and OpenCV's", _add_flow),
     "apex": Benchmark("apex", "finding apexes by flow and by grey differences", _add_apex),
     "head-motion": Benchmark("head_motion", "scores with and without the head's motion in the flow", _add_head_motion),
+    "predict": Benchmark("prediction", "answers for many pairs beside the floor of their parts", _add_predict),
     "scale": Benchmark("scale", "training by several processes: steps, memory, snapshots, a killed worker", _add_scale),
 }
 
