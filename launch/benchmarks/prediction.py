@@ -1,8 +1,8 @@
 """Answers for many pairs beside the floor of their parts: ``htnet profile predict``.
 
 Onset and apex of synthetic clips, with landmarks from a table, go through what ``htnet predict`` does after its start:
-reading, flow, network with each region left out, picture, page. The floor is the time that reading and flow take in ``prepare``'s
-code for the same clips. The start is that of the whole program for two clips.
+reading, flow, network with each region left out, picture, page. The floor is the time of reading and flow alone, by the
+code of ``prepare``, for the same clips. The start is that of the whole program for two clips.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from rich.console import Console
@@ -50,12 +50,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         f"start of the program, {options.rounds} times": partial(_start, frame, options),
         f"{options.subjects * options.clips} pairs, {options.rounds} times": partial(_throughput, frame, options),
     }
-    columns: dict[str, Any] = {
-        "pairs/s": "pairs_per_second",
-        "floor ms": "floor_ms",
-        "read": "read_ms",
-        "flow": "flow_ms",
-    }
+    columns = {"pairs/s": "pairs_per_second", "floor ms": "floor_ms", "read": "read_ms", "flow": "flow_ms"}
     return frame.run(steps, partial(table_of, title="htnet predict", case=("what",), columns=columns))
 
 
@@ -75,7 +70,7 @@ def _start(frame: Frame, options: argparse.Namespace) -> None:
 
 
 def _throughput(frame: Frame, options: argparse.Namespace) -> None:
-    count = options.subjects * options.clips
+    count: int = options.subjects * options.clips
     with tempfile.TemporaryDirectory() as folder:
         model, table, landmarks = _make(Path(folder), subjects=options.subjects, clips=options.clips)
         configure_cpu(1)
@@ -91,8 +86,7 @@ def _throughput(frame: Frame, options: argparse.Namespace) -> None:
             predict(
                 model, [str(table)], out, quiet, landmarks=landmarks, detector="none", detector_model=None, device="cpu"
             )
-            milliseconds: float = 1e3 * (time.perf_counter() - begin)
-            return milliseconds / count
+            return 1e3 * (time.perf_counter() - begin) / count
 
         samples = race({"answers": answer}, rounds=options.rounds, clock=frame.clock)["answers"]
     read, flow = (1e3 * seconds[stage] / count for stage in ("read", "flow"))
