@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_model
+from PIL import Image
 from test_htnet_adapters import clips, placed, read
+from test_htnet_video import write as write_video
 
 from dali_pipelines import load_set, open_resident
 from htnet.config import DataConfig, PrepareConfig
@@ -23,6 +27,7 @@ from htnet.model_folder import TrainedOn, save_model
 from launch.cli import main
 
 CLIPS = 4
+MJPEG = ("mjpeg", "yuvj420p")
 COLUMNS = ("frames", "dataset", "subject", "clip", "onset", "apex", "offset", "fps")
 
 
@@ -113,6 +118,46 @@ def test_a_clip_without_an_answer_stops_no_other(raw, model, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "1 of 3 clips" in printed.out
     assert len(printed.err.splitlines()) == 2
+
+
+def test_each_bad_clip_is_one_line_and_the_rest_is_answered(raw, model, tmp_path, monkeypatch, capsys):
+    entry = labelled(raw)[0]
+    frames = sorted(entry.frames.iterdir())
+    header, first, *_ = (raw / "landmarks.csv").read_text().splitlines()
+    numbers = first.split(",")[3:]
+    sources = {name: tmp_path / name for name in ("one", "sizes", "noise.mp4", "cut.avi", "good")}
+    for name in ("one", "sizes", "good"):
+        sources[name].mkdir()
+    shutil.copy(frames[0], sources["one"] / frames[0].name)
+    for picture in frames:
+        shutil.copy(picture, sources["sizes"] / picture.name)
+        shutil.copy(picture, sources["good"] / picture.name)
+    whole = Image.open(frames[-1])
+    whole.resize((whole.width // 2, whole.height // 2)).save(sources["sizes"] / frames[-1].name)
+    sources["noise.mp4"].write_bytes(bytes(range(256)) * 64)
+    write_video(sources["cut.avi"], [np.asarray(Image.open(picture).convert("RGB")) for picture in frames], *MJPEG)
+    content = sources["cut.avi"].read_bytes()
+    sources["cut.avi"].write_bytes(content[: len(content) // 2])
+    lines = [{"frames": str(path), "dataset": "own", "subject": "p1", "clip": name} for name, path in sources.items()]
+    table = tmp_path / "landmarks.csv"
+    table.write_text("\n".join([header, *(",".join(["own", "p1", name, *numbers]) for name in sources)]) + "\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps(line) + "\n" for line in lines)))
+    assert run(model, "-", out=tmp_path / "out", landmarks=table) == 1
+    errors = [answer.get("error") or "" for answer in answers_of(tmp_path / "out")]
+    for error, words in zip(
+        errors,
+        (
+            "no frame after onset",
+            "(80, 80)",
+            "noise.mp4: not a readable video",
+            "cut.avi: the video is damaged: it cannot be decoded from frame",
+            "",
+        ),
+        strict=True,
+    ):
+        assert words in error
+    assert errors[-1] == ""
+    assert len(capsys.readouterr().err.splitlines()) == 4
 
 
 def test_two_pictures_are_onset_and_apex(raw, model, tmp_path, monkeypatch):
