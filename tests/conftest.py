@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # imported where they are used: tests of the kernels run wher
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 280.0
 """Seconds for what takes a few on an idle machine: Ray starts slowly where both cores are busy."""
-LONG_FILES = ("test_kernels_compile.py", "test_launch_prepare.py", "test_launch_sweep.py")
+LONG_FILES = ("test_launch_sweep.py", "test_launch_prepare.py", "test_kernels_compile.py", "test_launch_train.py")
 
 
 @pytest.fixture(scope="session")
