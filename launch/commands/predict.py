@@ -55,7 +55,8 @@ def predict(
         for answer in predictor.predict(clips):
             answers.append(_with_picture(answer, folder, len(answers) + 1, predictor.crop))
             if answer.error is not None:
-                print(f"htnet predict: {answer.input}: {answer.error}", file=sys.stderr)
+                named = answer.error.startswith(answer.input)
+                print(f"htnet predict: {answer.error if named else f'{answer.input}: {answer.error}'}", file=sys.stderr)
         write_predictions(folder, answers, predictor.classes, _named(models))
         lines = (json.dumps(answer.plain(), ensure_ascii=False) + "\n" for answer in answers)
         (folder / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
