@@ -68,6 +68,7 @@ class _Member:
         self, task: Callable[[Any, World], Any], spec: Any, world: World, door: tuple[str, int], gpus: float
     ) -> Any:
         """Join the others, run the task as one rank, and return its outcome."""
+        import torch
         import torch.distributed as dist
 
         host, port = door
@@ -77,10 +78,12 @@ class _Member:
             store = self._store
             if store is None:
                 store = dist.TCPStore(host, port, world.ranks, False, use_libuv=False)  # type: ignore[attr-defined]
-            dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=world.rank, world_size=world.ranks)
+            # a worker without the card that it was given says so itself, after it has met the others
+            backend = "nccl" if gpus and torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.ranks)
         outcome = task(spec, world)
-        if world.ranks > 1 and outcome.error is None:
-            dist.barrier()  # nobody leaves before the last has done its part
+        if world.ranks > 1 and outcome.error is None and outcome.reason is None:
+            dist.barrier()  # nobody leaves before the last has done its part; a failure does not wait for the others
             dist.destroy_process_group()
         return outcome
 
