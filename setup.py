@@ -68,7 +68,7 @@ setup(
         "onnx": ONNX,
         # logging: only the viewer; the figures are written without it
         "tensorboard": ["tensorboard>=2.19"],
-        "mlflow": ["mlflow-skinny>=3"],
+        "mlflow": ["mlflow>=3"],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["htnet = htnet.__main__:main"]},

@@ -40,4 +40,4 @@ class LoggingConfig:
     tensorboard: bool = False
     """Write them into MODEL/training/tensorboard, for TensorBoard (the viewer: extra tensorboard)."""
     mlflow: str = ""
-    """Address or folder of MLflow's tracking (extra: mlflow); empty: none."""
+    """Address of MLflow's tracking, a server or sqlite:///FILE (extra: mlflow); empty: none."""

@@ -72,6 +72,11 @@ class TrainingFolder:
     def tensorboard(self) -> Path:
         return self.own / "tensorboard"
 
+    @property
+    def mlflow_run(self) -> Path:
+        """File with the name that MLflow gave to this training."""
+        return self.own / "mlflow_run"
+
     def event(self, kind: str, **facts: object) -> None:
         """Append a line to ``events.jsonl``."""
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **facts}, default=str)
@@ -168,7 +173,7 @@ class Figures:
         self.lines = [line for line in _read_lines(self._path) if line["steps"] <= steps]
         write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._board = _open_tensorboard(folder.tensorboard, steps) if logging.tensorboard else None
-        self._mlflow = _open_mlflow(logging.mlflow, folder.path.name) if logging.mlflow else None
+        self._mlflow = _open_mlflow(logging.mlflow, folder) if logging.mlflow else None
 
     def note(self, steps: int, **figures: Any) -> None:
         """Note figures after so many steps; numbers go everywhere, other values into the file alone."""
@@ -227,10 +232,16 @@ def check_logging(logging: LoggingConfig) -> None:
         raise InputError(f"logging.mlflow={logging.mlflow}: needs the extra: pip install htnet[mlflow]")
 
 
-def _open_mlflow(address: str, name: str) -> Any:
+def _open_mlflow(address: str, folder: TrainingFolder) -> Any:
+    """Begin a run, or go on with that of an earlier attempt."""
     import mlflow  # type: ignore[import-not-found,unused-ignore] # an extra
 
-    mlflow.set_tracking_uri(address)
-    mlflow.set_experiment("htnet")
-    mlflow.start_run(run_name=name)
+    try:
+        mlflow.set_tracking_uri(address)
+        mlflow.set_experiment("htnet")
+        known = folder.mlflow_run.read_text(encoding="utf-8") if folder.mlflow_run.is_file() else None
+        run = mlflow.start_run(run_id=known, run_name=folder.path.name)
+    except mlflow.exceptions.MlflowException as error:
+        raise InputError(f"logging.mlflow={address}: {' '.join(str(error).split())}") from None
+    write_whole(folder.mlflow_run, run.info.run_id)
     return mlflow
