@@ -26,8 +26,8 @@ demo: $(READY) ## synthetic faces -> store -> LOSO sweep -> report, on this mach
 	$(BIN)/htnet sweep configs/demo.yaml --out demo/run
 
 # in the order of tests/conftest.py, which has the long files first
-test: $(READY) ## every test that runs without a GPU, three files at a time: many wait for Ray
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: $(READY) ## every test that runs without a GPU, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
