@@ -385,7 +385,7 @@ def test_killed_and_told_to_stop_it_ends_as_left_alone(config, start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_training_goes_on_with_fewer_workers(config, start, tmp_path):
-    """What two workers began, one ends: with the same global batch, so with the same curve within rounding."""
+    """One worker ends two workers' training, with the same global batch, so with the same curve within rounding."""
     config = changed(config, model={"dropout": 0.0}, train={"epochs": 60}, scale={"zero": 2})
     two = written(changed(config, scale={"workers": 2}), tmp_path)
     training = start(two, tmp_path / "model")
