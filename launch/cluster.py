@@ -102,7 +102,7 @@ def _start(ray: Any, address: str | None, options: dict[str, Any]) -> None:
             try:
                 ray.init(**options)
                 break
-            except Exception as error:
+            except Exception as error:  # told from others by its text alone
                 if _NO_SERVER not in str(error) or attempt + 1 == CLIENT_ATTEMPTS:
                     raise
                 _log.warning("--address %s: the cluster started no server for this client; trying again", address)

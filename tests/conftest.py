@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 
 # a thread for each test process: two fight for two cores, and results are compared at one thread anyway
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # imported where they are used: tests of the kernels run wher
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 280.0
 """Seconds for what takes a few on an idle machine: Ray starts slowly where both cores are busy."""
+PATHS = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+"""PYTHONPATH of a worker that has to find the test files."""
 LONG_FILES = ("test_launch_sweep.py", "test_launch_prepare.py", "test_kernels_compile.py", "test_launch_train.py")
 
 
@@ -39,6 +42,21 @@ def shared_data() -> Path:
     if not data.is_dir():
         pytest.skip(f"real data not found at {data}; set HTNET_SHARED to the folder that holds data/")
     return data
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """One small Ray for a file, with two GPUs that exist on paper only."""
+    ray = importlib.import_module("ray")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PATHS)
+        ray.init(
+            address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
+    yield ray
+    ray.shutdown()
+    signal.signal(signal.SIGTERM, before)
 
 
 def random_samples(*, datasets=("casme2", "samm", "smic"), subjects=3, flow_size=28) -> Iterator[PreparedSample]:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from test_launch_pool import ray  # noqa: F401 # a fixture: two GPUs that exist on paper only
 
 from launch.cluster import Needs
 from launch.group import Group, Lost
@@ -23,7 +22,7 @@ class Answer:
     reason: str | None = None
 
 
-def grouped(ray, task: Callable, workers: int = 2, *, gpus: float = 0.0, stall: float = 0.0, events=None) -> Group:  # noqa: F811
+def grouped(ray, task: Callable, workers: int = 2, *, gpus: float = 0.0, stall: float = 0.0, events=None) -> Group:
     return Group(
         ray=ray,
         task=task,
@@ -37,7 +36,7 @@ def grouped(ray, task: Callable, workers: int = 2, *, gpus: float = 0.0, stall: 
     )
 
 
-def test_each_worker_has_a_gpu_of_its_own_and_meets_the_others(ray):  # noqa: F811
+def test_each_worker_has_a_gpu_of_its_own_and_meets_the_others(ray):
     def task(spec, world):
         return Answer(told=world.collect(f"{spec} {world.rank} {os.environ['CUDA_VISIBLE_DEVICES']}"))
 
@@ -46,7 +45,7 @@ def test_each_worker_has_a_gpu_of_its_own_and_meets_the_others(ray):  # noqa: F8
     assert {line.rpartition(" ")[2] for line in told} == {"0", "1"}
 
 
-def test_a_dead_worker_ends_the_attempt_of_all(ray):  # noqa: F811
+def test_a_dead_worker_ends_the_attempt_of_all(ray):
     """The one that waits for it would wait for ever."""
 
     def task(spec, world):
@@ -61,7 +60,7 @@ def test_a_dead_worker_ends_the_attempt_of_all(ray):  # noqa: F811
 
 
 @pytest.mark.parametrize(("answer", "lost"), [({"error": "no luck"}, True), ({"reason": "never"}, False)])
-def test_a_failure_of_one_is_the_end_of_all(ray, answer, lost):  # noqa: F811
+def test_a_failure_of_one_is_the_end_of_all(ray, answer, lost):
     """An error may go away at another attempt; a reason stays."""
 
     def task(spec, world):
@@ -74,7 +73,7 @@ def test_a_failure_of_one_is_the_end_of_all(ray, answer, lost):  # noqa: F811
     assert end == (Lost(reason="no luck") if lost else Answer(reason="never"))
 
 
-def test_workers_without_a_word_are_given_up(ray):  # noqa: F811
+def test_workers_without_a_word_are_given_up(ray):
     def task(spec, world):
         time.sleep(60)
         return Answer()
@@ -82,7 +81,7 @@ def test_workers_without_a_word_are_given_up(ray):  # noqa: F811
     assert grouped(ray, task, stall=1.0).run(None) == Lost(reason="no step for 1 s")
 
 
-def test_a_group_waits_for_room_and_says_so(ray, monkeypatch):  # noqa: F811
+def test_a_group_waits_for_room_and_says_so(ray, monkeypatch):
     """All places at once: half a group would wait for the other half with its places taken."""
     monkeypatch.setattr("launch.group.ROOM_SECONDS", 0.5)
     events: list[tuple[str, dict]] = []

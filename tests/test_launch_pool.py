@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,27 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-import ray as installed_ray
-from conftest import PATIENCE, ROOT
+from conftest import PATHS, PATIENCE
 
 from launch.pool import Flight, GivenUp, Pool
 from launch.run.progress import Progress, ProgressReader, ProgressWriter, read_progress
-
-PATHS = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-
-
-@pytest.fixture(scope="module")
-def ray():
-    """One small Ray for this file, with two GPUs that exist on paper only."""
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", PATHS)  # so that workers find this file
-        installed_ray.init(
-            address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-        )
-    yield installed_ray
-    installed_ray.shutdown()
-    signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True, kw_only=True)

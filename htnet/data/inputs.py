@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from htnet.data.datasets.tables import Row, read_rows
 from htnet.data.entries import Clip, Pair
+from htnet.data.faces.landmarks import read_landmarks
 from htnet.data.frames import VIDEO_SUFFIXES
 from htnet.data.samples import SampleId
 from htnet.errors import InputError
 
-__all__ = ["UNNAMED", "NamedClip", "read_inputs"]
+__all__ = ["UNNAMED", "NamedClip", "add_landmarks", "read_inputs"]
 
 UNNAMED: Final = "input"
 """Dataset and subject of clips that have none."""
@@ -153,3 +154,14 @@ def _named(keys: _Keys, folder: Path, number: int, place: str) -> NamedClip:
         return NamedClip(name=shown, clip=Pair(**facts, apex_picture=files[1]))
     facts |= {name: getattr(keys, name) for name in _NUMBERS}
     return NamedClip(name=shown, clip=Clip(**facts))
+
+
+def add_landmarks(clips: Sequence[NamedClip], table: Path | None) -> list[NamedClip]:
+    """Give the clips the landmarks that a table has of them; a detector finds the others."""
+    if table is None:
+        return list(clips)
+    known = read_landmarks(table, [item.clip for item in clips if item.clip is not None])
+    return [
+        item if item.clip is None else replace(item, clip=replace(item.clip, face=known.face_of(item.clip.id)))
+        for item in clips
+    ]

@@ -23,7 +23,7 @@ from rich.console import Console
 from htnet.config import Config, HTNetConfig, PrepareConfig
 from htnet.cpu import configure_cpu
 from htnet.data.extraction import EXTRACTION_VERSION, extract, recipe_of
-from htnet.data.inputs import read_inputs
+from htnet.data.inputs import add_landmarks, read_inputs
 from htnet.data.synth.generate import generate
 from htnet.data.transform import FlowTransform
 from htnet.model import HTNet
@@ -31,7 +31,7 @@ from htnet.model_folder import ModelFacts, TrainedOn, save_model
 from kernels.benchmarks.race import race
 from kernels.benchmarks.record import Layout
 from launch.benchmarks.frame import Frame, table_of
-from launch.commands.predict import predict, with_landmarks
+from launch.commands.predict import predict
 
 __all__ = ["LAYOUT", "run"]
 
@@ -74,7 +74,7 @@ def _throughput(frame: Frame, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, table, landmarks = _make(Path(folder), subjects=options.subjects, clips=options.clips)
         configure_cpu(1)
-        clips = [item.clip for item in with_landmarks(read_inputs([str(table)]), landmarks) if item.clip is not None]
+        clips = [item.clip for item in add_landmarks(read_inputs([str(table)]), landmarks) if item.clip is not None]
         prepare = PrepareConfig(keep_frames=True)
         extract(clips[:2], prepare)  # compiles
         seconds = extract(clips, prepare).seconds

@@ -8,7 +8,9 @@ written, a worker is killed, and the clock runs until the new group has taken it
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import signal
 import statistics
 import tempfile
 import time
@@ -23,7 +25,6 @@ from rich.console import Console
 
 from htnet.config import HTNetConfig, ScaleConfig, TrainConfig
 from htnet.cpu import configure_cpu
-from htnet.errors import InputError
 from htnet.model import HTNet
 from htnet.training.parallel_engine import ParallelEngine
 from htnet.training.world import World
@@ -135,7 +136,7 @@ def _measure(spec: _Spec, workers: int) -> dict[str, Any]:
             return {"status": "failed", "reason": first.reason.strip().splitlines()[-1][:200]}
         killed = group.run(replace(spec, dies=True))
         if not isinstance(killed, Lost):
-            raise InputError("a killed worker went unnoticed")
+            return {"status": "failed", "reason": "a killed worker went unnoticed"}
         back = group.run(replace(spec, resumes=True))
         died = float((spec.folder / "died").read_text(encoding="utf-8"))
     if isinstance(back, Lost):
@@ -156,7 +157,7 @@ def _train(spec: _Spec, world: World) -> _Outcome:
     """Take the steps of a rank; in ``launch.group``'s way, an error is an outcome."""
     try:
         return _measured(spec, world)
-    except Exception as error:
+    except Exception as error:  # of any kind: the group takes it for the end of the attempt, with its reason
         return _Outcome(error=f"{type(error).__name__}: {error}")
 
 
@@ -194,9 +195,6 @@ def _measured(spec: _Spec, world: World) -> _Outcome:
 
 def _die(spec: _Spec, world: World) -> None:
     """Kill the last rank as the kernel does when memory is out; the others wait for it."""
-    import os
-    import signal
-
     if world.rank == world.ranks - 1:
         (spec.folder / "died").write_text(str(time.time()), encoding="utf-8")
         os.kill(os.getpid(), signal.SIGKILL)

@@ -15,8 +15,7 @@ from rich.table import Column, Table
 
 from htnet.config.data import CropRule
 from htnet.config.prepare import DetectorName
-from htnet.data.faces.landmarks import read_landmarks
-from htnet.data.inputs import NamedClip, read_inputs
+from htnet.data.inputs import add_landmarks, read_inputs
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from htnet.files import whole_folder
 from htnet.model_folder import TrainedModel, is_model_folder, load_model
@@ -25,7 +24,7 @@ from launch.report.predictions import write_predictions
 from launch.screen import say
 from launch.tasks.prediction import Prediction, Predictor, count_warnings, rebuild_preparation
 
-__all__ = ["open_models", "predict", "with_landmarks"]
+__all__ = ["predict"]
 
 _NAMED = 3
 _SHOWN = 32
@@ -48,7 +47,7 @@ def predict(
     models = open_models(model, device)
     settings = {"detector": detector, "detector_model": detector_model}
     predictor = Predictor(models, rebuild_preparation(models[0], settings), device=device)
-    clips = with_landmarks(read_inputs(inputs, sys.stdin), landmarks)
+    clips = add_landmarks(read_inputs(inputs, sys.stdin), landmarks)
     answers: list[Prediction] = []
     with whole_folder(out) as folder:
         (folder / "pictures").mkdir()
@@ -83,17 +82,6 @@ def _resolve(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device is visible")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def with_landmarks(clips: Sequence[NamedClip], table: Path | None) -> list[NamedClip]:
-    """Give the clips the landmarks that a table has of them; a detector finds the others."""
-    if table is None:
-        return list(clips)
-    known = read_landmarks(table, [item.clip for item in clips if item.clip is not None])
-    return [
-        item if item.clip is None else replace(item, clip=replace(item.clip, face=known.face_of(item.clip.id)))
-        for item in clips
-    ]
 
 
 def _with_picture(answer: Prediction, folder: Path, number: int, crop: CropRule) -> Prediction:
