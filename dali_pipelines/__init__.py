@@ -6,6 +6,7 @@ from dali_pipelines.frame_flow import flow_from_frames
 from dali_pipelines.resident import Resident, fit_transform, load_set, open_resident
 from dali_pipelines.sampler import EpochSampler, balance_groups
 from dali_pipelines.stream import FlowStream, self_test
+from dali_pipelines.tables import FlowTables, padded_images
 from htnet.data.transform import FlowTransform
 from htnet.training.batch import Batch
 
@@ -14,6 +15,7 @@ __all__ = [
     "Batch",
     "EpochSampler",
     "FlowStream",
+    "FlowTables",
     "FlowTransform",
     "Resident",
     "balance_groups",
@@ -21,5 +23,6 @@ __all__ = [
     "flow_from_frames",
     "load_set",
     "open_resident",
+    "padded_images",
     "self_test",
 ]

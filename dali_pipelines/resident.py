@@ -65,10 +65,14 @@ class Resident:
 
     def source(self, sampler: EpochSampler, *, whole: bool, first_step: int = 0) -> Source:
         """Return a source of the sampler's mosaics, float32; ``whole``: of the flow images behind them, any floats."""
-        images = self._flow_images if whole else self._mosaics
+        images = self.images(whole=whole)
         if images is None:
             return self._streamed(sampler, whole=whole, first_step=first_step)
         return ResidentSource(images, self.rows, sampler)
+
+    def images(self, *, whole: bool) -> Tensor | None:
+        """Return all mosaics, or ``whole`` all flow images, in the order of ``rows``; None if they are too large."""
+        return self._flow_images if whole else self._mosaics
 
     def mosaics(self, rows: Sequence[int]) -> Iterator[Tensor]:
         """Yield the rows' mosaics in their order, (n, 3, S, S) float32 each; the caller owns them."""

@@ -15,7 +15,7 @@ from nvidia.dali import Pipeline, fn
 from dali_pipelines.augment import FaceGeometry, draw, plan_changes
 from dali_pipelines.frame_flow import FrameFlow
 from dali_pipelines.mix import mix_batch
-from dali_pipelines.resample import changed_mosaics
+from dali_pipelines.resample import Changes, changed_mosaics
 from dali_pipelines.resident import Resident
 from dali_pipelines.sampler import EpochSampler
 from dali_pipelines.sources import AHEAD, Source
@@ -53,7 +53,7 @@ class FlowStream:
         self.sampler = sampler
         self._resident, self._augment, self._transform = resident, augment, transform
         self._num_classes = num_classes
-        self._step = 0 if state is None else _step_of(state)
+        self._step = 0 if state is None else step_of(state)
         self._places = FaceGeometry.of(resident.store.samples)
         self._changes = augment.changes_pixels
         if self._changes:
@@ -82,7 +82,8 @@ class FlowStream:
         if self._changes:
             draws = draw(sampler.seed, step, sampler.size_of(step), rank=sampler.rank, ranks=sampler.ranks)
             places = self._places.chosen(rows.numpy())
-            changes = plan_changes(self._augment, draws, places=places, rule=self._resident.crop)
+            plan = plan_changes(self._augment, draws, places=places, rule=self._resident.crop)
+            changes = Changes(*(send(table, device) for table in Changes.of(plan)))
             images = changed_mosaics(images, changes, self._transform)
         else:
             images = normalise(images, self._transform)
@@ -103,7 +104,8 @@ class FlowStream:
         return json.dumps({"step": self._step}).encode()
 
 
-def _step_of(state: bytes) -> int:
+def step_of(state: bytes) -> int:
+    """Return the number of batches before a state that :meth:`FlowStream.state` returned."""
     try:
         step = json.loads(state)["step"]
     except (ValueError, KeyError, TypeError):

@@ -17,7 +17,8 @@ from rich.text import Text
 from htnet.scoring import metrics
 from htnet.scoring.record import FoldRecord
 from launch.pool import Flight
-from launch.tasks.fold import FoldOutcome, FoldSpec
+from launch.tasks.fold import FoldOutcome
+from launch.tasks.group import FoldGroup
 
 if TYPE_CHECKING:
     from launch.tasks.subject import SubjectOutcome  # it imports torch, which a sweep's driver does not need
@@ -68,12 +69,12 @@ class SweepBoard(Board):
         self._done = self._failed = 0
         self._trained = 0  # epochs of finished folds, without those found in a checkpoint
         self._confusion = np.zeros((), np.int64)  # (classes, classes) from the first record on
-        self._flights: Sequence[Flight[FoldSpec]] = ()
+        self._flights: Sequence[Flight[FoldGroup]] = ()
         for record in done:
             self._count(record)
         super().__init__(console)
 
-    def poll(self, flights: Sequence[Flight[FoldSpec]]) -> None:
+    def poll(self, flights: Sequence[Flight[FoldGroup]]) -> None:
         """Take note of the folds in flight."""
         self._flights = flights
 
@@ -118,7 +119,7 @@ class SweepBoard(Board):
     def _open(self) -> int:
         return self._total - self._done - self._failed
 
-    def _running(self) -> list[Flight[FoldSpec]]:
+    def _running(self) -> list[Flight[FoldGroup]]:
         return [flight for flight in self._flights if flight.epoch >= 0]
 
     def render(self) -> RenderableType:
@@ -127,9 +128,10 @@ class SweepBoard(Board):
         running = self._running()
         for flight in running[:SHOWN_FLIGHTS]:
             attempt = "" if flight.attempt == 1 else f"attempt {flight.attempt}"
-            bar = ProgressBar(total=self._epochs, completed=flight.epoch, width=30)
-            table.add_row(Text(flight.spec.name), bar, f"epoch {flight.epoch}/{self._epochs}", attempt)
-        hidden, waiting = len(running) - SHOWN_FLIGHTS, self._open() - len(running)
+            bar = ProgressBar(total=flight.spec.epochs, completed=flight.epoch, width=30)
+            table.add_row(Text(flight.spec.name), bar, f"epoch {flight.epoch}/{flight.spec.epochs}", attempt)
+        hidden = len(running) - SHOWN_FLIGHTS
+        waiting = self._open() - sum(len(flight.spec.specs) for flight in running)
         notes = [f"and {hidden} more"] if hidden > 0 else []
         notes += [f"{waiting} waiting for a free place"] if waiting > 0 else []
         return Group(Text(self._headline()), table, *notes)

@@ -492,6 +492,7 @@ OTHER = {
     "resources.stall_minutes": 1.0,
     "resources.keep_models": True,
     "resources.mixed_devices": True,
+    "resources.slots_per_gpu": 2,
 }
 """A valid other value for every key; a new key has to be added here, and thought about below."""
 NEEDED = {

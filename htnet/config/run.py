@@ -12,7 +12,7 @@ from htnet.config.data import DataConfig
 from htnet.config.model import HTNetConfig
 from htnet.config.prepare import PrepareConfig
 from htnet.config.scale import LoggingConfig, ScaleConfig
-from htnet.config.section import NOT_IDENTITY, Above0, Count, NotNegative, section
+from htnet.config.section import NOT_IDENTITY, Above0, Count, NotNegative, Positive, section
 from htnet.config.training import EngineConfig, TrainConfig
 
 
@@ -33,7 +33,9 @@ class ResourcesConfig:
     cpus_per_fold: Above0 = 1.0
     """CPUs that Ray reserves for a fold; at least engine.threads is sensible."""
     gpus_per_fold: NotNegative = 0.0
-    """Share of a GPU that Ray reserves for a fold: 0, 1 or 1/k."""
+    """Share of a GPU that Ray reserves for a fold, or with engine.name=graphs for a process: 0, 1 or 1/k."""
+    slots_per_gpu: Positive = 4
+    """Folds that train at once in a process, with engine.name=graphs; the paper's network takes 2.5 GB for each."""
     max_parallel_folds: Count = 0
     """Folds in flight at once; 0: as many as the cluster's resources allow."""
     checkpoint_minutes: NotNegative = 10.0
@@ -85,3 +87,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.model.image_size % 2:
             raise ValueError(f"model.image_size must be even (a mosaic is 2 x 2 regions), got {self.model.image_size}")
+        if self.engine.name == "graphs" and self.model.dropout:
+            raise ValueError(
+                f"engine.name=graphs needs model.dropout=0, got {self.model.dropout:g}: folds of a process would draw "
+                "from one generator"
+            )

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from htnet.config.section import Above0, Count, Device, NotNegative, Positive, section
 
-EngineName = Literal["deepspeed", "torch"]
+EngineName = Literal["deepspeed", "torch", "graphs"]
 Precision = Literal["fp32", "bf16", "fp16"]
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
@@ -58,7 +58,7 @@ class EngineConfig:
     """The engine that runs the optimizer steps."""
 
     name: EngineName = "deepspeed"
-    """deepspeed, or the plain PyTorch engine behind the same interface."""
+    """deepspeed; torch: plain PyTorch; graphs: an epoch as one CUDA graph, several folds in one process."""
     precision: Precision = "fp32"
     """bf16 keeps fp32 master weights; fp16 needs a GPU."""
     device: Device = "auto"
@@ -69,3 +69,5 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("precision=fp16 needs a GPU, got device=cpu; use bf16 or fp32")
+        if self.precision == "fp16" and self.name == "graphs":
+            raise ValueError("name=graphs takes no precision=fp16, whose scaler asks the host; use bf16 or fp32")

@@ -25,12 +25,12 @@ class FlowTransform:
 
 def normalise(mosaics: Tensor, transform: FlowTransform) -> Tensor:
     """Subtract the mean and divide by the standard deviation, in place; (B, 3, S, S) float32, which is returned."""
-    mean, inverse = _standard(transform, mosaics.device)
+    mean, inverse = standard(transform, mosaics.device)
     return mosaics.sub_(mean).mul_(inverse)
 
 
 @lru_cache(maxsize=8)
-def _standard(transform: FlowTransform, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and inverse standard deviation, (1, 3, 1, 1); kept on the device, which sending them would make wait."""
+def standard(transform: FlowTransform, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and inverse standard deviation, (1, 3, 1, 1); kept on the device: sending them would make it wait."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transform.mean, transform.std))
     return mean.to(device), (1.0 / std).to(device)

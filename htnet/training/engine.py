@@ -20,6 +20,7 @@ from htnet.config import EngineConfig, TrainConfig
 from htnet.config.section import takes_gpu
 from htnet.rules import check_gpu, check_precision
 from htnet.training.deepspeed_engine import DeepSpeedEngine
+from htnet.training.graph_engine import GraphEngine
 from htnet.training.torch_engine import TorchEngine
 
 __all__ = ["Engine", "create_engine", "resolve_device", "set_determinism"]
@@ -92,6 +93,8 @@ def create_engine(
     """
     set_determinism(device)
     model = model.to(device)
+    if engine.name == "graphs":
+        return GraphEngine(model, train, engine.precision, device=device, weights=weights)
     if engine.name == "deepspeed":
         return DeepSpeedEngine(model, train, engine.precision, device=device, weights=weights)
     return TorchEngine(model, train, engine.precision, device=device, weights=weights)

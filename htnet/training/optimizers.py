@@ -11,22 +11,24 @@ from htnet.config import TrainConfig
 from htnet.config.training import Precision
 from htnet.training.master_adam import MasterAdam
 
-__all__ = ["build_optimizer", "set_learning_rate"]
+__all__ = ["build_optimizer", "parameter_groups", "set_learning_rate"]
+
+
+def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+    """Group the trained parameters by their decay, which biases, norms and position tables have none of."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not train.weight_decay:
+        return [{"params": [p for _, p in named], "weight_decay": 0.0}]
+    exempt = set(model.no_weight_decay())  # type: ignore[operator] # every model of this project names them
+    return [
+        {"params": [p for name, p in named if name not in exempt], "weight_decay": train.weight_decay},
+        {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
+    ]
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig, precision: Precision) -> torch.optim.Optimizer:
-    """Build fused Adam or AdamW; for bf16, one that works on fp32 masters.
-
-    Decay applies to weight matrices; biases, norms and position tables have none.
-    """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for _, p in named], "weight_decay": 0.0}]
-    if train.weight_decay > 0:
-        exempt = set(model.no_weight_decay())  # type: ignore[operator] # every model of this project names them
-        groups = [
-            {"params": [p for name, p in named if name not in exempt], "weight_decay": train.weight_decay},
-            {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
-        ]
+    """Build fused Adam or AdamW; for bf16, one that works on fp32 masters."""
+    groups = parameter_groups(model, train)
     if precision == "bf16":
         return MasterAdam(
             groups,

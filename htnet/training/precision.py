@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from htnet.training.master_adam import MasterAdam
 
-__all__ = ["AUTOCAST_DTYPES", "autocast", "clip_gradients", "narrow_weights", "predict_logits"]
+__all__ = ["AUTOCAST_DTYPES", "autocast", "clip_factor", "clip_gradients", "narrow_weights", "predict_logits"]
 
 AUTOCAST_DTYPES = {"fp16": torch.float16}
 """Precisions that keep fp32 weights and cast in the pass; bf16 has bf16 weights instead (:class:`MasterAdam`)."""
@@ -34,8 +34,13 @@ def predict_logits(model: nn.Module, images: Tensor, device: torch.device, dtype
 def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> None:
     """Scale the gradients to a norm of at most ``clip_norm`` over all of them, rounded as DeepSpeed does."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.stack(torch._foreach_norm(gradients)).square().sum().sqrt()
-    torch._foreach_mul_(gradients, (torch.full_like(norm, clip_norm) / (norm + 1e-6)).clamp(max=1.0))
+    torch._foreach_mul_(gradients, clip_factor(gradients, clip_norm))
+
+
+def clip_factor(gradients: list[Tensor], clip_norm: float) -> Tensor:
+    """Return the factor, a scalar, that scales gradients to a norm of at most ``clip_norm`` over all of them."""
+    norm = torch.stack(torch._foreach_norm(gradients, 2.0, torch.float32)).square().sum().sqrt()
+    return (torch.full_like(norm, clip_norm) / (norm + 1e-6)).clamp(max=1.0)
 
 
 def narrow_weights(optimizer: torch.optim.Optimizer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,6 +72,7 @@ class Trainer:
         enough: set to end the training after this epoch.
         train_loss: mean loss of the steps, by epoch.
         predictions: classes of each watched set, by epoch and sample.
+        outputs: logits of each watched set after the last epoch, (n, num_classes) float32 on the CPU.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Trainer:
         self.enough = False
         self.train_loss: list[float] = []
         self.predictions: dict[str, list[list[int]]] = {name: [] for name in self.watched}
+        self.outputs: dict[str, Tensor] = {}
         self._started = time.monotonic() if started is None else started
         self._seconds_before = 0.0
 
@@ -120,9 +122,7 @@ class Trainer:
         while not self.finished:
             self.train_epoch()
             logits = [self.logits(watched.images) for watched in self.watched.values()]
-            self._note(torch.stack(self.losses), logits)
-            self.epoch, self.losses = self.epoch + 1, []
-            self.after_epoch(self)
+            self.note(*_fetched(torch.stack(self.losses), logits))
 
     def train_epoch(self) -> None:
         """Take the steps that are left of this epoch."""
@@ -154,18 +154,20 @@ class Trainer:
         self.predictions = {name: list(epochs) for name, epochs in state["predictions"].items()}
         self._seconds_before = state["seconds"]
 
-    def _note(self, losses: Tensor, logits: list[Tensor]) -> None:
-        """Fetch an epoch's results and keep them."""
-        # fetched together, once an epoch: each fetch makes the host wait for the device
-        fetched = torch.cat([losses, *(part.flatten() for part in logits)]).cpu()
-        parts = fetched.split([len(losses), *(part.numel() for part in logits)])
-        values = parts[0].tolist()
-        self.check_losses(values)
-        for (name, watched), flat, whole in zip(self.watched.items(), parts[1:], logits, strict=True):
-            outputs = flat.view(whole.shape)
+    def note(self, losses: list[float], logits: Sequence[Tensor]) -> None:
+        """End an epoch: keep its losses and the logits of the watched sets, on the CPU, and tell the hook.
+
+        Raises:
+            NonFiniteLossError: as :meth:`run`.
+        """
+        self.check_losses(losses)
+        for (name, watched), outputs in zip(self.watched.items(), logits, strict=True):
             self._check_outputs(outputs, watched.names)
+            self.outputs[name] = outputs
             self.predictions[name].append(outputs.argmax(dim=1).tolist())
-        self.train_loss.append(sum(values) / len(values))
+        self.train_loss.append(sum(losses) / len(losses))
+        self.epoch, self.losses = self.epoch + 1, []
+        self.after_epoch(self)
 
     def check_losses(self, values: list[float]) -> None:
         """Raise NonFiniteLossError unless the losses of this epoch's first steps are finite."""
@@ -185,3 +187,10 @@ class Trainer:
                 f"{self.train.epochs}: the weights have blown up (a lower train.learning_rate may help) or its flow "
                 "image is not finite"
             )
+
+
+def _fetched(losses: Tensor, logits: Sequence[Tensor]) -> tuple[list[float], list[Tensor]]:
+    """Fetch an epoch's results together: each fetch makes the host wait for the device."""
+    fetched = torch.cat([losses, *(part.flatten() for part in logits)]).cpu()
+    first, *parts = fetched.split([len(losses), *(part.numel() for part in logits)])
+    return first.tolist(), [part.view(whole.shape) for part, whole in zip(parts, logits, strict=True)]

@@ -22,9 +22,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.adam import AdamBuffers, AdamLaunch, adam_launch
 from kernels.local_attention import host, kernels
 
-__all__ = ["ARCHITECTURES", "DTYPES", "IN_USE", "SHARED_LIMIT", "Case", "Resources", "compile_case", "launches"]
+__all__ = [
+    "ARCHITECTURES",
+    "DTYPES",
+    "IN_USE",
+    "SHARED_LIMIT",
+    "Case",
+    "Resources",
+    "compile_adam",
+    "compile_case",
+    "launches",
+]
 
 ARCHITECTURES: Final = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -103,11 +114,12 @@ def launches(case: Case, arch: str) -> tuple[host.Launch, host.Launch]:
     )
 
 
-def _compile(launch: host.Launch, arch: str) -> Any:
+def _compile(launch: host.Launch | AdamLaunch, arch: str) -> Any:
     """Triton's compiled kernel; arguments are specialised as at a launch (pointers aligned to 16 bytes)."""
     if kernels.INTERPRETED:
         raise RuntimeError("the kernels were imported for Triton's interpreter; unset TRITON_INTERPRET to compile them")
     names = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+    names |= {torch.int32: "*i32", torch.int64: "*i64"}
     signature: dict[str, str] = {}
     constants: dict[str, int] = dict(launch.constants)
     aligned = []
@@ -138,6 +150,16 @@ def compile_case(case: Case, archs: Iterable[str] = ("sm_80", "sm_90", "sm_100")
     for arch in archs:
         for launch in launches(case, arch):
             yield _resources(launch, case, arch)
+
+
+def compile_adam(arch: str, *, narrow: bool, decoupled: bool) -> dict[str, Any]:
+    """Compile a step of :mod:`kernels.adam`; return what it needs, by the names of :class:`Resources`."""
+    buffers = AdamBuffers.of([1000], [0.1], narrow=narrow, device=torch.device("meta"))
+    number = torch.empty(1, dtype=torch.int64, device="meta")
+    rates, clip = (torch.empty(size, device="meta") for size in (3, 1))
+    settings: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "decoupled": decoupled}
+    compiled = _compile(adam_launch(buffers, number, rates, clip, **settings), arch)
+    return _amd(compiled) if arch.startswith("gfx") else _nvidia(compiled)
 
 
 def _resources(launch: host.Launch, case: Case, arch: str) -> Resources:

@@ -17,12 +17,13 @@ from htnet.data.store.reader import Store
 from htnet.errors import EXIT_DONE, EXIT_PARTIAL, InputError
 from htnet.rules import check_fold_device, check_initial_weights, check_one_flow_size, check_samples, check_sweep_keys
 from htnet.scoring.record import FoldRecord
-from launch.cluster import ClusterGoneError, Needs, ray_cluster
+from launch.cluster import ClusterGoneError, Needs, Nodes, ray_cluster
 from launch.commands.report import finish_run
 from launch.pool import GivenUp, Pool
 from launch.run.folder import OpenRun, check_run, open_run
 from launch.screen import RESUME, SweepBoard, say
-from launch.tasks.fold import FoldOutcome, FoldSpec, run_fold
+from launch.tasks.fold import FoldOutcome, FoldSpec, done_before
+from launch.tasks.group import FoldGroup, GroupOutcome, run_folds
 
 FOLDS_PER_PROCESS = {"gpu": 1, "cpu": 16}
 """One process per fold guarantees that its GPU memory is released; on a CPU the imports (5 s) are worth sharing."""
@@ -37,10 +38,18 @@ class _Sweep:
     records: dict[str, FoldRecord]
     failed: dict[str, str] = field(default_factory=dict)
 
-    def finish(self, spec: FoldSpec, outcome: FoldOutcome | GivenUp) -> None:
+    def finish(self, group: FoldGroup, outcome: GroupOutcome | GivenUp) -> None:
+        """Take up how the folds of a group have ended."""
+        if isinstance(outcome, GroupOutcome):
+            for ended in outcome.outcomes:
+                self._finish_fold(ended)
+            return
+        for spec in group.specs:
+            given_up = FoldOutcome(fold=spec.name, seconds=0.0, reason=outcome.reason)
+            self._finish_fold(done_before(spec) if spec.record_path.exists() else given_up)
+
+    def _finish_fold(self, outcome: FoldOutcome) -> None:
         """Take up a fold's record, or the reason why there is none."""
-        if isinstance(outcome, GivenUp):
-            outcome = FoldOutcome(fold=spec.name, seconds=0.0, reason=outcome.reason)
         for aside in outcome.damage:
             self.run.event("set_aside", **asdict(aside))
         reason = outcome.reason or self._take(outcome.fold)
@@ -135,9 +144,9 @@ def _run_folds(
     state = _Sweep(run=run, board=board, records=records)
     try:
         with ray_cluster(address, _needs(config.resources)) as ray, board:
-            pool = Pool[FoldSpec, FoldOutcome](
+            pool = Pool[FoldGroup, GroupOutcome](
                 ray=ray,
-                task=run_fold,
+                task=run_folds,
                 retries=config.resources.retries,
                 max_parallel=config.resources.max_parallel_folds,
                 tasks_per_process=FOLDS_PER_PROCESS["gpu" if config.resources.gpus_per_fold else "cpu"],
@@ -145,13 +154,22 @@ def _run_folds(
                 on_look=board.poll,
                 on_event=run.event,
             )
-            for spec, outcome in pool.run(specs):
-                state.finish(spec, outcome)
+            for group, outcome in pool.run(_grouped(config, specs, Nodes(ray))):
+                state.finish(group, outcome)
     except KeyboardInterrupt:
         return state.failed, "Interrupted"
     except ClusterGoneError as error:
         return state.failed, f"Stopped: {error};"
     return state.failed, None
+
+
+def _grouped(config: Config, specs: Sequence[FoldSpec], nodes: Nodes) -> list[FoldGroup]:
+    """Divide the folds into groups: one for each place of the cluster where folds share a process, else one by one."""
+    size = 1
+    if config.engine.name == "graphs":
+        places = nodes.places(config.resources.cpus_per_fold, config.resources.gpus_per_fold)
+        size = -(-len(specs) // min(places, config.resources.max_parallel_folds or places))
+    return [FoldGroup(specs=tuple(specs[start : start + size])) for start in range(0, len(specs), size)]
 
 
 def _needs(resources: ResourcesConfig) -> Needs:

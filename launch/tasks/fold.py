@@ -34,8 +34,9 @@ from launch.run.progress import ProgressWriter
 if TYPE_CHECKING:
     import torch
 
-    from dali_pipelines import Batch, FlowStream
+    from dali_pipelines import Batch, FlowStream, FlowTables
     from htnet.data.transform import FlowTransform
+    from htnet.model import HTNet
     from htnet.training.engine import Engine
     from htnet.training.snapshot import Snapshots
     from htnet.training.trainer import Trainer, Watched
@@ -60,6 +61,10 @@ class FoldSpec:
     @property
     def name(self) -> str:
         return self.fold.subject
+
+    @property
+    def epochs(self) -> int:
+        return self.config.train.epochs
 
     @property
     def cpus(self) -> float:
@@ -109,7 +114,7 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
     damage: list[SetAside] = []
     try:
         if spec.record_path.exists():
-            return _done_before(spec)
+            return done_before(spec)
         os.environ.pop("HTNET_ATTENTION", None)  # the driver took it into the configuration; a node's own has no say
         configure_cpu(spec.config.engine.threads)
         try:
@@ -127,20 +132,26 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
             damage=tuple(damage),
         )
     except Exception as error:  # whatever one fold dies of, the others go on and the summary names it
-        if spec.record_path.exists():  # another driver's worker was faster and has tidied up
-            return _done_before(spec)
-        known = isinstance(error, HTNetError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
-        return FoldOutcome(
-            fold=spec.fold.subject,
-            seconds=time.monotonic() - start,
-            reason=" ".join(reason.split()),
-            traceback=None if known else traceback.format_exc(),
-            damage=tuple(damage),
-        )
+        return failed(spec, error, time.monotonic() - start, damage)
 
 
-def _done_before(spec: FoldSpec) -> FoldOutcome:
+def failed(spec: FoldSpec, error: Exception, seconds: float, damage: list[SetAside]) -> FoldOutcome:
+    """Return the outcome of an attempt that an error has ended."""
+    if spec.record_path.exists():  # another driver's worker was faster and has tidied up
+        return done_before(spec)
+    known = isinstance(error, HTNetError)
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    return FoldOutcome(
+        fold=spec.fold.subject,
+        seconds=seconds,
+        reason=" ".join(reason.split()),
+        traceback=None if known else "".join(traceback.format_exception(error)),
+        damage=tuple(damage),
+    )
+
+
+def done_before(spec: FoldSpec) -> FoldOutcome:
+    """Return the outcome of a fold whose record is there."""
     return FoldOutcome(fold=spec.fold.subject, seconds=0.0, resumed_epoch=spec.config.train.epochs)
 
 
@@ -195,7 +206,7 @@ def fold_seed(seed: int, fold: str) -> int:
 class FoldData:
     """The samples of a fold, ready for a trainer."""
 
-    source: FlowStream
+    source: FlowStream | FlowTables
     transform: FlowTransform
     train_rows: tuple[int, ...]
     """Rows of the manifest that are trained on."""
@@ -207,7 +218,15 @@ class FoldData:
 
 def load_data(spec: FoldSpec, store: Store, device: torch.device, state: bytes | None) -> FoldData:
     """Assemble the data of a fold on the device; ``state`` is that of a source from which training goes on."""
-    from dali_pipelines import EpochSampler, FlowStream, balance_groups, fit_transform, load_set, open_resident
+    from dali_pipelines import (
+        EpochSampler,
+        FlowStream,
+        FlowTables,
+        balance_groups,
+        fit_transform,
+        load_set,
+        open_resident,
+    )
     from htnet.data.loso import validation_subjects
 
     config, fold, data = spec.config, spec.fold, spec.config.data
@@ -234,7 +253,8 @@ def load_data(spec: FoldSpec, store: Store, device: torch.device, state: bytes |
         groups=balance_groups(store, train_rows, data.balance),
     )
     classes = config.model.num_classes
-    source = FlowStream(resident, sampler, augment=data.augment, transform=transform, num_classes=classes, state=state)
+    kind = FlowTables if config.engine.name == "graphs" else FlowStream
+    source = kind(resident, sampler, augment=data.augment, transform=transform, num_classes=classes, state=state)
     labels = tuple(store.samples[row].label for row in train_rows)
     return FoldData(source=source, transform=transform, train_rows=train_rows, train_labels=labels, sets=sets)
 
@@ -263,30 +283,50 @@ def train_fold(spec: FoldSpec, store: Store, started: float, damage: list[SetAsi
                 found.restore(trainer)
             resumed = trainer.epoch
             run_trainer(spec, trainer, snapshots)
-            if config.resources.keep_models:
-                keep_model(spec, store, trainer, data)
-            write_record(spec, store, trainer, data)
+            end_fold(spec, store, trainer, data)
     spec.run.remove_leftovers(spec.fold.subject)
     return resumed
 
 
+def end_fold(spec: FoldSpec, store: Store, trainer: Trainer, data: FoldData) -> None:
+    """Write what a trained fold leaves: its model, where it is asked for, and its record."""
+    if spec.config.resources.keep_models:
+        keep_model(spec, store, trainer, data)
+    write_record(spec, store, trainer, data)
+
+
 def make_engine(config: Config, fold: Fold, train_labels: tuple[int, ...], device: torch.device) -> Engine:
     """Make the fold's network with its seeded weights, and its engine."""
+    from htnet.training.engine import create_engine
+
+    network = make_network(config, fold)
+    weights = loss_weights(config, train_labels)
+    return create_engine(network, config.train, config.engine, device=device, weights=weights)
+
+
+def make_network(config: Config, fold: Fold) -> HTNet:
+    """Make the fold's network with its seeded weights, or with those of ``train.init``."""
     import torch
 
     from htnet.model import HTNet
     from htnet.model_folder import fill_network
-    from htnet.training.engine import create_engine
-    from htnet.training.loss import class_weights
 
     torch.manual_seed(fold_seed(config.seed, fold.subject))  # of the weights, and of dropout from here on
-    weights = None
-    if config.train.class_weights == "balanced":
-        weights = class_weights(torch.tensor(train_labels), config.model.num_classes)
     network = HTNet(config.model)
     if config.train.init:
         fill_network(network, Path(config.train.init))
-    return create_engine(network, config.train, config.engine, device=device, weights=weights)
+    return network
+
+
+def loss_weights(config: Config, train_labels: tuple[int, ...]) -> torch.Tensor | None:
+    """Return the loss's class weights, (num_classes,), where the configuration asks for some."""
+    import torch
+
+    from htnet.training.loss import class_weights
+
+    if config.train.class_weights == "none":
+        return None
+    return class_weights(torch.tensor(train_labels), config.model.num_classes)
 
 
 def watched_sets(store: Store, data: FoldData) -> dict[str, Watched]:
@@ -354,7 +394,7 @@ def write_record(spec: FoldSpec, store: Store, trainer: Trainer, data: FoldData)
         test_predictions=predictions["test"],
         validation=validation,
         train_loss=tuple(trainer.train_loss),
-        final_logits=tuple(tuple(row) for row in trainer.logits(data.sets["test"].images).tolist()),
+        final_logits=tuple(tuple(row) for row in trainer.outputs["test"].tolist()),
         seconds=round(trainer.seconds, 3),
         environment=describe_environment(spec, trainer.engine.device),
         attempts=spec.attempt,
