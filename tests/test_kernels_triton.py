@@ -153,8 +153,9 @@ def test_strided_input_is_read_where_it_lies(triton_device, case):
     expected = run_operators(qkv, grad_out, **arguments)
     for strided_qkv, strided_grad in views:
         assert host.last_dim_dense(strided_qkv) is strided_qkv
+        # rows that are aligned otherwise are loaded otherwise, and on a card added in another order
         for actual, plain in zip(run_operators(strided_qkv, strided_grad, **arguments), expected, strict=True):
-            assert torch.equal(actual, plain)
+            assert_close("strided", actual, plain, TOLERANCES[qkv.dtype].forward)
     sparse = qkv.transpose(2, 3).contiguous().transpose(2, 3)  # last dimension not dense: copied
     assert torch.equal(run_operators(sparse, grad_out.new_ones(()).expand_as(grad_out), **arguments)[0], expected[0])
 

@@ -1,7 +1,8 @@
 """Epochs of training at the paper's size without input: ``htnet profile training``.
 
-What a fold of 436 samples, in steps of 256 and 180, pays for its network and optimizer on this device: on the paper's
-map and on the fine one, by attention backend, precision and engine. The samples are there already.
+What an epoch of a fold costs on this device, on the paper's map and on the fine one, by attention backend, precision
+and engine: 436 samples to train on, in steps of 256 and 180, and the classes of six more. The samples are there
+already. Engine ``graphs`` is timed with several folds side by side, by the time for each of them.
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from htnet.config import EngineConfig, HTNetConfig, TrainConfig
 from htnet.model import HTNet
 from htnet.training.engine import Engine, create_engine
+from htnet.training.graph_engine import GraphEngine
+from htnet.training.slots import Slot
+from htnet.training.trainer import Trainer, Watched
 from kernels.benchmarks.race import OVER, race
 from kernels.benchmarks.record import Layout
 from kernels.machine import emulates_bf16
@@ -51,6 +57,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return frame.run(steps, partial(table_of, title=title, case=("network", "attention", "precision"), columns=columns))
 
 
+_RATE: Final = 5e-5
+_SLOTS: Final = (1, 4, 8)
+_EPOCHS: Final = 24
+"""Epochs of each fold in a sample of slots."""
+
+
 def _trainings(device: torch.device, *, tiny: bool) -> Iterator[tuple[Case, str]]:
     """Yield cases with their engine; on the paper's map every backend takes the same short cut."""
     backends = {"paper": ("auto",), "fine": ("triton", "sdpa") if device.type == "cuda" else ("sdpa",)}
@@ -58,7 +70,11 @@ def _trainings(device: torch.device, *, tiny: bool) -> Iterator[tuple[Case, str]
         for precision in ("bf16", "fp32") if network == "paper" else ("bf16",):
             for attention in names:
                 case = {"network": network, "attention": attention, "precision": precision, "tiny": tiny}
-                yield from ((case, engine) for engine in (("torch", "deepspeed") if network == "paper" else ("torch",)))
+                eager = ("torch", "deepspeed") if network == "paper" else ("torch",)
+                slots = [
+                    f"graphs, {count} slot{'s' * (count > 1)}" for count in (_SLOTS if device.type == "cuda" else (1,))
+                ]
+                yield from ((case, engine) for engine in (*eager, *slots))
 
 
 def _add(frame: Frame, case: Case, name: str, rounds: int) -> None:
@@ -67,53 +83,160 @@ def _add(frame: Frame, case: Case, name: str, rounds: int) -> None:
 
 def _measure(frame: Frame, case: Case, name: str, rounds: int) -> dict[str, Any]:
     """Return the wall clock of whole epochs, after one that is not counted, and figures, or why there are none."""
+    if frame.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     if frame.clock.over():
         return {"status": "skipped", "reason": OVER}
     if frame.device.type == "cpu" and case["precision"] == "bf16" and emulates_bf16():
         return {"status": "skipped", "reason": "this processor emulates bf16"}
     try:
-        engine, batches = _engine_and_batches(case, name, frame.device)
-        with closing(engine):
-
-            def epoch() -> float:
-                begin = time.perf_counter()
-                losses = [engine.train_step(*batch, 5e-5) for batch in batches]
-                if not torch.stack(losses).isfinite().all():  # waits for the device
-                    raise ValueError("the loss is not finite")
-                return 1e3 * (time.perf_counter() - begin)
-
+        with ExitStack() as stack:
+            if name.startswith("graphs"):
+                epoch = _in_slots(case, int(name.split()[1]), frame.device)
+            else:
+                epoch = _one_by_one(stack, case, name, frame.device)
             frame.say(f"  an epoch before the count: {epoch() / 1e3:.2f} s")
             samples = race({name: epoch}, rounds=rounds, clock=frame.clock)[name]
-            on_gpu = frame.device.type == "cuda" and samples
-            return {"samples": samples, **(_device_figures(epoch, statistics.median(samples)) if on_gpu else {})}
+            # several slots are not traced: the trace of hundreds of thousands of kernels takes longer than they do
+            traced = frame.device.type == "cuda" and samples and not name.endswith("slots")
+            return {"samples": samples, **(_device_figures(name, epoch, statistics.median(samples)) if traced else {})}
     except ModuleNotFoundError as error:
         return {"status": "skipped", "reason": f"{error.name} is not installed"}
     except Exception as error:  # memory, a driver: the other rows go on
         return {"status": "failed", "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
 
 
-def _device_figures(epoch: Callable[[], float], milliseconds: float) -> dict[str, float]:
+def _device_figures(name: str, epoch: Callable[[], float], milliseconds: float) -> dict[str, float]:
     """Return the peak of memory so far, and what the GPU does in an epoch: kernels and copies, share of the time."""
+    epochs = _EPOCHS if name.startswith("graphs") else 1
     peak = torch.cuda.max_memory_allocated() / 2**30
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         epoch()
     events = [event for event in profiler.events() if event.device_type.name == "CUDA" and not event.is_user_annotation]
-    busy = sum(event.time_range.elapsed_us() for event in events) / 1e3
-    return {"peak_gib": peak, "launches": len(events), "busy_percent": 100 * busy / milliseconds}
+    busy = sum(event.time_range.elapsed_us() for event in events) / 1e3 / epochs
+    return {"peak_gib": peak, "launches": len(events) / epochs, "busy_percent": 100 * busy / milliseconds}
 
 
-def _engine_and_batches(
-    case: Case, name: str, device: torch.device
-) -> tuple[Engine, list[tuple[torch.Tensor, torch.Tensor]]]:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+def _one_by_one(stack: ExitStack, case: Case, name: str, device: torch.device) -> Callable[[], float]:
+    """Return the function that takes an epoch step by step, and its milliseconds."""
+    engine, samples = _engine(case, name, device), _Samples.of(case, device)
+    stack.enter_context(closing(engine))
+    batches = [samples.batch(samples.tables(0), step)[:2] for step in range(samples.steps_per_epoch)]
+    images, labels = batches[-1]
+    batches[-1] = images[: samples.left_over], labels[: samples.left_over]
+
+    def epoch() -> float:
+        begin = time.perf_counter()
+        losses = [engine.train_step(*batch, _RATE) for batch in batches]
+        classes = engine.logits(samples.watched[: samples.tests]).argmax(1)
+        if not torch.stack(losses).isfinite().all():  # waits for the device
+            raise ValueError("the loss is not finite")
+        classes.cpu()
+        return 1e3 * (time.perf_counter() - begin)
+
+    return epoch
+
+
+def _in_slots(case: Case, count: int, device: torch.device) -> Callable[[], float]:
+    """Return the function that trains ``count`` folds side by side, and the milliseconds for an epoch of one.
+
+    Raises:
+        ValueError: the folds, which are the same, do not end alike.
+    """
+    samples = _Samples.of(case, device)
+    slots = []
+    for _ in range(count):
+        engine = _engine(case, "graphs", device)
+        assert isinstance(engine, GraphEngine)
+        engine.prepare(samples, samples.watched)
+        slots.append(Slot(engine))
+    network, train = _network(case), _train(_EPOCHS)
+
+    def epochs() -> float:
+        for slot in slots:
+            slot.engine.restart(network, None)
+            watched = {"test": Watched(images=samples.watched[: samples.tests], names=("",) * samples.tests)}
+            slot.take(Trainer(slot.engine, samples, train, watched=watched), samples, samples.watched)
+        begin = time.perf_counter()
+        while not all(slot.finished for slot in slots):
+            for slot in slots:
+                slot.advance()
+        milliseconds = 1e3 * (time.perf_counter() - begin)
+        ends = [slot.trainer.train_loss for slot in slots if slot.trainer is not None]
+        if any(losses != ends[0] for losses in ends):
+            raise ValueError("the same fold gives other losses in another slot")
+        return milliseconds / (count * _EPOCHS)
+
+    return epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    """A fold's samples: random numbers, each epoch in the same order."""
+
+    images: Tensor
+    labels: Tensor
+    watched: Tensor
+    """Test samples, filled up."""
+    sizes: tuple[int, ...]
+    """Samples of each batch, filled up."""
+    left_over: int
+    """True samples of the last batch."""
+    tests: int = 6
+
+    @staticmethod
+    def of(case: Case, device: torch.device) -> _Samples:
+        side = _model(case).image_size
+        batch, left_over, unit = (4, 3, 4) if case["tiny"] else (256, 180, 64)
+        generator = torch.Generator().manual_seed(0)
+        sizes = (batch, -(-left_over // unit) * unit)
+        images = torch.randn(sum(sizes), 3, side, side, generator=generator).to(device)
+        labels = torch.randint(0, 3, (sum(sizes),), generator=generator).to(device)
+        return _Samples(images=images, labels=labels, watched=images[:64].clone(), sizes=sizes, left_over=left_over)
+
+    @property
+    def shape(self) -> Hashable:
+        return self.sizes
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.sizes)
+
+    def tables(self, epoch: int) -> dict[str, Tensor]:
+        real = torch.ones(sum(self.sizes))
+        real[self.sizes[0] + self.left_over :] = 0.0
+        return {"places": torch.arange(sum(self.sizes)), "real": real}
+
+    def next_tables(self) -> dict[str, Tensor]:
+        return self.tables(0)
+
+    def batch(self, tables: Mapping[str, Tensor], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        start = sum(self.sizes[:step])
+        places, real = (tables[name][start : start + self.sizes[step]] for name in ("places", "real"))
+        return self.images[places], self.labels[places], real
+
+    def next(self) -> Any:
+        raise NotImplementedError
+
+    def state(self) -> bytes:
+        return b""
+
+
+def _model(case: Case) -> HTNetConfig:
     size: dict[str, Any] = {"image_size": 112} if case["network"] == "fine" else {}
     small: dict[str, Any] = {"dim": 8, "heads": 1, "depths": (1, 1, 1)} if case["tiny"] else {}
-    config = HTNetConfig(**size, **small, attention_backend=case["attention"])
+    return HTNetConfig(**size, **small, attention_backend=case["attention"])
+
+
+def _network(case: Case) -> HTNet:
     torch.manual_seed(0)
-    train = TrainConfig(optimizer="adam", learning_rate=5e-5, batch_size=256)
+    return HTNet(_model(case))
+
+
+def _train(epochs: int = 1) -> TrainConfig:
+    return TrainConfig(optimizer="adam", learning_rate=_RATE, batch_size=256, epochs=epochs)
+
+
+def _engine(case: Case, name: str, device: torch.device) -> Engine:
     settings: Any = {"name": name, "precision": case["precision"]}
-    engine = create_engine(HTNet(config), train, EngineConfig(**settings), device=device)
-    shape, sizes = (3, config.image_size, config.image_size), (4, 3) if case["tiny"] else (256, 180)
-    images = [torch.randn(n, *shape, device=device) for n in sizes]
-    return engine, [(batch, torch.randint(0, 3, (len(batch),), device=device)) for batch in images]
+    return create_engine(_network(case), _train(), EngineConfig(**settings), device=device)
