@@ -70,6 +70,8 @@ class _Epoch:
     logits: Tensor
     """(W, num_classes) float32."""
     run: Callable[[], None]
+    addresses: list[Tensor]
+    """(parameters,) int64 of each step: tables of the optimizer, which the graph reads at every replay."""
 
 
 class GraphEngine:
@@ -109,6 +111,7 @@ class GraphEngine:
     def restart(self, model: nn.Module, weights: Tensor | None) -> None:
         """Take up another model of the same architecture with its weights, and other class weights; steps are 0."""
         new = dict(model.named_parameters())
+        self._follow()
         with self.on_stream(), torch.no_grad():
             self._optimizer.restart({own: new[name] for name, own in self.model.named_parameters()})
             for name, own in self.model.named_parameters():
@@ -149,6 +152,7 @@ class GraphEngine:
         key = (source.shape, images.shape)
         if key not in self._epochs:
             self._epochs[key] = self._make_epoch(source, images)
+        self._follow()
         with self.on_stream():
             self._epochs[key].images.copy_(images)
         self.wait()
@@ -156,6 +160,11 @@ class GraphEngine:
     def on_stream(self) -> Any:
         """Return the context in which work goes to the engine's stream."""
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def _follow(self) -> None:
+        """Let the engine's stream wait for what the current one has been given."""
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def wait(self) -> None:
         """Wait for all queued work."""
@@ -201,6 +210,7 @@ class GraphEngine:
             losses=torch.zeros(steps, device=self.device),
             logits=torch.zeros(len(images), self.num_classes, device=self.device),
             run=lambda: None,
+            addresses=[],
         )
         if self.stream is None:
             epoch.run = lambda: self._run_epoch(source, epoch, [None] * steps)
@@ -216,11 +226,11 @@ class GraphEngine:
             for _ in range(_WARM_UPS):  # kernels are compiled, workspaces allocated; cuBLAS keeps one for each stream
                 self._run_epoch(source, epoch, [None] * steps)
         torch.cuda.synchronize(self.device)
-        addresses = [self._optimizer.make_table() for _ in range(steps)]
+        epoch.addresses = [self._optimizer.make_table() for _ in range(steps)]
         graph = torch.cuda.CUDAGraph()
         # other threads may allocate memory while this one captures
         with torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
-            self._run_epoch(source, epoch, addresses)
+            self._run_epoch(source, epoch, epoch.addresses)
         self._optimizer.fill_tables()
         torch.cuda.synchronize(self.device)
         return graph.replay

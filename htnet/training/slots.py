@@ -50,8 +50,9 @@ class Slot:
         """
         self.trainer, self._source, self._images = trainer, source, images
         classes = self.engine.num_classes
-        self._losses = torch.zeros(_ROUND, source.steps_per_epoch, device=self.engine.device)
-        self._logits = torch.zeros(_ROUND, len(images), classes, device=self.engine.device)
+        with self.engine.on_stream():
+            self._losses = torch.zeros(_ROUND, source.steps_per_epoch, device=self.engine.device)
+            self._logits = torch.zeros(_ROUND, len(images), classes, device=self.engine.device)
         self._begin_round()
 
     def leave(self) -> None:
