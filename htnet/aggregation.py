@@ -29,6 +29,7 @@ class BlockAggregation(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_dim, 3, 3, dim))
         self.bias = nn.Parameter(torch.empty(out_dim))
         self.norm = nn.LayerNorm(out_dim)
+        self.fused = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -40,6 +41,8 @@ class BlockAggregation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         small = x.shape[1:3] == (2, 2)
         mixed: Tensor = self.norm((conv_2x2 if small else conv)(x, self.weight, self.bias))
+        if self.fused:
+            return fused_max_pool(mixed)
         if mixed.is_cuda:
             return max_pool(mixed)
         planes = mixed.permute(0, 3, 1, 2)
@@ -92,6 +95,14 @@ class _Taps(torch.autograd.Function):
         for i, j in product((0, 1), repeat=2):
             weight[:, 1 - i : 3 - i, 1 - j : 3 - j] += taps[i, j]
         return weight
+
+
+def fused_max_pool(x: Tensor) -> Tensor:
+    """Compute :func:`max_pool` with a backward of one kernel, which has no derivative itself."""
+    from kernels.pointwise import max_pool as fused  # imports Triton
+
+    pooled: Tensor = fused(x)
+    return pooled
 
 
 def max_pool(x: Tensor) -> Tensor:

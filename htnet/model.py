@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -123,22 +123,26 @@ class LocalAttention(nn.Module):
         self.tokens_per_block = tokens_per_block
         self.dropout = dropout
         self.backend = backend
+        self.widened = False
         self.qkv = (
             ValueProjection(dim, inner_dim) if tokens_per_block == 1 else nn.Linear(dim, 3 * inner_dim, bias=False)
         )
         self.out = nn.Linear(inner_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attend(x, padded=x.is_cuda and _element_size(self.out.weight) == 2)
+    def forward(self, x: Tensor, *, bias: bool = True) -> Tensor:
+        """Compute the forward pass; without ``bias`` the output projection's is left to the caller."""
+        padded = x.is_cuda and _element_size(self.out.weight) == 2 and not self.widened
+        return self.attend(x, padded=padded, bias=bias)
 
-    def attend(self, x: Tensor, *, padded: bool) -> Tensor:
+    def attend(self, x: Tensor, *, padded: bool, bias: bool = True) -> Tensor:
         """Compute the forward pass of ``x``, heads unchanged or ``padded``: the same function, rounded differently."""
         dropout_p = self.dropout if self.training else 0.0
+        out_bias = self.out.bias if bias else None
         if isinstance(self.qkv, ValueProjection):
-            return self._attend_itself(x, self.qkv.value, dropout_p, padded=padded)
-        qkv_weight, out_weight, scale = self.qkv.weight, self.out.weight, None
+            return self._attend_itself(x, self.qkv.value, out_bias, dropout_p, padded=padded)
+        qkv_weight, out_weight = self.qkv.weight, self.out.weight
+        scale = (self.out.in_features // self.heads) ** -0.5  # of the true D
         if padded:
-            scale = (self.out.in_features // self.heads) ** -0.5  # of the true D
             qkv_weight, out_weight = pad_heads(qkv_weight, out_weight, self.heads)
         attended = local_attention(
             F.linear(x, qkv_weight),
@@ -148,9 +152,30 @@ class LocalAttention(nn.Module):
             dropout_p=dropout_p,
             backend=self.backend,
         )
-        return F.dropout(F.linear(attended, out_weight, self.out.bias), dropout_p)
+        return F.dropout(F.linear(attended, out_weight, out_bias), dropout_p)
 
-    def _attend_itself(self, x: Tensor, value: Tensor, dropout_p: float, *, padded: bool) -> Tensor:
+    def widen(self) -> None:
+        """Keep the weights with padded heads, so that no step pads them; the state dict stays as it is.
+
+        The padding is 0 and stays so: its gradient is exactly 0. Parameters become new ones.
+        """
+        if self.widened:
+            return
+        self.widened = True
+        one_token = isinstance(self.qkv, ValueProjection)
+        own = self.qkv.value if isinstance(self.qkv, ValueProjection) else self.qkv.weight
+        weights = pad_heads(own.detach(), self.out.weight.detach(), 1 if one_token else self.heads)
+        wide, self.out.weight = (nn.Parameter(weight.contiguous()) for weight in weights)
+        if isinstance(self.qkv, ValueProjection):
+            self.qkv.value = wide
+        else:
+            self.qkv.weight = wide
+        self.register_state_dict_post_hook(_strip_padding)  # type: ignore[no-untyped-call] # torch's
+        self.register_load_state_dict_pre_hook(_add_padding)  # type: ignore[no-untyped-call]
+
+    def _attend_itself(
+        self, x: Tensor, value: Tensor, out_bias: Tensor | None, dropout_p: float, *, padded: bool
+    ) -> Tensor:
         """Compute the forward pass for blocks of one token; ``value`` is (A*D, C)."""
         out_weight = self.out.weight
         if padded:  # all heads are padded as one if none is dropped (1,020: 1,024)
@@ -160,11 +185,11 @@ class LocalAttention(nn.Module):
         if not dropout_p and many:
             # values and output are one linear map; if there are more tokens than channels (C), its (C, C) matrix costs
             # less than the intermediate (tokens, A*D)
-            return F.linear(x, out_weight @ value, self.out.bias)
+            return F.linear(x, out_weight @ value, out_bias)
         attended = F.linear(x, value)
         if dropout_p:
             attended = drop_heads(attended, self.heads, dropout_p)
-        return F.dropout(F.linear(attended, out_weight, self.out.bias), dropout_p)
+        return F.dropout(F.linear(attended, out_weight, out_bias), dropout_p)
 
     def extra_repr(self) -> str:
         """Return the settings that the submodules do not show."""
@@ -172,6 +197,32 @@ class LocalAttention(nn.Module):
             f"heads={self.heads}, blocks_per_side={self.blocks_per_side}, tokens_per_block={self.tokens_per_block}, "
             f"backend={self.backend}"
         )
+
+
+def _strip_padding(module: LocalAttention, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Take the padding of :meth:`LocalAttention.widen` out of a state dict."""
+    inner, heads = module.out.in_features, module.heads
+    qkv, out = state[prefix + "qkv.weight"], state[prefix + "out.weight"]
+    if isinstance(module.qkv, ValueProjection):
+        state[prefix + "qkv.weight"], state[prefix + "out.weight"] = qkv[: 3 * inner], out[:, :inner].contiguous()
+        return
+    head_dim = inner // heads
+    state[prefix + "qkv.weight"] = qkv.unflatten(0, (3 * heads, -1))[:, :head_dim].flatten(0, 1)
+    state[prefix + "out.weight"] = out.unflatten(1, (heads, -1))[..., :head_dim].flatten(1)
+
+
+def _add_padding(module: LocalAttention, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Pad the weights of a state dict as :meth:`LocalAttention.widen` does."""
+    names = (prefix + "qkv.weight", prefix + "out.weight")
+    if not all(name in state for name in names):
+        return
+    qkv, out = (state[name] for name in names)
+    if isinstance(module.qkv, ValueProjection):
+        missing = module.out.weight.shape[1] - out.shape[1]
+        qkv, out = F.pad(qkv, (0, 0, 0, missing)), F.pad(out, (0, missing))
+    else:
+        qkv, out = pad_heads(qkv, out, module.heads)
+    state |= dict(zip(names, (qkv, out), strict=True))
 
 
 def _element_size(weight: Tensor) -> int:
@@ -237,6 +288,7 @@ class NestedLevel(nn.Module):
         dim, heads = config.dim * 2**level, config.heads * 2**level
         self.blocks_per_side = config.blocks_per_side[level]
         self.grad_checkpointing = False
+        self.fused = False
         if config.position == "scalar":
             self.pos_emb = nn.Parameter(torch.randn(config.tokens_per_block))
         else:
@@ -254,10 +306,32 @@ class NestedLevel(nn.Module):
         side = math.isqrt(len(self.pos_emb))
         # the same table in every block: (H, W, 1) or (H, W, C)
         x = x + self.pos_emb.view(side, side, -1).repeat(self.blocks_per_side, self.blocks_per_side, 1)
-        for layer in self.layers:
-            x = checkpoint(layer, x, use_reentrant=False) if self.grad_checkpointing and self.training else layer(x)
+        if self.fused:
+            x = self._run_fused(x)
+        else:
+            for layer in self.layers:
+                x = checkpoint(layer, x, use_reentrant=False) if self.grad_checkpointing and self.training else layer(x)
         out: Tensor = self.aggregation(x)
         return out
+
+    def _run_fused(self, x: Tensor) -> Tensor:
+        """Run the layers with one kernel between two matrix products; the same function, rounded differently."""
+        from kernels.pointwise import gelu, residual, residual_norm  # imports Triton
+
+        layers = cast("list[TransformerLayer]", list(self.layers))
+        normed = layers[0].attention_norm(x)
+        for layer, following in zip(layers, (*layers[1:], None), strict=True):
+            attention, mlp, norm = layer.attention, layer.mlp, layer.mlp_norm
+            mixed = attention(normed, bias=False)
+            x, normed = residual_norm(x, mixed, attention.out.bias, norm.weight, norm.bias, norm.eps)
+            hidden = gelu(F.linear(normed, mlp.hidden.weight), mlp.hidden.bias)
+            mixed = F.linear(hidden, mlp.out.weight)
+            if following is None:
+                x = residual(x, mixed, mlp.out.bias)
+                break
+            norm = following.attention_norm
+            x, normed = residual_norm(x, mixed, mlp.out.bias, norm.weight, norm.bias, norm.eps)
+        return x
 
 
 class HTNet(nn.Module):
@@ -317,6 +391,26 @@ class HTNet(nn.Module):
         """Return the parameters that weight decay must leave alone: biases, norms, position tables."""
         named = self.named_parameters()
         return {name for name, parameter in named if parameter.dim() < 2 or name.endswith("pos_emb")}
+
+    def fuse(self, *, padded: bool) -> None:
+        """Compute the layers by :mod:`kernels.pointwise`; ``padded``: on weights that are padded once and for all.
+
+        Padding makes new parameters: fuse before an optimizer is built. The state dict stays as it is.
+
+        Raises:
+            ValueError: the network has dropout.
+        """
+        if self.config.dropout:
+            raise ValueError(f"fused layers have no dropout, got {self.config.dropout:g}")
+        for level in self.levels:
+            assert isinstance(level, NestedLevel)
+            level.fused = True
+            if isinstance(level.aggregation, BlockAggregation):
+                level.aggregation.fused = True
+            for layer in level.layers:
+                assert isinstance(layer, TransformerLayer)
+                if padded:
+                    layer.attention.widen()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each transformer layer in the backward pass instead of keeping its activations."""

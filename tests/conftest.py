@@ -167,7 +167,8 @@ def pytest_configure(config) -> None:
     if "gpu" not in chosen and importlib.util.find_spec("triton"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
-            importlib.import_module("kernels.local_attention.kernels")
+            for name in ("local_attention.kernels", "adam", "pointwise"):
+                importlib.import_module(f"kernels.{name}")
             # imported by Triton at the first launch, and insists on the variable then
             importlib.import_module("triton.experimental.gluon")
     if config.option.failures and not hasattr(config, "workerinput"):  # workers tell the process that started them

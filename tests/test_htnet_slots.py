@@ -178,7 +178,9 @@ def test_a_training_that_fails_frees_its_slot(device):
 def test_slots_follow_the_plain_engine(train, precision, device):
     [slot] = make_slots(1, device, precision=precision, train=train)
     torch.manual_seed(7)
-    plain = create_engine(HTNet(TINY), train, EngineConfig(name="torch", precision=precision), device=slot.engine.device)
+    plain = create_engine(
+        HTNet(TINY), train, EngineConfig(name="torch", precision=precision), device=slot.engine.device
+    )
     source = Noise(7, slot.engine.device)
     losses = []
     for epoch in range(EPOCHS):

@@ -117,15 +117,16 @@ class FlatAdam:
     @staticmethod
     def _gradient_of(parameter: nn.Parameter) -> Tensor:
         assert parameter.grad is not None
-        gradient = parameter.grad = parameter.grad.contiguous()
+        gradient = parameter.grad.contiguous()
+        if gradient.is_cuda and gradient.data_ptr() % 16:  # the kernel reads 16 bytes at a time
+            gradient = gradient.clone()
+        parameter.grad = gradient  # kept until the step is queued
         return gradient
 
     def _launch(self, gradients: list[Tensor], rates: Tensor, factor: Tensor, table: Tensor | None) -> None:
         from kernels.adam import adam_launch
 
         addresses = [gradient.data_ptr() for gradient in gradients]
-        if any(address % 16 for address in addresses):
-            raise RuntimeError("a gradient does not begin at a multiple of 16 bytes")
         if table is None:
             table = torch.tensor(addresses).to(factor.device)
         else:

@@ -86,13 +86,15 @@ class GraphEngine:
         device: torch.device,
         weights: Tensor | None,
     ) -> None:
+        self.on_gpu, self._narrow = device.type == "cuda", precision == "bf16"
+        self._fuse(model)
         self.model = model
         self.device = device
         self.num_classes: int = model.config.num_classes  # type: ignore[union-attr, assignment] # an HTNet's
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._train = train
         self._weights = None if weights is None else weights.to(device)
-        self._optimizer = FlatAdam(model, train, narrow=precision == "bf16")
+        self._optimizer = FlatAdam(model, train, narrow=self._narrow)
         self._taken = 0
         self._epochs: dict[Hashable, _Epoch] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.stream is not None else None
@@ -110,6 +112,7 @@ class GraphEngine:
 
     def restart(self, model: nn.Module, weights: Tensor | None) -> None:
         """Take up another model of the same architecture with its weights, and other class weights; steps are 0."""
+        self._fuse(model)
         new = dict(model.named_parameters())
         self._follow()
         with self.on_stream(), torch.no_grad():
@@ -121,6 +124,11 @@ class GraphEngine:
                 self._weights.copy_(weights)
         self._taken = 0
         self.wait()
+
+    def _fuse(self, model: nn.Module) -> None:
+        """Let a GPU compute the layers by kernels of their own, on weights that are padded once and for all."""
+        if self.on_gpu:
+            model.fuse(padded=self._narrow)  # type: ignore[operator] # an HTNet
 
     def queue_epoch(
         self, source: EpochTables, images: Tensor, rates: list[float], losses: Tensor, logits: Tensor

@@ -22,6 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels import pointwise
 from kernels.adam import AdamBuffers, AdamLaunch, adam_launch
 from kernels.local_attention import host, kernels
 
@@ -34,6 +35,7 @@ __all__ = [
     "Resources",
     "compile_adam",
     "compile_case",
+    "compile_pointwise",
     "launches",
 ]
 
@@ -114,7 +116,20 @@ def launches(case: Case, arch: str) -> tuple[host.Launch, host.Launch]:
     )
 
 
-def _compile(launch: host.Launch | AdamLaunch, arch: str) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """A kernel that is compiled alone: arguments on the meta device, constants, warps."""
+
+    kernel: Any
+    arguments: dict[str, torch.Tensor | int | float]
+    constants: dict[str, int]
+    warps: int = 4
+
+    def options(self) -> dict[str, int | bool]:
+        return {"num_warps": self.warps, "enable_fp_fusion": True}
+
+
+def _compile(launch: host.Launch | AdamLaunch | _Call, arch: str) -> Any:
     """Triton's compiled kernel; arguments are specialised as at a launch (pointers aligned to 16 bytes)."""
     if kernels.INTERPRETED:
         raise RuntimeError("the kernels were imported for Triton's interpreter; unset TRITON_INTERPRET to compile them")
@@ -160,6 +175,51 @@ def compile_adam(arch: str, *, narrow: bool, decoupled: bool) -> dict[str, Any]:
     settings: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "decoupled": decoupled}
     compiled = _compile(adam_launch(buffers, number, rates, clip, **settings), arch)
     return _amd(compiled) if arch.startswith("gfx") else _nvidia(compiled)
+
+
+def compile_pointwise(arch: str, channels: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, dict[str, Any]]:
+    """Compile the kernels of :mod:`kernels.pointwise` for maps of C channels; needs as of :func:`compile_adam`."""
+    x, bias = (torch.empty(size, dtype=dtype, device="meta") for size in (256 * channels, channels))
+    single, places = (torch.empty(256, dtype=kind, device="meta") for kind in (torch.float32, torch.int64))
+    rows: dict[str, torch.Tensor | int | float] = {"rows": 256, "columns": channels}
+    tile = {"TILE": 8, "COLUMNS": pointwise.WIDTH}
+    forward = {"x": x, "delta": x, "bias": bias}
+    norm = {"gain": bias, "means": single, "scales": single, "total": x}
+    half = {"out_height": 2, "out_width": 2, "channels": channels}
+    calls = [
+        _Call(
+            kernel=pointwise.norm_forward,
+            arguments={**forward, **norm, "shift": bias, "normed": x, **rows, "eps": 1e-5},
+            constants=pointwise.row_tile(channels, 1024),
+        ),
+        _Call(
+            kernel=pointwise.norm_backward,
+            arguments={"grad_total": x, "grad_normed": x, **norm, "grad": x, "sums": single, **rows, "tiles": 2},
+            constants=pointwise.row_tile(channels, 2048),
+        ),
+        _Call(
+            kernel=pointwise.sum_programs,
+            arguments={"sums": single, "out": bias, "programs": 128, "columns": channels},
+            constants={"TILE": 32, "COLUMNS": 64},
+        ),
+        _Call(
+            kernel=pointwise.pool_backward,
+            arguments={"grad_out": x, "places": places, "grad": x, "height": 4, "width": 4, **half},
+            constants={"COLUMNS": pointwise.WIDTH},
+            warps=2,
+        ),
+    ]
+    for gelu in (0, 1):
+        calls.append(
+            _Call(kernel=pointwise.add_bias, arguments={**forward, "out": x, **rows}, constants={"GELU": gelu, **tile})
+        )
+        gradient = {"grad_out": x, "delta": x, "bias": bias, "grad": x, "sums": single, **rows}
+        constants = {"GELU": gelu, **tile, "TILE": pointwise.ROWS}
+        calls.append(_Call(kernel=pointwise.add_bias_backward, arguments=gradient, constants=constants, warps=8))
+    read = _amd if arch.startswith("gfx") else _nvidia
+    return {
+        f"{call.kernel.__name__} {call.constants.get('GELU', '')}".strip(): read(_compile(call, arch)) for call in calls
+    }
 
 
 def _resources(launch: host.Launch, case: Case, arch: str) -> Resources:
