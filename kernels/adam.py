@@ -1,7 +1,7 @@
 """One step of Adam or AdamW over flat buffers, one pass by one Triton kernel.
 
 Weights, masters and moments of a network lie in flat buffers, cut into segments: a parameter begins at a multiple of
-``BLOCK`` elements, so that each program works for one parameter. Gradients are read where autograd has put them, by a
+``BLOCK`` elements, so that each block is of one parameter. Gradients are read where autograd has put them, by a
 table of addresses. Rates and the factor of clipping come from tensors on the device. A captured CUDA graph can
 therefore be replayed for every step.
 
@@ -27,11 +27,13 @@ from torch import Tensor
 
 from kernels.local_attention.kernels import _narrow
 
-__all__ = ["BLOCK", "WARPS", "AdamBuffers", "adam_launch", "adam_pass", "rate_table"]
+__all__ = ["BLOCK", "PROGRAMS", "WARPS", "AdamBuffers", "adam_launch", "adam_pass", "rate_table"]
 
 BLOCK: Final = 1024
-"""Elements of a program, and the unit of a parameter's segment."""
+"""Elements that a program holds at once, and the unit of a parameter's segment."""
 WARPS: Final = 4
+PROGRAMS: Final = 4
+"""Programs per multiprocessor. They walk over the blocks, and leave room for other kernels beside them."""
 
 
 @triton.jit
@@ -47,6 +49,7 @@ def adam_pass(
     decays,  # [parameters] float32, weight decay of each parameter
     rates,  # [3] float32, the step's row of rate_table
     clip,  # [1] float32, factor of the gradients
+    blocks,
     beta1,
     beta2,
     eps,
@@ -54,35 +57,35 @@ def adam_pass(
     DECOUPLED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    owner = tl.load(owners + block)
     rate, step_size, inverse_root = tl.load(rates), tl.load(rates + 1), tl.load(rates + 2)
-    decay = tl.load(decays + owner)
+    factor = tl.load(clip)
     lane = tl.arange(0, BLOCK)  # [BLOCK]
-    place = block.to(tl.int64) * BLOCK + lane
-    start = (block - tl.load(first + owner)) * BLOCK
-    left = tl.load(sizes + owner) - start  # elements from here to the parameter's end
-
-    gradients = tl.load(addresses + owner).to(tl.pointer_type(narrow.dtype.element_ty))
-    gradients = tl.multiple_of(gradients + start + lane, 16)  # [BLOCK], each thread's first one is aligned
-    if left >= BLOCK:  # without a mask, which would make it load element by element
-        gradient = tl.load(gradients).to(tl.float32)
-    else:
-        gradient = tl.load(gradients, mask=lane < left, other=0.0).to(tl.float32)
-    gradient *= tl.load(clip)
-    weight, mean, square = tl.load(masters + place), tl.load(means + place), tl.load(squares + place)
-    if DECOUPLED:
-        weight -= rate * decay * weight
-    else:
-        gradient += decay * weight
-    mean += (1.0 - beta1) * (gradient - mean)
-    square = beta2 * square + (1.0 - beta2) * gradient * gradient
-    weight -= step_size * mean / (tl.sqrt(square) * inverse_root + eps)
-    tl.store(means + place, mean)
-    tl.store(squares + place, square)
-    tl.store(masters + place, weight)
-    if NARROW:
-        tl.store(narrow + place, _narrow(weight, narrow.dtype.element_ty))
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        owner = tl.load(owners + block)
+        decay = tl.load(decays + owner)
+        start = (block - tl.load(first + owner)) * BLOCK
+        left = tl.load(sizes + owner) - start  # elements from here to the parameter's end
+        gradients = tl.load(addresses + owner).to(tl.pointer_type(narrow.dtype.element_ty))
+        gradients = tl.multiple_of(gradients + start + lane, 16)  # [BLOCK], each thread's first one is aligned
+        if left >= BLOCK:  # without a mask, which would make it load element by element
+            gradient = tl.load(gradients).to(tl.float32)
+        else:
+            gradient = tl.load(gradients, mask=lane < left, other=0.0).to(tl.float32)
+        gradient *= factor
+        place = block * tl.full((), BLOCK, tl.int64) + lane
+        weight, mean, square = tl.load(masters + place), tl.load(means + place), tl.load(squares + place)
+        if DECOUPLED:
+            weight -= rate * decay * weight
+        else:
+            gradient += decay * weight
+        mean += (1.0 - beta1) * (gradient - mean)
+        square = beta2 * square + (1.0 - beta2) * gradient * gradient
+        weight -= step_size * mean / (tl.sqrt(square) * inverse_root + eps)
+        tl.store(means + place, mean)
+        tl.store(squares + place, square)
+        tl.store(masters + place, weight)
+        if NARROW:
+            tl.store(narrow + place, _narrow(weight, narrow.dtype.element_ty))
 
 
 def rate_table(rates: Sequence[float], betas: tuple[float, float], first_step: int) -> Tensor:
@@ -150,7 +153,7 @@ class AdamLaunch:
 
     kernel: Any
     programs: int
-    arguments: dict[str, Tensor | float]
+    arguments: dict[str, Tensor | int | float]
     constants: dict[str, int]
 
     def run(self) -> None:
@@ -192,9 +195,15 @@ def adam_launch(
         "rates": rates,
         "clip": clip,
     }
+    blocks = len(buffers.owners)
     return AdamLaunch(
         kernel=adam_pass,
-        programs=len(buffers.owners),
-        arguments={**tensors, "beta1": betas[0], "beta2": betas[1], "eps": eps},
+        programs=min(blocks, PROGRAMS * _multiprocessors(buffers.masters.device)),
+        arguments={**tensors, "blocks": blocks, "beta1": betas[0], "beta2": betas[1], "eps": eps},
         constants={"NARROW": int(buffers.narrow is not None), "DECOUPLED": int(decoupled), "BLOCK": BLOCK},
     )
+
+
+def _multiprocessors(device: torch.device) -> int:
+    """Return the number of a card's multiprocessors; one where there is no card."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
