@@ -80,12 +80,13 @@ def test_the_pooling_is_that_of_torch(sides, triton_device):
     ],
     ids=["one-token", "four-tokens"],
 )
-def test_a_fused_network_is_the_same_function(shape, triton_device):
+def test_a_fused_network_is_the_same_function(shape, triton_device, monkeypatch):
     """With padded weights too; padding gets no gradient, and no state dict shows it."""
     from htnet.config import HTNetConfig
     from htnet.model import HTNet
 
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plain = HTNet(HTNetConfig(**shape)).to(triton_device)
     fused = copy.deepcopy(plain)
     fused.fuse(padded=True)

@@ -124,15 +124,19 @@ class FlatAdam:
         return gradient
 
     def _launch(self, gradients: list[Tensor], rates: Tensor, factor: Tensor, table: Tensor | None) -> None:
-        from kernels.adam import adam_launch
-
         addresses = [gradient.data_ptr() for gradient in gradients]
         if table is None:
             table = torch.tensor(addresses).to(factor.device)
         else:
             self.noted.append((table, addresses))
+        self.launch(table, rates, factor)
+
+    def launch(self, addresses: Tensor, rates: Tensor, factor: Tensor | None = None) -> None:
+        """Start the kernel on gradients that lie at the addresses, (parameters,) int64; ``factor`` (1,) scales them."""
+        from kernels.adam import adam_launch
+
         settings: dict[str, Any] = {"betas": self._betas, "eps": self._eps, "decoupled": self._decoupled}
-        adam_launch(self.buffers, table, rates, factor, **settings).run()
+        adam_launch(self.buffers, addresses, rates, self._whole if factor is None else factor, **settings).run()
 
     def _update_ranges(self, gradients: list[Tensor], rates: Tensor, factor: Tensor) -> None:
         """Compute :func:`kernels.adam.adam_pass` in operations on whole ranges."""

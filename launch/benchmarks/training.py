@@ -2,7 +2,8 @@
 
 What an epoch of a fold costs on this device, on the paper's map and on the fine one, by attention backend, precision
 and engine: 436 samples to train on, in steps of 256 and 180, and the classes of six more. The samples are there
-already. Engine ``graphs`` is timed with several folds side by side, by the time for each of them.
+already. Engine ``graphs`` is timed with several folds side by side, by the time for each of them. On a GPU the
+optimizer is timed alone, too: one pass over flat buffers, and torch's fused kernels for all parameters together.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from torch import Tensor
 from htnet.config import EngineConfig, HTNetConfig, TrainConfig
 from htnet.model import HTNet
 from htnet.training.engine import Engine, create_engine
+from htnet.training.flat_adam import FlatAdam
 from htnet.training.graph_engine import GraphEngine
+from htnet.training.optimizers import build_optimizer
+from htnet.training.precision import narrow_weights
 from htnet.training.slots import Slot
 from htnet.training.trainer import Trainer, Watched
 from kernels.benchmarks.race import OVER, race
@@ -38,7 +42,7 @@ LAYOUT: Final = Layout(
     file="training_epochs.csv",
     unit="ms",
     case=("network", "attention", "precision", "tiny"),
-    figures=("peak_gib", "launches", "busy_percent"),
+    figures=("peak_gib", "launches", "busy_percent", "terabytes_per_second"),
 )
 Case = dict[str, Any]
 
@@ -54,12 +58,19 @@ def run(options: argparse.Namespace, console: Console) -> int:
         for case, engine in _trainings(frame.device, tiny=options.tiny)
     }
     title = f"epochs of {7 if options.tiny else 436} samples on the {frame.device.type}"
-    columns = {"peak GiB": "peak_gib", "launches": "launches", "busy": "busy_percent"}
+    columns = {
+        "peak GiB": "peak_gib",
+        "launches": "launches",
+        "busy": "busy_percent",
+        "TB/s": "terabytes_per_second",
+    }
     return frame.run(steps, partial(table_of, title=title, case=("network", "attention", "precision"), columns=columns))
 
 
 _RATE: Final = 5e-5
 _SLOTS: Final = (1, 4, 8)
+_ONE_PASS: Final = "optimizer, one pass"
+_TORCHS: Final = "optimizer, fused"
 _EPOCHS: Final = 24
 """Epochs of each fold in a sample of slots."""
 
@@ -69,6 +80,9 @@ def _trainings(device: torch.device, *, tiny: bool) -> Iterator[tuple[Case, str]
     backends = {"paper": ("auto",), "fine": ("triton", "sdpa") if device.type == "cuda" else ("sdpa",)}
     for network, names in backends.items():
         for precision in ("bf16", "fp32") if network == "paper" else ("bf16",):
+            if network == "paper" and device.type == "cuda":
+                case = {"network": network, "attention": names[0], "precision": precision, "tiny": tiny}
+                yield from ((case, optimizer) for optimizer in (_ONE_PASS, _TORCHS))
             for attention in names:
                 case = {"network": network, "attention": attention, "precision": precision, "tiny": tiny}
                 eager = ("torch", "deepspeed") if network == "paper" else ("torch",)
@@ -88,6 +102,8 @@ def _measure(frame: Frame, case: Case, name: str, rounds: int) -> dict[str, Any]
         torch.cuda.reset_peak_memory_stats()
     if frame.clock.over():
         return {"status": "skipped", "reason": OVER}
+    if name in (_ONE_PASS, _TORCHS):
+        return _measure_optimizer(frame, case, name, rounds)
     if frame.device.type == "cpu" and case["precision"] == "bf16" and emulates_bf16():
         return {"status": "skipped", "reason": "this processor emulates bf16"}
     try:
@@ -118,6 +134,38 @@ def _device_figures(name: str, epoch: Callable[[], float], milliseconds: float) 
     events = [event for event in profiler.events() if event.device_type.name == "CUDA" and not event.is_user_annotation]
     busy = sum(event.time_range.elapsed_us() for event in events) / 1e3 / epochs
     return {"peak_gib": peak, "launches": len(events) / epochs, "busy_percent": 100 * busy / milliseconds}
+
+
+def _measure_optimizer(frame: Frame, case: Case, name: str, rounds: int) -> dict[str, Any]:
+    """Return the milliseconds of the optimizer's step alone, by the device's clock, and its least traffic by them."""
+    step: Callable[[], object]
+    narrow = case["precision"] == "bf16"
+    network = _network(case).to(frame.device)
+    if name == _ONE_PASS:
+        flat = FlatAdam(network, _train(), narrow=narrow)
+        rates = torch.tensor([1e-9, 1e-9, 1.0], device=frame.device)
+        parameters, table = flat.parameters, flat.make_table()
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        kept = [parameter.grad for parameter in parameters]
+        table.copy_(torch.tensor([gradient.data_ptr() for gradient in kept if gradient is not None]))
+        step = partial(flat.launch, table, rates)
+    else:
+        optimizer = build_optimizer(network, _train(), case["precision"])
+        narrow_weights(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        step = optimizer.step
+    starts, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(rounds + 3)] for _ in range(2))
+    for start, end in zip(starts, ends, strict=True):
+        start.record()
+        step()
+        end.record()
+    torch.cuda.synchronize()
+    samples = [start.elapsed_time(end) for start, end in zip(starts, ends, strict=True)][3:]
+    weights = sum(parameter.numel() for parameter in parameters)
+    return {"samples": samples, "terabytes_per_second": 28e-9 * weights / statistics.median(samples)}
 
 
 def _one_by_one(stack: ExitStack, case: Case, name: str, device: torch.device) -> Callable[[], float]:
