@@ -210,7 +210,8 @@ class GraphEngine:
 
     def _make_epoch(self, source: EpochTables, images: Tensor) -> _Epoch:
         steps = source.steps_per_epoch
-        tables = {name: table.to(self.device) for name, table in source.tables(0).items()}
+        # copies, on a CPU too: other epochs are written into them, and the source's own may be shared
+        tables = {name: table.to(self.device, copy=True) for name, table in source.tables(0).items()}
         epoch = _Epoch(
             tables=tables,
             rates=torch.ones(steps, 3, device=self.device),
