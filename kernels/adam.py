@@ -47,7 +47,7 @@ def adam_pass(
     first,  # [parameters] int32, first block of each parameter
     sizes,  # [parameters] int32, elements of each parameter
     decays,  # [parameters] float32, weight decay of each parameter
-    rates,  # [3] float32, the step's row of rate_table
+    rates,  # [4] float32, the step's row of rate_table
     clip,  # [1] float32, factor of the gradients
     blocks,
     beta1,
@@ -89,7 +89,7 @@ def adam_pass(
 
 
 def rate_table(rates: Sequence[float], betas: tuple[float, float], first_step: int) -> Tensor:
-    """Return (steps, 3) float32 on the CPU: rate, rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t).
+    """Return (steps, 4) float32 on the CPU: rate, rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t), t.
 
     ``rates`` are those of the steps from ``first_step`` on, counted from 0; t counts from 1. The corrections are
     computed in float64: 1 - beta2^t of early steps would lose four digits in float32.
@@ -97,7 +97,7 @@ def rate_table(rates: Sequence[float], betas: tuple[float, float], first_step: i
     step = torch.arange(first_step + 1, first_step + 1 + len(rates), dtype=torch.float64)
     rate = torch.tensor(rates, dtype=torch.float64)
     first, second = (1.0 - beta**step for beta in betas)
-    return torch.stack([rate, rate / first, second.rsqrt()], dim=1).float()
+    return torch.stack([rate, rate / first, second.rsqrt(), step], dim=1).float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ def adam_launch(
     eps: float,
     decoupled: bool,
 ) -> AdamLaunch:
-    """Prepare a step: ``addresses`` (parameters,) int64, ``rates`` (3,), ``clip`` (1,).
+    """Prepare a step: ``addresses`` (parameters,) int64, ``rates`` (4,), ``clip`` (1,).
 
     The gradients at the addresses have the dtype of the weights: bf16 where there are narrow ones, else float32.
     """

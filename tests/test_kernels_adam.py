@@ -93,5 +93,5 @@ def test_corrections_are_those_of_float64(first, betas, rates):
 
     for number, (row, rate) in enumerate(zip(rate_table(rates, betas, first).tolist(), rates, strict=True)):
         step = first + number + 1
-        wanted = [rate, rate / (1 - betas[0] ** step), (1 - betas[1] ** step) ** -0.5]
+        wanted = [rate, rate / (1 - betas[0] ** step), (1 - betas[1] ** step) ** -0.5, step]
         assert row == pytest.approx(wanted, rel=1e-6)

@@ -1,6 +1,6 @@
 """Adam and AdamW over flat buffers of all trained parameters, which become views of them.
 
-On a GPU a step is one kernel (:mod:`kernels.adam`), on a CPU the same arithmetic in whole-buffer operations. Nothing of
+On a GPU a step is one kernel (:mod:`kernels.adam`), on a CPU torch's fused loop. Nothing of
 a step is decided on the host, so that a CUDA graph can hold it.
 """
 
@@ -71,7 +71,7 @@ class FlatAdam:
         """Update every parameter by its gradient, and drop the gradients.
 
         Args:
-            rates: (3,) float32, the step's row of :func:`kernels.adam.rate_table`, on the parameters' device.
+            rates: (4,) float32, the step's row of :func:`kernels.adam.rate_table`, on the parameters' device.
             table: of :meth:`make_table` while a graph is captured; :meth:`fill_tables` completes it.
         """
         gradients = [self._gradient_of(parameter) for parameter in self.parameters]
@@ -139,24 +139,19 @@ class FlatAdam:
         adam_launch(self.buffers, addresses, rates, self._whole if factor is None else factor, **settings).run()
 
     def _update_ranges(self, gradients: list[Tensor], rates: Tensor, factor: Tensor) -> None:
-        """Compute :func:`kernels.adam.adam_pass` in operations on whole ranges."""
+        """Take the step of :func:`kernels.adam.adam_pass` by torch's fused loop over whole ranges."""
         if self._gradients is None:
             self._gradients = torch.zeros_like(self.buffers.masters)
             self._gradient_views = self.buffers.views(self._gradients, self.parameters)
         torch._foreach_copy_(self._gradient_views, gradients)
         if factor is not self._whole:
             self._gradients.mul_(factor)
-        rate, step_size, inverse_root = rates.tolist()
+        options: dict[str, Any] = {"lr": rates[0].item(), "beta1": self._betas[0], "beta2": self._betas[1]}
+        options |= {"eps": self._eps, "amsgrad": False, "maximize": False}
+        fused = torch._fused_adamw_ if self._decoupled else torch._fused_adam_
         lengths = [length for _, length in self._ranges]
         buffers = (self.buffers.masters, self.buffers.means, self.buffers.squares, self._gradients)
         parts = zip(*(buffer.split(lengths) for buffer in buffers), strict=True)
         for (decay, _), (master, mean, square, gradient) in zip(self._ranges, parts, strict=True):
-            if decay and self._decoupled:
-                master.mul_(1.0 - rate * decay)
-            elif decay:
-                gradient.add_(master, alpha=decay)
-            mean.lerp_(gradient, 1.0 - self._betas[0])
-            square.mul_(self._betas[1]).addcmul_(gradient, gradient, value=1.0 - self._betas[1])
-            root = square.sqrt().mul_(inverse_root).add_(self._eps)
-            master.addcdiv_(mean, root, value=-step_size)
+            fused([master], [gradient], [mean], [square], [], [rates[3]], weight_decay=decay, **options)
         self._narrow_weights()

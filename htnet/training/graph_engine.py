@@ -62,7 +62,7 @@ class _Epoch:
 
     tables: dict[str, Tensor]
     rates: Tensor
-    """(steps, 3) float32, of :func:`kernels.adam.rate_table`."""
+    """(steps, 4) float32, of :func:`kernels.adam.rate_table`."""
     images: Tensor
     """(W, 3, S, S) float32: samples that are classified after the epoch."""
     losses: Tensor
@@ -214,7 +214,7 @@ class GraphEngine:
         tables = {name: table.to(self.device, copy=True) for name, table in source.tables(0).items()}
         epoch = _Epoch(
             tables=tables,
-            rates=torch.ones(steps, 3, device=self.device),
+            rates=torch.ones(steps, 4, device=self.device),
             images=images.clone(),
             losses=torch.zeros(steps, device=self.device),
             logits=torch.zeros(len(images), self.num_classes, device=self.device),

@@ -171,7 +171,7 @@ def compile_adam(arch: str, *, narrow: bool, decoupled: bool) -> dict[str, Any]:
     """Compile a step of :mod:`kernels.adam`; return what it needs, by the names of :class:`Resources`."""
     buffers = AdamBuffers.of([1000], [0.1], narrow=narrow, device=torch.device("meta"))
     number = torch.empty(1, dtype=torch.int64, device="meta")
-    rates, clip = (torch.empty(size, device="meta") for size in (3, 1))
+    rates, clip = (torch.empty(size, device="meta") for size in (4, 1))
     settings: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "decoupled": decoupled}
     compiled = _compile(adam_launch(buffers, number, rates, clip, **settings), arch)
     return _amd(compiled) if arch.startswith("gfx") else _nvidia(compiled)

@@ -143,7 +143,7 @@ def _measure_optimizer(frame: Frame, case: Case, name: str, rounds: int) -> dict
     network = _network(case).to(frame.device)
     if name == _ONE_PASS:
         flat = FlatAdam(network, _train(), narrow=narrow)
-        rates = torch.tensor([1e-9, 1e-9, 1.0], device=frame.device)
+        rates = torch.tensor([1e-9, 1e-9, 1.0, 1.0], device=frame.device)
         parameters, table = flat.parameters, flat.make_table()
         for parameter in parameters:
             parameter.grad = torch.randn_like(parameter)
@@ -202,10 +202,11 @@ def _in_slots(case: Case, count: int, device: torch.device) -> Callable[[], floa
         engine.prepare(samples, samples.watched)
         slots.append(Slot(engine))
     network, train = _network(case), _train(_EPOCHS)
+    for slot in slots:
+        slot.engine.restart(network, None)
 
     def epochs() -> float:
         for slot in slots:
-            slot.engine.restart(network, None)
             watched = {"test": Watched(images=samples.watched[: samples.tests], names=("",) * samples.tests)}
             slot.take(Trainer(slot.engine, samples, train, watched=watched), samples, samples.watched)
         begin = time.perf_counter()

@@ -114,7 +114,9 @@ def run_fold(spec: FoldSpec) -> FoldOutcome:
         from launch.tasks.group import FoldGroup, run_folds  # it is made of this file's parts
 
         group = run_folds(FoldGroup(specs=(spec,)))
-        return FoldOutcome(fold=spec.name, seconds=0.0, bad_node=group.bad_node) if group.bad_node else group.outcomes[0]
+        return (
+            FoldOutcome(fold=spec.name, seconds=0.0, bad_node=group.bad_node) if group.bad_node else group.outcomes[0]
+        )
     start = time.monotonic()
     damage: list[SetAside] = []
     try:
