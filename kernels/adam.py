@@ -1,4 +1,4 @@
-"""One step of Adam or AdamW over flat buffers, one pass by one Triton kernel.
+"""Step of Adam or AdamW over flat buffers, one pass by one Triton kernel.
 
 Weights, masters and moments of a network lie in flat buffers, cut into segments: a parameter begins at a multiple of
 ``BLOCK`` elements, so that each block is of one parameter. Gradients are read where autograd has put them, by a

@@ -1,4 +1,4 @@
-"""What lies between the matrix products of a transformer layer, a pass each: Triton kernels and their operators.
+"""Passes between the matrix products of a transformer layer: Triton kernels and their operators.
 
 ``residual_norm`` adds a linear map's output and bias to the residual stream and normalises the sum, ``residual`` only
 adds, ``gelu`` adds a bias and applies the exact GELU, ``max_pool`` is the pooling between levels. Left to torch, the
