@@ -240,6 +240,24 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     return EXIT_DONE
 
 
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs' folders; the others against the first")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the clips that differ and a picture")
+    parser.add_argument(
+        "--selection",
+        default="final",
+        choices=("final", "validated", "test_selected"),
+        help="the epoch that counts (final)",
+    )
+
+
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    from launch.commands.compare import compare
+
+    compare(options.runs, options.out, console, selection=options.selection)
+    return EXIT_DONE
+
+
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="a model's folder, or a folder of them, whose answers are averaged")
@@ -298,6 +316,7 @@ COMMANDS = (
         profile,
     ),
     Command("report", "score a run's records again and rewrite its report", _add_report, _report),
+    Command("compare", "differences of runs over the same clips, paired by subject", _add_compare, _compare),
     Command("predict", "classes of one's own clips by a trained model", _add_predict, _predict),
     Command("export", "a trained model for other programs", _add_export, _export),
     Command("doctor", "say what this machine has and whether the parts work here", lambda parser: None, _doctor),

@@ -533,7 +533,7 @@ def test_the_steps_know_the_options_of_the_programs_they_call(tmp_path, quick, m
                 assert set(options.providers.split(",") if options.providers else ()) <= set(PROVIDERS)
     assert set(benchmarks) == {"attention", "training", "input"}
     left_out = {step.name: step.left_out for step in steps if step.left_out}
-    folds = ("fold-synth", "fold-prepare", "fold-sweep-torch", "folds-shared")
+    folds = ("fold-synth", "fold-prepare", "fold-sweep-torch", "folds-shared", "folds-graphs")
     assert left_out == dict.fromkeys(folds, "not installed: ray")
     assert sum(step.name.startswith("input") for step in steps) == 2
 

@@ -2,9 +2,9 @@
 
 Runs from a plain checkout with whatever Python has torch and Triton; nothing is installed. Each step is a process of
 its own with a time limit, adds to the output folder as it goes, and cannot keep a later one from running: a whole fold
-through ``htnet synth``, ``prepare`` and ``sweep``, four more that share the GPU, GPU tests, epochs of training, the
-kernel benchmarks and the input of folds. What is left out is said with its reason. ``--steps`` chooses some of them.
-With ``--quick`` the same steps run small and on the CPU, to try this program.
+through ``htnet synth``, ``prepare`` and ``sweep``, four more that share the GPU, eight as graphs in slots, GPU tests,
+epochs of training, the kernel benchmarks and the input of folds. What is left out is said with its reason. ``--steps``
+chooses some of them. With ``--quick`` the same steps run small and on the CPU, to try this program.
 """
 
 from __future__ import annotations
@@ -183,7 +183,8 @@ def _gpu_tests(out: Path) -> Step:
 def _fold(out: Path, *, quick: bool) -> list[Step]:
     """Synthetic data, a store, and folds through Ray at the paper's size: 440 samples to train on, 10 to test.
 
-    The first has the GPU to itself; then the same run goes on with four folds that share it.
+    The first has the GPU to itself; then the same run goes on with four folds that share it. Another run takes eight
+    folds as graphs in slots.
     """
     left_out = _missing(FOLD_NEEDS)
     engine = "deepspeed" if _installed("deepspeed") else "torch"
@@ -203,11 +204,16 @@ def _fold(out: Path, *, quick: bool) -> list[Step]:
     shared = (*sweep, "--set", f"data.subjects=[{five}]")
     if not quick:
         shared += ("--set", "resources.gpus_per_fold=0.25")
+    eight = ", ".join(f"casme2/sub{number:02d}" for number in range(1, 3 if quick else 9))
+    slots = ("engine.name=graphs", f"data.subjects=[{eight}]", f"resources.slots_per_gpu={2 if quick else 8}")
+    graphs = (*program, "sweep", *configured, "--out", str(out / "fold" / "graphs"))
+    graphs += tuple(part for setting in slots for part in ("--set", setting))
     return [
         Step(name="fold-synth", arguments=synth, seconds=60, left_out=left_out),
         Step(name="fold-prepare", arguments=(*program, "prepare", *configured), seconds=60, left_out=left_out),
         Step(name=f"fold-sweep-{engine}", arguments=sweep, seconds=120, left_out=left_out),
         Step(name="folds-shared", arguments=shared, seconds=120, left_out=left_out),
+        Step(name="folds-graphs", arguments=graphs, seconds=120, left_out=left_out),
     ]
 
 
