@@ -162,7 +162,7 @@ def test_epochs_of_training_are_timed_by_engine_and_precision(tmp_path, capsys):
     }
     assert {row.status for row in rows} <= {"ok", "skipped"}
     assert all(row.median > 0 for row in rows if row.status == "ok")
-    assert "[2 of 5] paper, bf16, attention auto, deepspeed engine; about " in out
+    assert "[2 of 8] paper, bf16, attention auto, deepspeed engine; about " in out
 
 
 def test_training_leaves_out_what_the_processor_emulates(tmp_path, capsys, monkeypatch):

@@ -38,6 +38,7 @@ from launch.pool import Flight, Pool
 from launch.run.folder import open_run
 from launch.screen import SweepBoard
 from launch.tasks.fold import FoldOutcome, FoldSpec
+from launch.tasks.group import FoldGroup
 
 ALL = [f"{dataset}/sub{person:02d}" for dataset in ("casme2", "samm", "smic") for person in range(3)]
 RESULTS = ("predictions.csv", "summary.json")
@@ -710,10 +711,11 @@ def test_a_cluster_that_asks_for_a_token_gets_it(sweep_config, tmp_path):
         assert bytes_of(by_file) == bytes_of(by_variable)
 
 
-def make_specs(folder: Path, count: int) -> list[FoldSpec]:
-    return [
+def make_groups(folder: Path, count: int, epochs: int) -> list[FoldGroup]:
+    config = changed(Config(), train={"epochs": epochs})
+    specs = [
         FoldSpec(
-            config=Config(),
+            config=config,
             fold=Fold(subject=f"casme2/s{i}", train=(1,), test=(0,)),
             run_dir=folder,
             config_hash="x",
@@ -721,6 +723,7 @@ def make_specs(folder: Path, count: int) -> list[FoldSpec]:
         )
         for i in range(count)
     ]
+    return [FoldGroup(specs=(spec,)) for spec in specs]
 
 
 def test_the_board_counts_what_is_done_in_flight_and_left(tmp_path, reference):
@@ -730,7 +733,7 @@ def test_the_board_counts_what_is_done_in_flight_and_left(tmp_path, reference):
         console = Console(file=text, width=120, force_terminal=terminal, color_system=None)
         board = SweepBoard(console, total=24, done=records[:1], epochs=6)
         with board:
-            board.poll([Flight(spec=spec, epoch=i - 1) for i, spec in enumerate(make_specs(tmp_path, 20))])
+            board.poll([Flight(spec=spec, epoch=i - 1) for i, spec in enumerate(make_groups(tmp_path, 20, 6))])
             console.print(board.render())
             board.finished(FoldOutcome(fold=records[1].fold, seconds=12.0), records[1])
             board.finished(FoldOutcome(fold="casme2/s9", seconds=0.0, reason="no [luck]"), None)
@@ -753,7 +756,7 @@ def test_time_left_is_reckoned_from_what_was_trained(tmp_path, reference, monkey
     now = [1000.0]
     monkeypatch.setattr("launch.screen.time.monotonic", lambda: now[0])
     records = [FoldRecord.read(path) for path in sorted((reference / "folds").iterdir())[:2]]
-    specs = make_specs(tmp_path, 2)
+    specs = make_groups(tmp_path, 2, 100)
     board = SweepBoard(Console(file=io.StringIO()), total=4, done=records[:1], epochs=100)
     assert board._remaining() == "?"
     board.poll([Flight(spec=specs[0], epoch=90, start=90), Flight(spec=specs[1])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -154,7 +155,7 @@ def _run_folds(
                 on_look=board.poll,
                 on_event=run.event,
             )
-            for group, outcome in pool.run(_grouped(config, specs, Nodes(ray))):
+            for group, outcome in pool.run(_grouped(config, specs, ray)):
                 state.finish(group, outcome)
     except KeyboardInterrupt:
         return state.failed, "Interrupted"
@@ -163,11 +164,11 @@ def _run_folds(
     return state.failed, None
 
 
-def _grouped(config: Config, specs: Sequence[FoldSpec], nodes: Nodes) -> list[FoldGroup]:
+def _grouped(config: Config, specs: Sequence[FoldSpec], ray: Any) -> list[FoldGroup]:
     """Divide the folds into groups: one for each place of the cluster where folds share a process, else one by one."""
     size = 1
     if config.engine.name == "graphs":
-        places = nodes.places(config.resources.cpus_per_fold, config.resources.gpus_per_fold)
+        places = Nodes(ray).places(config.resources.cpus_per_fold, config.resources.gpus_per_fold)
         size = -(-len(specs) // min(places, config.resources.max_parallel_folds or places))
     return [FoldGroup(specs=tuple(specs[start : start + size])) for start in range(0, len(specs), size)]
 
