@@ -84,8 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file; configs/README.md names every key")
+def _add_config(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    help_text = "YAML file; configs/README.md names every key"
+    if several:
+        parser.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help=help_text)
+    else:
+        parser.add_argument("config", type=Path, metavar="CONFIG", help=help_text)
     parser.add_argument(
         "--set",
         action="append",
@@ -102,19 +106,19 @@ def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", help="a Ray cluster's address; without it, this machine")
 
 
-def _load(options: argparse.Namespace) -> Config:
+def _load(path: Path, options: argparse.Namespace) -> Config:
     overrides = list(options.overrides)
     # taken into the configuration, so that workers on other machines use it and the run's identity holds it
     if backend := os.environ.get("HTNET_ATTENTION"):
         if backend not in BACKENDS:
             raise InputError(f"HTNET_ATTENTION={backend}: must be one of {', '.join(BACKENDS)}")
         overrides.append(f"model.attention_backend={backend}")
-    return load_config(options.config, overrides)
+    return load_config(path, overrides)
 
 
 def _configured(options: argparse.Namespace) -> Config | None:
     """Return the configuration, or print it and return None for --print-config, before anything heavy is imported."""
-    config = _load(options)
+    config = _load(options.config, options)
     if options.print_config:
         print(dump_config(config), end="")
         return None
@@ -198,19 +202,43 @@ def _inspect(options: argparse.Namespace, console: Console) -> int:
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    _add_config(parser)
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder")
+    _add_config(parser, several=True)
+    parser.add_argument("--out", type=Path, required=True, help="the run's folder, or of a grid the folder of its runs")
+    parser.add_argument("--seeds", metavar="N..M", help="seeds of a grid, 0..4 or 1,5,9: a run for each configuration")
     _add_address(parser)
 
 
 def _sweep(options: argparse.Namespace, console: Console) -> int:
-    if (config := _configured(options)) is None:
+    configs = _named_configs(options)
+    if options.print_config:
+        for name, config in configs.items():
+            if len(configs) > 1:
+                print(f"--- # {name}")
+            print(dump_config(config), end="")
         return EXIT_DONE
+    from launch.commands.grid import parse_seeds, plan_grid, sweep_grid
     from launch.commands.sweep import plan, sweep
 
+    if len(configs) == 1 and options.seeds is None:
+        [config] = configs.values()
+        if options.dry_run:
+            return _say_plan(plan(config, options.out), console)
+        return sweep(config, options.out, options.address, console)
+    seeds = () if options.seeds is None else parse_seeds(options.seeds)
     if options.dry_run:
-        return _say_plan(plan(config, options.out), console)
-    return sweep(config, options.out, options.address, console)
+        runs = plan_grid(configs, seeds, options.out)
+        return _say_plan((f"{run.label}: {line}" for run in runs for line in plan(run.config, run.out)), console)
+    return sweep_grid(configs, seeds, options.out, options.address, console)
+
+
+def _named_configs(options: argparse.Namespace) -> dict[str, Config]:
+    """Return the configurations by the names of their files."""
+    configs: dict[str, Config] = {}
+    for path in options.configs:
+        if path.stem in configs:
+            raise InputError(f"{path}: another configuration of the grid is called {path.stem}, too; rename one")
+        configs[path.stem] = _load(path, options)
+    return configs
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -230,13 +258,14 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or a grid's")
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
+    from launch.commands.grid import SUMMARY, rescore_grid
     from launch.commands.report import rescore
 
-    rescore(options.run, console)
+    (rescore_grid if (options.run / SUMMARY).is_file() else rescore)(options.run, console)
     return EXIT_DONE
 
 

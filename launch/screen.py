@@ -64,8 +64,11 @@ class Board:
 class SweepBoard(Board):
     """Folds, epochs, remaining time and running UF1."""
 
-    def __init__(self, console: Console, *, total: int, done: Collection[FoldRecord], epochs: int) -> None:
-        self._total, self._epochs = total, epochs
+    def __init__(
+        self, console: Console, *, total: int, done: Collection[FoldRecord], epochs: int, scored: bool = True
+    ) -> None:
+        """Start with the folds that are done; those of several runs are not ``scored`` together."""
+        self._total, self._epochs, self._scored = total, epochs, scored
         self._done = self._failed = 0
         self._trained = 0  # epochs of finished folds, without those found in a checkpoint
         self._confusion = np.zeros((), np.int64)  # (classes, classes) from the first record on
@@ -78,22 +81,25 @@ class SweepBoard(Board):
         """Take note of the folds in flight."""
         self._flights = flights
 
-    def finished(self, outcome: FoldOutcome, record: FoldRecord | None) -> None:
+    def finished(self, outcome: FoldOutcome, record: FoldRecord | None, label: str = "") -> None:
         """Take note of a fold's end, with its record if there is one; in a log file this is a line."""
+        name = f"{label} {outcome.fold}".strip()
         for aside in outcome.damage:
-            say(self._console, f"fold {outcome.fold}: {aside}")
+            say(self._console, f"fold {name}: {aside}")
         if record is None:
             self._failed += 1
-            say(self._console, f"fold {outcome.fold} failed: {outcome.reason}", style="red")
+            say(self._console, f"fold {name} failed: {outcome.reason}", style="red")
             return
         self._trained += self._epochs - outcome.resumed_epoch
         self._count(record)
         if not self._console.is_terminal:
-            say(self._console, f"fold {outcome.fold} done in {outcome.seconds:.0f} s  {self._headline()}")
+            say(self._console, f"fold {name} done in {outcome.seconds:.0f} s  {self._headline()}")
 
     def _count(self, record: FoldRecord) -> None:
         """Add a record to the pooled counts: pooling all of them at every end would cost more and more."""
         self._done += 1
+        if not self._scored:
+            return
         final = record.test_predictions[-1]
         self._confusion = self._confusion + metrics.confusion(record.labels, final, record.num_classes)
 
@@ -101,7 +107,7 @@ class SweepBoard(Board):
         parts = [f"{self._done}/{self._total} folds"]
         if self._failed:
             parts.append(f"{self._failed} failed")
-        if self._done:
+        if self._done and self._scored:
             uf1 = float(metrics.METRICS["uf1"](self._confusion))
             parts.append(f"running UF1 {uf1:.3f} (final epochs, {self._done} folds)")
         parts.append(f"left {self._remaining()}")

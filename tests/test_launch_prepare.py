@@ -11,6 +11,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -434,7 +435,9 @@ def test_kills_and_workers_do_not_change_the_store(tmp_path, started_ray):
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     if len(done) < subjects:  # else there is nothing to go on with
-        assert f"going on: {2 * len(done)} of {2 * subjects} clips were done before" in finished.stdout
+        found = re.search(rf"going on: (\d+) of {2 * subjects} clips were done before", finished.stdout)
+        assert found is not None, finished.stdout
+        assert int(found[1]) >= 2 * len(done)  # a worker may have ended its subject after its driver was killed
     assert content(tmp_path / "store") == content(tmp_path / "undisturbed")
     after = times_of_shards(tmp_path / "store")
     assert all(after[path.stem + ".tar"] == shards[path.stem + ".tar"] for path in done), "a subject was made twice"

@@ -381,7 +381,7 @@ def test_a_run_without_locks_goes_on_and_says_so(sweep_config, tmp_path, monkeyp
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(launch.commands.sweep, "_run_folds", lambda *_: ({}, False))
+    monkeypatch.setattr(launch.commands.sweep, "_run_folds", lambda *_: None)
     text = io.StringIO()
     sweep(sweep_config, tmp_path / "run", None, Console(file=text))
     assert f"{tmp_path / 'run'}: no lock there ({os.strerror(code)}): nothing keeps a second driver" in text.getvalue()

@@ -1,8 +1,12 @@
-"""``htnet sweep``: every LOSO fold of a store, scored; run again, it goes on where it stopped."""
+"""``htnet sweep``: every LOSO fold of a store, scored; run again, it goes on where it stopped.
+
+A grid is several such runs, of configurations and seeds, in one pool of tasks on one cluster (``grid.py``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,26 +34,58 @@ FOLDS_PER_PROCESS = {"gpu": 1, "cpu": 16}
 """One process per fold guarantees that its GPU memory is released; on a CPU the imports (5 s) are worth sharing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A run that is to be finished: its configuration, its folder, and its name among others (empty: it is alone)."""
+
+    config: Config
+    out: Path
+    label: str = ""
+
+
 @dataclass(kw_only=True)
-class _Sweep:
+class _Driven:
     """The driver's view of a run while it goes on."""
 
+    plan: Planned
     run: OpenRun
-    board: SweepBoard
+    folds: tuple[Fold, ...]
     records: dict[str, FoldRecord]
     failed: dict[str, str] = field(default_factory=dict)
 
-    def finish(self, group: FoldGroup, outcome: GroupOutcome | GivenUp) -> None:
+    @property
+    def total(self) -> int:
+        """Folds of the run; ``data.subjects`` may have been wider before."""
+        return len(self.records.keys() | {fold.subject for fold in self.folds})
+
+    @property
+    def todo(self) -> list[Fold]:
+        """Folds that have no record."""
+        return [fold for fold in self.folds if fold.subject not in self.records]
+
+    def groups(self, ray: Any) -> list[FoldGroup]:
+        """Divide the open folds: one group for each place of the cluster where folds share a process, else singly."""
+        config, todo = self.plan.config.anchored(self.run.store.address), self.todo
+        path, identity = self.run.path.resolve(), self.run.config_hash
+        specs = [FoldSpec(config=config, fold=fold, run_dir=path, config_hash=identity, attempt=1) for fold in todo]
+        size = 1
+        if config.engine.name == "graphs":
+            places = Nodes(ray).places(config.resources.cpus_per_fold, config.resources.gpus_per_fold)
+            size = -(-len(specs) // min(places, config.resources.max_parallel_folds or places)) or 1
+        starts = range(0, len(specs), size)
+        return [FoldGroup(specs=tuple(specs[start : start + size]), label=self.plan.label) for start in starts]
+
+    def finish(self, group: FoldGroup, outcome: GroupOutcome | GivenUp, board: SweepBoard) -> None:
         """Take up how the folds of a group have ended."""
         if isinstance(outcome, GroupOutcome):
             for ended in outcome.outcomes:
-                self._finish_fold(ended)
+                self._finish_fold(ended, board)
             return
         for spec in group.specs:
             given_up = FoldOutcome(fold=spec.name, seconds=0.0, reason=outcome.reason)
-            self._finish_fold(done_before(spec) if spec.record_path.exists() else given_up)
+            self._finish_fold(done_before(spec) if spec.record_path.exists() else given_up, board)
 
-    def _finish_fold(self, outcome: FoldOutcome) -> None:
+    def _finish_fold(self, outcome: FoldOutcome, board: SweepBoard) -> None:
         """Take up a fold's record, or the reason why there is none."""
         for aside in outcome.damage:
             self.run.event("set_aside", **asdict(aside))
@@ -62,7 +98,7 @@ class _Sweep:
             outcome = replace(outcome, reason=reason)
             self.failed[outcome.fold] = reason
             self.run.event("fold_failed", fold=outcome.fold, reason=reason, traceback=outcome.traceback)
-        self.board.finished(outcome, self.records.get(outcome.fold))
+        board.finished(outcome, self.records.get(outcome.fold), self.plan.label)
 
     def _take(self, fold: str) -> str | None:
         """Read the record of a fold whose worker says that it is done; returns the reason where there is none."""
@@ -78,32 +114,75 @@ class _Sweep:
 
 def sweep(config: Config, out: Path, address: str | None, console: Console) -> int:
     """Run the folds that have no record yet, then score all; return the exit code."""
-    store = open_stores(config.data.store)
-    folds = check_folds(config, store)
-    with open_run(out, config, store) as run:
-        records = run.records()
-        for line in run.damage:
-            say(console, line)
-        total = len(records.keys() | {fold.subject for fold in folds})  # data.subjects may have been wider before
-        todo = [fold for fold in folds if fold.subject not in records]
-        run.event("sweep_started", folds=total, done=len(records))
-        if run.unlocked is not None:
-            say(console, f"{out}: no lock there ({run.unlocked}): nothing keeps a second driver of this run away")
-        if records and todo:
-            say(console, f"{out}: {len(records)} of {total} folds are done already; going on with the rest")
-        failed, cut_short = _run_folds(config, run, todo, records, address, console)
-        if cut_short is not None:
-            records = run.records()  # a fold may have ended between the last look and the end
-        finish_run(config, run, list(records.values()), folds_total=total, failed=failed, console=console)
-        run.event(
-            "sweep_finished" if cut_short is None else "sweep_interrupted",
-            done=len(records),
-            failed=len(failed),
-            reason=cut_short,
-        )
+    return sweep_all([Planned(config=config, out=out)], address, console)
+
+
+def sweep_all(plans: Sequence[Planned], address: str | None, console: Console) -> int:
+    """Finish several runs in one pool; all are checked before the first starts. Returns the exit code.
+
+    Raises:
+        InputError: as of one run; or the runs ask for different places.
+    """
+    checked = []
+    for plan in plans:
+        store = open_stores(plan.config.data.store)
+        checked.append((plan, store, check_folds(plan.config, store)))
+    _check_resources(plans)
+    with ExitStack() as stack:
+        runs = [
+            _take_up(plan, stack.enter_context(open_run(plan.out, plan.config, store)), folds, console)
+            for plan, store, folds in checked
+        ]
+        cut_short = _run_folds(runs, address, console)
+        for run in runs:
+            _end(run, cut_short, console)
+    done = sum(len(run.records) for run in runs)
     if cut_short is not None:
-        say(console, f"{cut_short} with {len(records)} of {total} folds done. {RESUME}")
-    return EXIT_DONE if all(fold.subject in records for fold in folds) else EXIT_PARTIAL
+        say(console, f"{cut_short} with {done} of {sum(run.total for run in runs)} folds done. {RESUME}")
+    complete = all(not run.todo for run in runs)
+    return EXIT_DONE if complete else EXIT_PARTIAL
+
+
+def _check_resources(plans: Sequence[Planned]) -> None:
+    """Refuse runs that ask for different places: they share one pool."""
+    first = plans[0]
+    for plan in plans[1:]:
+        here, there = asdict(plan.config.resources), asdict(first.config.resources)
+        for key, value in here.items():
+            if value != there[key]:
+                raise InputError(
+                    f"resources.{key}={value} in {plan.label}, {there[key]} in {first.label}: runs of a grid share "
+                    "their places; set it for all with --set"
+                )
+
+
+def _take_up(plan: Planned, run: OpenRun, folds: tuple[Fold, ...], console: Console) -> _Driven:
+    driven = _Driven(plan=plan, run=run, folds=folds, records=run.records())
+    for line in run.damage:
+        say(console, line)
+    run.event("sweep_started", folds=driven.total, done=len(driven.records))
+    if run.unlocked is not None:
+        say(console, f"{plan.out}: no lock there ({run.unlocked}): nothing keeps a second driver of this run away")
+    if driven.records and driven.todo:
+        done = f"{len(driven.records)} of {driven.total} folds are done already"
+        say(console, f"{plan.out}: {done}; going on with the rest")
+    return driven
+
+
+def _end(driven: _Driven, cut_short: str | None, console: Console) -> None:
+    """Score a run and note how it ended."""
+    run, config = driven.run, driven.plan.config
+    if cut_short is not None:
+        driven.records = run.records()  # a fold may have ended between the last look and the end
+    records, failed = list(driven.records.values()), driven.failed
+    shown = Console(quiet=True) if driven.plan.label else console  # a grid has a page for all
+    finish_run(config, run, records, folds_total=driven.total, failed=failed, console=shown)
+    run.event(
+        "sweep_finished" if cut_short is None else "sweep_interrupted",
+        done=len(records),
+        failed=len(failed),
+        reason=cut_short,
+    )
 
 
 def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
@@ -120,57 +199,44 @@ def check_folds(config: Config, store: Store) -> tuple[Fold, ...]:
     return folds
 
 
-def _run_folds(
-    config: Config,
-    run: OpenRun,
-    todo: Sequence[Fold],
-    records: dict[str, FoldRecord],
-    address: str | None,
-    console: Console,
-) -> tuple[dict[str, str], str | None]:
-    """Return reasons of failed folds, and what cut the run short, if anything; ``records`` grows as folds finish."""
-    if not todo:
-        return {}, None
-    absolute = config.anchored(run.store.address)
-    specs = [
-        FoldSpec(config=absolute, fold=fold, run_dir=run.path.resolve(), config_hash=run.config_hash, attempt=1)
-        for fold in todo
-    ]
+def _run_folds(runs: Sequence[_Driven], address: str | None, console: Console) -> str | None:
+    """Train the open folds of all runs; return what cut them short, if anything."""
+    if not any(run.todo for run in runs):
+        return None
+    resources = runs[0].plan.config.resources
+    by_place = {run.run.path.resolve(): run for run in runs}
     board = SweepBoard(
         console,
-        total=len(records) + len(todo),
-        done=records.values(),
-        epochs=config.train.epochs,
+        total=sum(run.total for run in runs),
+        done=[record for run in runs for record in run.records.values()],
+        epochs=max(run.plan.config.train.epochs for run in runs),
+        scored=len(runs) == 1,
     )
-    state = _Sweep(run=run, board=board, records=records)
+
+    def note(kind: str, **facts: Any) -> None:
+        for run in runs:
+            if "task" not in facts or str(facts["task"]).startswith(run.plan.label):
+                run.run.event(kind, **facts)
+
     try:
-        with ray_cluster(address, _needs(config.resources)) as ray, board:
+        with ray_cluster(address, _needs(resources)) as ray, board:
             pool = Pool[FoldGroup, GroupOutcome](
                 ray=ray,
                 task=run_folds,
-                retries=config.resources.retries,
-                max_parallel=config.resources.max_parallel_folds,
-                tasks_per_process=FOLDS_PER_PROCESS["gpu" if config.resources.gpus_per_fold else "cpu"],
-                stall_minutes=config.resources.stall_minutes,
+                retries=resources.retries,
+                max_parallel=resources.max_parallel_folds,
+                tasks_per_process=FOLDS_PER_PROCESS["gpu" if resources.gpus_per_fold else "cpu"],
+                stall_minutes=resources.stall_minutes,
                 on_look=board.poll,
-                on_event=run.event,
+                on_event=note,
             )
-            for group, outcome in pool.run(_grouped(config, specs, ray)):
-                state.finish(group, outcome)
+            for group, outcome in pool.run([group for run in runs for group in run.groups(ray)]):
+                by_place[group.specs[0].run_dir].finish(group, outcome, board)
     except KeyboardInterrupt:
-        return state.failed, "Interrupted"
+        return "Interrupted"
     except ClusterGoneError as error:
-        return state.failed, f"Stopped: {error};"
-    return state.failed, None
-
-
-def _grouped(config: Config, specs: Sequence[FoldSpec], ray: Any) -> list[FoldGroup]:
-    """Divide the folds into groups: one for each place of the cluster where folds share a process, else one by one."""
-    size = 1
-    if config.engine.name == "graphs":
-        places = Nodes(ray).places(config.resources.cpus_per_fold, config.resources.gpus_per_fold)
-        size = -(-len(specs) // min(places, config.resources.max_parallel_folds or places))
-    return [FoldGroup(specs=tuple(specs[start : start + size])) for start in range(0, len(specs), size)]
+        return f"Stopped: {error};"
+    return None
 
 
 def _needs(resources: ResourcesConfig) -> Needs:

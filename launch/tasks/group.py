@@ -58,6 +58,8 @@ class FoldGroup:
     """Folds that one worker trains; a pool's spec."""
 
     specs: tuple[FoldSpec, ...]
+    label: str = ""
+    """Name of the folds' run, where several runs share a pool."""
 
     def again(self) -> FoldGroup:
         """Return the spec of the next attempt; folds that have a record by then are done."""
@@ -65,8 +67,8 @@ class FoldGroup:
 
     @property
     def name(self) -> str:
-        more = len(self.specs) - 1
-        return f"{self.specs[0].name} and {more} more" if more else self.specs[0].name
+        more = f" and {len(self.specs) - 1} more" if len(self.specs) > 1 else ""
+        return f"{self.label} {self.specs[0].name}{more}".strip()
 
     @property
     def cpus(self) -> float:
