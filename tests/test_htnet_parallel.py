@@ -29,7 +29,7 @@ CASES = {
 
 
 def make_data():
-    """Batches of 10 and of 7 samples, which no number of ranks divides evenly."""
+    """Batches of 10 and of 7 samples."""
     generator = torch.Generator().manual_seed(3)
     for step in range(STEPS):
         size = 7 if step % 3 == 2 else 10
@@ -95,11 +95,11 @@ def run_rank(place, rank, ranks):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Results of 1, 2 and 4 processes, by number and case."""
+    """Results of one process and of three, which divide no batch evenly, by number and case."""
     folder = tmp_path_factory.mktemp("parallel")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     found = {}
-    for ranks in (1, 2, 4):
+    for ranks in (1, 3):
         place = folder / f"ranks{ranks}"
         place.mkdir()
         command = "import sys; from test_htnet_parallel import run_rank; run_rank(sys.argv[1], *map(int, sys.argv[2:]))"
@@ -118,7 +118,7 @@ def assert_close(one, other, *, rtol, atol):
             torch.testing.assert_close(one[name], value, rtol=rtol, atol=atol, msg=name)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_any_ranks_and_stage_train_as_one_process_does(results, case, ranks):
     """The losses of all steps, the weights and their average are those of one process without ZeRO."""
@@ -131,7 +131,7 @@ def test_any_ranks_and_stage_train_as_one_process_does(results, case, ranks):
             assert_close(found[key], expected[key], rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_a_resumed_training_repeats_every_bit(results, case, ranks):
     whole, resumed = results[ranks][case], results[ranks][f"{case} resumed"]
@@ -141,10 +141,9 @@ def test_a_resumed_training_repeats_every_bit(results, case, ranks):
         assert all(torch.equal(value, whole[key][name]) for name, value in resumed[key].items())
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("bf16")])
-def test_a_state_of_one_process_goes_on_on_several(results, case, ranks):
-    whole, moved = results[1][case], results[ranks][f"{case} moved"]
+def test_a_state_of_one_process_goes_on_on_several(results, case):
+    whole, moved = results[1][case], results[3][f"{case} moved"]
     torch.testing.assert_close(moved["losses"], whole["losses"][3:], rtol=1e-5, atol=1e-6)
     assert_close(moved["weights"], whole["weights"], rtol=1e-3, atol=2e-4)
 
