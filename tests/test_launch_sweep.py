@@ -641,7 +641,7 @@ def ray_head(home: Path, **environment: str):
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=30)
+            process.wait(timeout=3)  # it waits for a client that is not coming back
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         shutil.rmtree(sockets, ignore_errors=True)
