@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -138,10 +137,6 @@ class FlowTables:
             mix = Mix(*(own[name] for name in Mix._fields))
             images, labels = mix_samples(images, labels, mix, self._num_classes)
         return images, labels, own["real"]
-
-    def next(self) -> Any:
-        """Refuse: an epoch is the unit here."""
-        raise NotImplementedError("a table source has no single batches")
 
     def state(self) -> bytes:
         """Return the state after the last epoch that :meth:`next_tables` returned, as a stream's."""

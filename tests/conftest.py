@@ -29,7 +29,13 @@ PATIENCE = 280.0
 """Seconds for what takes a few on an idle machine: Ray starts slowly where both cores are busy."""
 PATHS = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
 """PYTHONPATH of a worker that has to find the test files."""
-LONG_FILES = ("test_launch_sweep.py", "test_launch_prepare.py", "test_kernels_compile.py", "test_launch_train.py")
+LONG_FILES = (
+    "test_launch_sweep.py",
+    "test_launch_train.py",
+    "test_launch_prepare.py",
+    "test_htnet_parallel.py",
+    "test_kernels_compile.py",
+)
 
 
 @pytest.fixture(scope="session")
@@ -176,8 +182,9 @@ def pytest_configure(config) -> None:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Put the files that take minutes first: begun last, they leave the other process without work."""
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    """Put the files that take minutes first, the longest before the others: begun last, they leave no work beside."""
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")

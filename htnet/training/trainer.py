@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,23 +17,27 @@ from htnet.training.batch import Batch
 from htnet.training.engine import Engine
 from htnet.training.schedule import learning_rate
 
-__all__ = ["Source", "Trainer", "Watched"]
+__all__ = ["BatchSource", "Source", "Trainer", "Watched"]
 
 
 class Source(Protocol):
-    """Endless training batches in an order of their own."""
+    """Training samples in an order of their own."""
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches of one pass over the training samples."""
         ...
 
-    def next(self) -> Batch:
-        """Return the next batch, on the engine's device."""
+    def state(self) -> bytes:
+        """Return a state from which a new source goes on after the last batch, or epoch, that was returned."""
         ...
 
-    def state(self) -> bytes:
-        """Return a state from which a new source goes on after the last batch that was returned."""
+
+class BatchSource(Source, Protocol):
+    """Endless training batches; a source of whole epochs has none (:mod:`htnet.training.slots`)."""
+
+    def next(self) -> Batch:
+        """Return the next batch, on the engine's device."""
         ...
 
 
@@ -59,7 +63,7 @@ class Trainer:
 
     Args:
         engine: the model, its optimizer and its precision.
-        source: the training batches.
+        source: the training samples; a :class:`BatchSource` where :meth:`run` takes the steps.
         train: number of epochs, learning rates; ``batch_size`` also limits the images that are classified at once.
         watched: sets to classify after every epoch, by name.
         after_epoch: called with the trainer after every epoch, once the epoch's results are noted.
@@ -128,7 +132,7 @@ class Trainer:
         """Take the steps that are left of this epoch."""
         steps = self.source.steps_per_epoch
         while len(self.losses) < steps:
-            batch = self.source.next()
+            batch = cast(BatchSource, self.source).next()
             rate = learning_rate(self.train, self.steps, steps)
             self.losses.append(self.engine.train_step(batch.images, batch.labels, rate))
             self.after_step(self)

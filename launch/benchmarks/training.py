@@ -267,9 +267,6 @@ class _Samples:
         places, real = (tables[name][start : start + self.sizes[step]] for name in ("places", "real"))
         return self.images[places], self.labels[places], real
 
-    def next(self) -> Any:
-        raise NotImplementedError
-
     def state(self) -> bytes:
         return b""
 
