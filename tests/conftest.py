@@ -65,6 +65,18 @@ def ray():
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.fixture
+def process_settings() -> Iterator[None]:
+    """One thread, for two wait for each other on a busy machine; it and determinism, set by engines, are put back."""
+    import torch
+
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
 def random_samples(*, datasets=("casme2", "samm", "smic"), subjects=3, flow_size=28) -> Iterator[PreparedSample]:
     """Noise with a bump whose place tells the class; 3 or 4 clips a subject, landmarks that are not whole pixels."""
     from htnet.data.samples import Sample, SampleId

@@ -30,21 +30,13 @@ from htnet.training.precision import clip_gradients
 from htnet.training.schedule import learning_rate
 from htnet.training.world import ALONE
 
+pytestmark = pytest.mark.usefixtures("process_settings")
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ENGINES = ["deepspeed", "torch"]
 TINY = HTNetConfig(dim=8, heads=2, depths=(1, 1, 1))
 WITH_DROPOUT = HTNetConfig(dim=8, heads=2, depths=(1, 1, 1), dropout=0.3)
 PAPER = TrainConfig(optimizer="adam", learning_rate=5e-5, weight_decay=0.0)
-
-
-@pytest.fixture(autouse=True)
-def process_settings():
-    """One thread, a fold's default: two wait for each other on a busy machine. Engines also set determinism."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 def batches(count: int, device: str, size: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:

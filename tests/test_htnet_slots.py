@@ -16,20 +16,12 @@ from htnet.training.slots import Slot
 from htnet.training.snapshot import Snapshots
 from htnet.training.trainer import Trainer, Watched
 
+pytestmark = pytest.mark.usefixtures("process_settings")
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BATCH, LAST, FILLED = 6, 3, 4
 EPOCHS = 5
 TINY = HTNetConfig(dim=8, heads=2, depths=(1, 1, 1))
-
-
-@pytest.fixture(autouse=True)
-def process_settings():
-    """One thread; an engine sets the process to determinism."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @dataclass

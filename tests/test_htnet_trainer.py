@@ -17,18 +17,10 @@ from htnet.training.engine import create_engine
 from htnet.training.snapshot import Snapshots
 from htnet.training.trainer import Trainer, Watched
 
+pytestmark = pytest.mark.usefixtures("process_settings")
+
 CPU = torch.device("cpu")
 STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def process_settings():
-    """One thread; an engine sets the process to determinism."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @dataclass

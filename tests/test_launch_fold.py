@@ -36,20 +36,12 @@ from launch.run.progress import Progress, read_progress
 from launch.tasks import fold as fold_task
 from launch.tasks.fold import FoldSpec, fold_seed, run_fold
 
+pytestmark = pytest.mark.usefixtures("process_settings")
+
 KILLED = 137
 EVERY_EPOCH = {"checkpoint_minutes": 1e-9}
 SNAPSHOT = ["engine.pt", "random.pt", "snapshot.json", "trainer.json"]
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "fold_records.json").read_text())
-
-
-@pytest.fixture(autouse=True)
-def process_settings():
-    """A fold sets threads and determinism of its process; put them back for the other tests."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture

@@ -23,22 +23,14 @@ from launch.tasks import group as group_task
 from launch.tasks.fold import FoldSpec, run_fold
 from launch.tasks.group import FoldGroup, run_folds
 
+pytestmark = pytest.mark.usefixtures("process_settings")
+
 CHANGED = AugmentConfig(
     flip=FlipConfig(probability=0.5),
     rotate=RotateConfig(degrees=8.0),
     jitter=JitterConfig(shift=0.05),
     mix=MixConfig(kind="cutmix", alpha=1.0),
 )
-
-
-@pytest.fixture(autouse=True)
-def process_settings():
-    """A fold sets threads and determinism of its process; put them back for the other tests."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture
