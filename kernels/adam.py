@@ -11,7 +11,8 @@ weight (2) is written; in fp32 the gradient (4) is read, weight and moments (12)
 Adam: Kingma and Ba, ICLR 2015. AdamW: Loshchilov and Hutter, ICLR 2019.
 """
 
-# a kernel's arguments are pointers and scalars of Triton, described beside them
+# a kernel's arguments are pointers and scalars of Triton, described beside them; Triton takes no type hints for values:
+# it would read an annotation other than constexpr as a type to cast to
 # ruff: noqa: ANN001, ANN201
 
 from __future__ import annotations

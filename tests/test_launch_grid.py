@@ -131,12 +131,16 @@ def test_the_page_of_a_grid_shows_all_of_it(grid, capsys):
     assert "small: UF1 " in capsys.readouterr().out
 
 
+def written(configs, folder):
+    """Write configurations as files of their names."""
+    for name, config in configs.items():
+        (folder / f"{name}.yaml").write_text(dump_config(config))
+    return [folder / f"{name}.yaml" for name in configs]
+
+
 def test_what_is_no_grid_is_one_line(grid, tmp_path, capsys):
     configs, _, alone, _ = grid
-    paths = []
-    for name, config in configs.items():
-        paths.append(tmp_path / f"{name}.yaml")
-        paths[-1].write_text(dump_config(config))
+    paths = written(configs, tmp_path)
     (tmp_path / "other").mkdir()
     twin = tmp_path / "other" / "small.yaml"
     twin.write_text(paths[0].read_text())
@@ -158,10 +162,7 @@ def test_what_is_no_grid_is_one_line(grid, tmp_path, capsys):
 
 def test_a_grid_is_printed_and_planned_before_it_runs(grid, tmp_path, capsys):
     configs, _, _, _ = grid
-    paths = []
-    for name, config in configs.items():
-        paths.append(tmp_path / f"{name}.yaml")
-        paths[-1].write_text(dump_config(config))
+    paths = written(configs, tmp_path)
     new = str(tmp_path / "new")
     assert main(["sweep", *map(str, paths), "--out", new, "--print-config"]) == 0
     shown = capsys.readouterr().out

@@ -130,6 +130,19 @@ def test_a_fold_that_fails_leaves_its_slot_to_the_next(make_specs, monkeypatch):
     assert [comparable(specs[number]) for number in good] == [expected[number] for number in good]
 
 
+def test_a_lost_device_ends_the_process_and_not_each_fold(make_specs, monkeypatch):
+    """Otherwise every fold after it would be given up for the fault of one."""
+
+    def lose(*_):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(group_task, "load_data", lose)
+    specs = make_specs(3)
+    with pytest.raises(torch.AcceleratorError):
+        run_folds(FoldGroup(specs=specs))
+    assert not any(spec.record_path.exists() for spec in specs)
+
+
 def test_weights_that_blow_up_end_their_fold_alone(make_specs):
     specs = make_specs(2, train={"learning_rate": 1e30})
     ends = run_folds(FoldGroup(specs=specs)).outcomes

@@ -35,7 +35,7 @@ class ResourcesConfig:
     gpus_per_fold: NotNegative = 0.0
     """Share of a GPU that Ray reserves for a fold, or with engine.name=graphs for a process: 0, 1 or 1/k."""
     slots_per_gpu: Positive = 4
-    """Folds that train at once in a process, with engine.name=graphs; the paper's network takes 2.5 GB for each."""
+    """Folds that train at once in a process, with engine.name=graphs; the paper's network takes 1.7 GiB for each."""
     max_parallel_folds: Count = 0
     """Folds in flight at once; 0: as many as the cluster's resources allow."""
     checkpoint_minutes: NotNegative = 10.0

@@ -107,8 +107,6 @@ def set_determinism(device: torch.device) -> None:
     network have one, it warns.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without
-    # of the 8 queues that a process has otherwise, streams of several slots would share some
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cuda")
     # a debugging aid that costs a pass over every new buffer; the name is set on a module-like class
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

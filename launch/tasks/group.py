@@ -104,7 +104,7 @@ def run_folds(group: FoldGroup) -> GroupOutcome:
     if first.config.engine.name != "graphs":
         outcomes = tuple(map(run_fold, group.specs))
         return GroupOutcome(outcomes=outcomes, bad_node=outcomes[0].bad_node)
-    os.environ.pop("HTNET_ATTENTION", None)  # as for a fold alone
+    os.environ.pop("HTNET_ATTENTION", None)  # the driver took it into the configuration; a node's own has no say
     configure_cpu(first.config.engine.threads)
     try:
         store = check_node(first)
@@ -188,9 +188,8 @@ class _Group:
             if self._device.type == "cuda":
                 torch.cuda.current_stream(self._device).synchronize()  # another stream will read it
             attempt.weights = loss_weights(spec.config, attempt.data.train_labels)
-        except Exception as error:  # as for a fold alone
-            snapshots.close()
-            return failed(spec, error, time.monotonic() - attempt.started, attempt.damage)
+        except Exception as error:  # whatever one fold dies of, the others go on and the summary names it
+            return self._failed(attempt, error)
         return attempt
 
     def _begin(self, place: int, attempt: _Attempt) -> FoldOutcome | None:
@@ -198,8 +197,7 @@ class _Group:
         try:
             slot = self._fill(place, attempt)
         except Exception as error:
-            attempt.snapshots.close()
-            return failed(attempt.spec, error, time.monotonic() - attempt.started, attempt.damage)
+            return self._failed(attempt, error)
         self._places[place] = attempt, slot
         return None
 
@@ -231,6 +229,22 @@ class _Group:
         slot.after_round = attempt.snapshots.save_when_due
         slot.take(trainer, data.source, images)
         return slot
+
+    @staticmethod
+    def _failed(attempt: _Attempt, error: Exception) -> FoldOutcome:
+        """Return the outcome of an attempt that an error has ended; an error of the device itself goes on.
+
+        The device's context is lost with such an error, and with it every other fold of this process. A new process
+        goes on from their snapshots and records.
+        """
+        import torch
+
+        attempt.snapshots.close()
+        if isinstance(error, torch.AcceleratorError):
+            raise error
+        if isinstance(error, NonFiniteLossError):
+            error = NonFiniteLossError(f"fold {attempt.spec.name}: {error}")
+        return failed(attempt.spec, error, time.monotonic() - attempt.started, attempt.damage)
 
     def _make_engine(self, attempt: _Attempt, network: HTNet) -> GraphEngine:
         from htnet.training.engine import create_engine
@@ -271,9 +285,7 @@ class _Group:
                     damage=tuple(attempt.damage),
                 )
             except Exception as error:  # whatever one fold dies of, the others go on
-                if isinstance(error, NonFiniteLossError):
-                    error = NonFiniteLossError(f"fold {attempt.spec.name}: {error}")
-                outcome = failed(attempt.spec, error, time.monotonic() - attempt.started, attempt.damage)
+                outcome = self._failed(attempt, error)
             slot.leave()
             attempt.snapshots.close()
             if outcome.reason is None:
